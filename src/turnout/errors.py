@@ -1,0 +1,263 @@
+"""Every error Turnout raises, in one tree. Lower-level errors are mapped to these at the seams only.
+
+    TurnoutError
+    ├── ConfigError            the configuration file or dict is wrong (file, line, key path, nearest key)
+    ├── UsageError             the request itself cannot be served as given (empty, binary, far too long)
+    ├── NoServiceError         no local LLM server answered (what was probed, what to do next)
+    ├── NoSuitableModelError   servers answered, none has a model this request can use
+    ├── QueryFailedError       every attempt of the plan failed (carries the attempts)
+    ├── GuardError             a connection that the allow-list does not hold was refused
+    ├── AuditError             the audit log cannot be written
+    ├── StorageError           a file of ours (session store, data directory) cannot be used
+    ├── EmbeddedError          the bundled model is not installed, not verified, or did not start
+    └── BackendError           one attempt at one server failed; the class decides what is tried next (FB-2)
+        ├── EndpointDownError      nothing listens, the name is unknown, the connection was cut before the first byte
+        ├── EndpointLoadingError   the server is up and still loading its model
+        ├── EndpointBusyError      the server has no room now (carries Retry-After)
+        ├── KeyRefusedError        401 or 403: never retried at this endpoint
+        ├── UnknownModelError      this server does not have the model
+        ├── ContextOverflowError   the prompt exceeds the window (carries both counts where the server tells)
+        ├── RequestRefusedError    the server calls the request invalid
+        ├── ServerFailedError      5xx that is none of the above
+        ├── NonsenseError          the answer is not what the protocol allows
+        ├── PhaseTimeoutError      connect, first byte, silence or total limit passed (the phase is named)
+        └── StreamBrokenError      the answer broke off after output had begun: never retried, carries what came
+
+Every message says what happened, where, and (``hint``) what to do next. ``exit_code`` is the command line's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from turnout.types import AttemptRecord
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_NO_SERVICE, EXIT_REFUSED = 0, 1, 2, 3, 4
+
+
+class TurnoutError(Exception):
+    """Base of all errors of Turnout.
+
+    Args:
+        message: what happened and where, one line.
+        hint: what to do next, one line, or "".
+    """
+
+    exit_code = EXIT_FAILED
+    code = "error"
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class ConfigError(TurnoutError):
+    """The configuration is wrong.
+
+    Args:
+        message: what is wrong.
+        file: path of the file, or "" for a dict.
+        line: 1-based line in the file, or 0 when unknown.
+        key: dotted key path, for example ``services.ollama.timeout``.
+        hint: the nearest valid key, or the values that are allowed.
+    """
+
+    exit_code = EXIT_USAGE
+    code = "config"
+
+    def __init__(self, message: str, *, file: str = "", line: int = 0, key: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.file, self.line, self.key = file, line, key
+
+    def __str__(self) -> str:
+        place = ":".join(part for part in (self.file, str(self.line) if self.line else "") if part)
+        head = ": ".join(part for part in (place, self.key, self.message) if part)
+        return f"{head} ({self.hint})" if self.hint else head
+
+
+class UsageError(TurnoutError):
+    """The request cannot be served as given: empty, binary, or longer than any limit."""
+
+    exit_code = EXIT_USAGE
+    code = "invalid_request"
+
+
+class NoServiceError(TurnoutError):
+    """No local LLM service is available. ``probed`` holds ``(where, why not)`` pairs."""
+
+    exit_code = EXIT_NO_SERVICE
+    code = "no_service"
+
+    def __init__(self, message: str = "no local LLM service available", *, hint: str = "",
+                 probed: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.probed = probed
+
+
+class NoSuitableModelError(TurnoutError):
+    """Servers answered, and none has a model that this request can use."""
+
+    code = "no_suitable_model"
+
+
+class QueryFailedError(TurnoutError):
+    """Every attempt failed (fallback level 4). ``attempts`` holds each with its error and duration."""
+
+    code = "query_failed"
+
+    def __init__(self, message: str, *, attempts: tuple[AttemptRecord, ...] = (), cause: BackendError | None = None,
+                 hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.attempts = attempts
+        self.cause = cause
+
+
+class GuardError(TurnoutError):
+    """The egress guard refused a destination. Nothing was resolved or dialled.
+
+    Args:
+        message: what was refused and why.
+        target: the destination as it was written, without credentials.
+    """
+
+    exit_code = EXIT_REFUSED
+    code = "refused_by_guard"
+
+    def __init__(self, message: str, *, target: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.target = target
+
+
+class AuditError(TurnoutError):
+    """The audit log cannot be written, so no query is run."""
+
+    code = "audit_unavailable"
+
+
+class StorageError(TurnoutError):
+    """A file or directory of ours cannot be read or written."""
+
+    code = "storage"
+
+
+class EmbeddedError(TurnoutError):
+    """The bundled demonstration model is missing, damaged, or did not start."""
+
+    code = "embedded"
+
+
+class BackendError(TurnoutError):
+    """One attempt at one endpoint failed.
+
+    Args:
+        message: what the server said or what happened, one line, already shortened.
+        endpoint: the endpoint's name.
+        status: HTTP status, or 0 when there was none.
+        hint: what to do next.
+    """
+
+    code = "backend"
+    http_status = 502
+
+    def __init__(self, message: str, *, endpoint: str = "", status: int = 0, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.endpoint, self.status = endpoint, status
+
+
+class EndpointDownError(BackendError):
+    """Nothing listens there, or the connection was cut before the first byte."""
+
+    code = "endpoint_down"
+
+
+class EndpointLoadingError(BackendError):
+    """The server is up and still loading a model. ``retry_after`` in seconds, 0 when not told."""
+
+    code = "loading"
+    http_status = 503
+
+    def __init__(self, message: str, *, endpoint: str = "", status: int = 0, hint: str = "",
+                 retry_after: float = 0.0) -> None:
+        super().__init__(message, endpoint=endpoint, status=status, hint=hint)
+        self.retry_after = retry_after
+
+
+class EndpointBusyError(EndpointLoadingError):
+    """The server has no room for this request now. ``retry_after`` in seconds, 0 when not told."""
+
+    code = "busy"
+
+
+class KeyRefusedError(BackendError):
+    """The server refused our key (401, 403)."""
+
+    code = "key_refused"
+
+
+class UnknownModelError(BackendError):
+    """The server does not have the model that was asked for."""
+
+    code = "model_not_found"
+    http_status = 404
+
+
+class ContextOverflowError(BackendError):
+    """The prompt exceeds the window.
+
+    Args:
+        prompt_tokens: tokens of the prompt as the server counted them, or 0 when it does not tell.
+        window: tokens the server has room for, or 0 when it does not tell.
+    """
+
+    code = "context_length_exceeded"
+    http_status = 400
+
+    def __init__(self, message: str, *, endpoint: str = "", status: int = 0, hint: str = "", prompt_tokens: int = 0,
+                 window: int = 0) -> None:
+        super().__init__(message, endpoint=endpoint, status=status, hint=hint)
+        self.prompt_tokens, self.window = prompt_tokens, window
+
+
+class RequestRefusedError(BackendError):
+    """The server calls the request invalid; sending it there again cannot help."""
+
+    code = "invalid_request"
+    http_status = 400
+
+
+class ServerFailedError(BackendError):
+    """The server failed on its side (5xx)."""
+
+    code = "server_failed"
+
+
+class NonsenseError(BackendError):
+    """The server's answer is not what its protocol allows."""
+
+    code = "nonsense"
+
+
+class PhaseTimeoutError(BackendError):
+    """A time limit passed. ``phase`` is ``connect``, ``first byte``, ``silence`` or ``total``."""
+
+    code = "timeout"
+    http_status = 504
+
+    def __init__(self, message: str, *, phase: str, endpoint: str = "", hint: str = "") -> None:
+        super().__init__(message, endpoint=endpoint, hint=hint)
+        self.phase = phase
+
+
+class StreamBrokenError(BackendError):
+    """The answer broke off after output had begun. ``received`` is the text that had come."""
+
+    code = "stream_broken"
+
+    def __init__(self, message: str, *, endpoint: str = "", hint: str = "", received: str = "") -> None:
+        super().__init__(message, endpoint=endpoint, hint=hint)
+        self.received = received

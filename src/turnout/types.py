@@ -1,0 +1,527 @@
+"""The vocabulary: values that travel through the pipeline. Frozen, typed, no behaviour beyond small views.
+
+Token counts are in tokens, durations in seconds unless a name ends in ``_ms``, sizes in bytes.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from turnout.errors import BackendError
+
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+NOTHING: Mapping[str, Json] = MappingProxyType({})
+
+
+def _nothing() -> Mapping[str, Json]:
+    return NOTHING
+
+
+class TaskCategory(enum.StrEnum):
+    """The kind of work a query is (SPEC TASK-1; definitions in the data folder's README)."""
+
+    CODING = "coding"
+    REASONING = "reasoning"
+    ANALYSIS = "analysis"
+    DOCUMENTATION = "documentation"
+
+
+class FallbackLevel(enum.IntEnum):
+    """Which step of the fallback answered (SPEC FB-1)."""
+
+    PRIMARY = 0
+    FALLBACK = 1
+    REDUCED_CONTEXT = 2
+    SMALLEST = 3
+    FAILED = 4
+
+
+class WireFormat(enum.StrEnum):
+    """A chat protocol on the wire."""
+
+    OPENAI_CHAT = "openai_chat"
+    ANTHROPIC = "anthropic"
+    OLLAMA = "ollama"
+
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Plain text. ``extras`` holds what one format alone knows, for example a cache hint."""
+
+    text: str
+    extras: Mapping[str, Json] = field(default_factory=_nothing)
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image as base64 ``data`` with its media type, or as a ``url`` (never fetched by us)."""
+
+    media_type: str = ""
+    data: str = ""
+    url: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """A model's reasoning; ``signature`` is the opaque proof some formats want back."""
+
+    text: str
+    signature: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A complete call. ``arguments`` is the JSON text as the model wrote it, valid or not.
+
+    Two ids, because the Responses format has one for the item and one for the call.
+    """
+
+    call_id: str
+    name: str
+    arguments: str
+    item_id: str = ""
+    namespace: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """What a tool gave back for ``call_id``. ``name`` is the tool's, "" when the format does not carry it."""
+
+    call_id: str
+    content: str
+    name: str = ""
+    is_error: bool = False
+
+
+Part: TypeAlias = Text | Image | Reasoning | ToolCall | ToolResult
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation."""
+
+    role: Role
+    parts: tuple[Part, ...]
+    extras: Mapping[str, Json] = field(default_factory=_nothing)
+
+    @property
+    def text(self) -> str:
+        """The message's text parts, joined."""
+        return "".join(part.text for part in self.parts if isinstance(part, Text))
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The calls in this message, in order."""
+        return tuple(part for part in self.parts if isinstance(part, ToolCall))
+
+    @property
+    def tool_results(self) -> tuple[ToolResult, ...]:
+        """The tool results in this message, in order."""
+        return tuple(part for part in self.parts if isinstance(part, ToolResult))
+
+
+def message(role: Role, text: str) -> Message:
+    """A message of one text part."""
+    return Message(role, (Text(text),))
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function the model may call. ``schema`` is the JSON schema of its arguments."""
+
+    name: str
+    description: str = ""
+    schema: Mapping[str, Json] = field(default_factory=_nothing)
+    extras: Mapping[str, Json] = field(default_factory=_nothing)
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in a file, 0-based as in LSP."""
+
+    line: int
+    character: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FileContext:
+    """The file the user is in: path relative to the workspace, and where the cursor is."""
+
+    file: str
+    position: Position | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RawBody:
+    """The client's own bytes, kept so that the raw lane can forward them with few named edits."""
+
+    format: WireFormat
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A request as the pipeline sees it, whatever format it came in.
+
+    Attributes:
+        messages: the whole conversation, oldest first; system messages lead.
+        model: the OriginalModel: a server's id, a canonical name, ``auto``, or a category's name.
+        max_tokens: the most tokens the answer may have, or None.
+        tool_choice: ``auto``, ``none``, ``required``, or the name of a tool as ``tool:NAME``; "" when not given.
+        response_format: the OpenAI ``response_format`` object, or None.
+        reasoning_effort: ``low``, ``medium``, ``high`` and the like; "" when not given.
+        stream: whether the client reads a stream.
+        raw: the client's bytes when they may be forwarded as they are.
+        category: forced by the caller, else None.
+        file_context: the user's file and cursor, or None.
+        session_id: the session of ours that this belongs to, or "".
+        agent: the calling coding agent's name, or "".
+        extras: fields of the client's format that the neutral form has no place for.
+    """
+
+    messages: tuple[Message, ...]
+    model: str = "auto"
+    tools: tuple[Tool, ...] = ()
+    tool_choice: str = ""
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    stop: tuple[str, ...] = ()
+    response_format: Mapping[str, Json] | None = None
+    reasoning_effort: str = ""
+    stream: bool = True
+    raw: RawBody | None = None
+    category: TaskCategory | None = None
+    file_context: FileContext | None = None
+    session_id: str = ""
+    agent: str = ""
+    extras: Mapping[str, Json] = field(default_factory=_nothing)
+
+    @property
+    def last_user_text(self) -> str:
+        """The text of the newest user message, or ""."""
+        return next((m.text for m in reversed(self.messages) if m.role == "user" and m.text), "")
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who asks. Every request carries one; ``local`` is the person at this machine."""
+
+    id: str = "local"
+    roles: frozenset[str] = frozenset({"user"})
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens as the server reported them; ``cached_tokens`` of the prompt came from its prefix cache."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+
+
+# Events: what Router.route yields.
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """A piece of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningDelta:
+    """A piece of the model's reasoning, or (with empty text) its signature."""
+
+    text: str
+    signature: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A piece of a tool call. The first of an ``index`` carries id and name; ``arguments`` pieces are appended."""
+
+    index: int
+    call_id: str = ""
+    name: str = ""
+    arguments: str = ""
+    item_id: str = ""
+    namespace: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UsageReport:
+    """The token counts of this answer."""
+
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The answer is complete."""
+
+    reason: FinishReason = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something the user should know: ``code`` for programs, ``text`` for people."""
+
+    code: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class RawHead:
+    """Raw lane: the backend has begun; its content type. Comes before the first RawChunk."""
+
+    status: int
+    content_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class RawChunk:
+    """Raw lane: bytes to hand on as they are."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The attempt that serves this request has begun to answer; ``route`` says which and why."""
+
+    route: Route
+
+
+# Models and endpoints.
+
+
+class Health(enum.StrEnum):
+    """What an endpoint can do now (SPEC SVC-4)."""
+
+    ONLINE = "online"
+    LOADING = "loading"
+    NEEDS_KEY = "needs_key"
+    DEGRADED = "degraded"
+    OFFLINE = "offline"
+    UNKNOWN = "unknown"
+
+
+WindowSource = Literal["known", "configured", "learned", "guessed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Time limits of one endpoint in seconds, and how often a failure there is tried again (SPEC FB-3)."""
+
+    connect: float = 3.0
+    first_byte: float = 300.0
+    silence: float = 30.0
+    total: float = 1800.0
+    max_retries: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One server that runs, or should.
+
+    Attributes:
+        name: unique, shown to people: the configured name, or kind and port.
+        kind: the Backend's kind that speaks to it.
+        url: base URL (``http://127.0.0.1:11434``) or ``unix:/path``; no credentials, no trailing slash.
+        priority: lower is preferred.
+        key: the secret sent to it, or ""; never printed (``repr`` leaves it out).
+        host_header: the Host header it insists on, or "".
+        embedded: the bundled demonstration model: last resort.
+        configured: named by the user (else found by discovery).
+        chat_path, models_path: paths that the user set for a custom endpoint; "" means the kind's own.
+    """
+
+    name: str
+    kind: str
+    url: str
+    priority: int = 10
+    limits: Limits = Limits()
+    key: str = field(default="", repr=False)
+    host_header: str = ""
+    embedded: bool = False
+    configured: bool = False
+    chat_path: str = ""
+    models_path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model as one server lists it (SPEC SVC-5).
+
+    Attributes:
+        id: the server's own id, sent back to it verbatim.
+        window: tokens that the server has allocated now per request (prompt and answer), or 0 when it hides it.
+        max_window: tokens the model was trained for, or 0.
+        window_source: how ``window`` is known.
+        resident: loaded now; None when the server does not tell.
+        capabilities: of ``chat, tools, vision, thinking, embeddings, fim``; empty when the server does not tell.
+        parameters: total parameters, or 0.
+        size: bytes of the weights, or 0.
+        quantization: as the server names it, or "".
+        digest: the server's digest of the weights, or "".
+        remote: the server only proxies it to somewhere else: never used.
+    """
+
+    id: str
+    window: int = 0
+    max_window: int = 0
+    window_source: WindowSource = "known"
+    resident: bool | None = None
+    capabilities: frozenset[str] = frozenset()
+    family: str = ""
+    parameters: int = 0
+    size: int = 0
+    quantization: str = ""
+    digest: str = ""
+    remote: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model at an endpoint that could serve, with what is known of it.
+
+    Attributes:
+        canonical: the capability table's name, or "" when nobody knows the model.
+        window: tokens usable now; ``window_source`` says how that is known.
+        scores: 0 to 100 per category.
+        score_source: where the scores come from, or ``estimate: ...``.
+    """
+
+    endpoint: Endpoint
+    model: Model
+    canonical: str
+    window: int
+    window_source: WindowSource
+    scores: Mapping[TaskCategory, float]
+    score_source: str = ""
+
+    @property
+    def label(self) -> str:
+        """``model @ endpoint`` for people."""
+        return f"{self.model.id} @ {self.endpoint.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One step of the plan.
+
+    Attributes:
+        level: the fallback level it belongs to.
+        candidate: the model and endpoint to ask.
+        reduced: compact the conversation to fit ``target_window`` first (level 2).
+        target_window: tokens to fit into; 0 means the candidate's window.
+        tries: how often this very step has failed already.
+        wait: seconds to wait before it starts (busy, backoff).
+        reason: why it is in the plan, for ``explain``.
+    """
+
+    level: FallbackLevel
+    candidate: Candidate
+    reduced: bool = False
+    target_window: int = 0
+    tries: int = 0
+    wait: float = 0.0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRecord:
+    """An attempt that was made: ``error`` is None when it answered; ``seconds`` is its duration."""
+
+    level: FallbackLevel
+    model: str
+    service: str
+    error: BackendError | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClassificationResult:
+    """What kind of work a query is (SPEC TASK-1).
+
+    Attributes:
+        category: the kind of work.
+        confidence: 0 to 1.
+        evidence: the rules or features that decided, for people.
+        needs_code_context: answering well needs the user's workspace.
+        scores: the raw score of every category.
+    """
+
+    category: TaskCategory
+    confidence: float
+    evidence: tuple[str, ...] = ()
+    needs_code_context: bool = False
+    scores: Mapping[TaskCategory, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Which way a request went.
+
+    Attributes:
+        request_id: ours, in every log line and header.
+        requested_model: OriginalModel, what the client asked for.
+        sent_model: RequestModel, the id sent to the server.
+        canonical: the capability table's name of it, or "".
+        service: the endpoint's name; ``url`` its address.
+        level: the fallback level that answered.
+        category: the kind of work, None when an exact model was asked for.
+        window, window_source: the window that was fitted into.
+        prompt_tokens: our estimate of the prompt that was sent.
+        attempts: what was tried, the last one being this.
+        reason: one sentence for people.
+    """
+
+    request_id: str
+    requested_model: str
+    sent_model: str
+    canonical: str
+    service: str
+    url: str
+    level: FallbackLevel
+    category: TaskCategory | None
+    window: int
+    window_source: WindowSource
+    prompt_tokens: int = 0
+    attempts: tuple[AttemptRecord, ...] = ()
+    reason: str = ""
+
+
+Event: TypeAlias = (
+    TextDelta | ReasoningDelta | ToolCallDelta | UsageReport | Finish | Notice | RawHead | RawChunk | Started
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionResult:
+    """A collected answer (SPEC FB-1): the text, and which way it went."""
+
+    text: str
+    level: FallbackLevel
+    model: str
+    service: str
+    attempts: tuple[AttemptRecord, ...]
+    usage: Usage = Usage()
+    finish: FinishReason = "stop"
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    notices: tuple[Notice, ...] = ()
+    route: Route | None = None
