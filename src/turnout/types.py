@@ -184,6 +184,9 @@ class ChatRequest:
         file_context: the user's file and cursor, or None.
         session_id: the session of ours that this belongs to, or "".
         agent: the calling coding agent's name, or "".
+        compactable: the conversation may be shortened to fit; False for a client that keeps its own history and asked
+            for an exact model: it is told the number instead (SPEC GW-6).
+        workspace: absolute path whose code may be read as context, or ""; set by us, never by a client.
         extras: fields of the client's format that the neutral form has no place for.
     """
 
@@ -203,6 +206,8 @@ class ChatRequest:
     file_context: FileContext | None = None
     session_id: str = ""
     agent: str = ""
+    workspace: str = ""
+    compactable: bool = True
     extras: Mapping[str, Json] = field(default_factory=_nothing)
 
     @property
@@ -347,6 +352,7 @@ class Endpoint:
         embedded: the bundled demonstration model: last resort.
         configured: named by the user (else found by discovery).
         chat_path, models_path: paths that the user set for a custom endpoint; "" means the kind's own.
+        window: tokens the user says it has allocated, or 0.
     """
 
     name: str
@@ -360,6 +366,7 @@ class Endpoint:
     configured: bool = False
     chat_path: str = ""
     models_path: str = ""
+    window: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,132 @@
+"""The two ways an answer travels: as neutral events, or as the client's own bytes with a scanner reading along.
+
+Both are generators that must be closed (``aclosing``): closing one closes the connection, which frees the server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from turnout.backends import base
+from turnout.backends.base import Backend
+from turnout.errors import BackendError, NonsenseError, StreamBrokenError
+from turnout.types import ChatRequest, Endpoint, Event, Finish, FinishReason, Model, RawChunk, RawHead, UsageReport
+from turnout.wire import openai_chat
+
+if TYPE_CHECKING:
+    from turnout.guard.network import HttpClient, StreamReply
+
+ERROR_BYTES = 64_000
+WHOLE_ANSWER_BYTES = 64_000_000
+_FINISH: dict[str, FinishReason] = {"length": "length", "tool_calls": "tool_calls", "content_filter": "content_filter"}
+
+
+async def event_lane(
+    client: HttpClient, backend: Backend, endpoint: Endpoint, model: Model, request: ChatRequest, window: int
+) -> AsyncIterator[Event]:
+    """Ask ``backend`` in its own format and yield neutral events.
+
+    Raises:
+        BackendError: in the class that decides what is tried next; StreamBrokenError once events have been yielded.
+    """
+    url = client.request_url(endpoint.url, backend.chat_path(endpoint))
+    headers = base.auth_headers(endpoint) | {"Content-Type": "application/json"}
+    body = backend.render(request, model, window)
+    async with client.stream(
+        "POST", url, body=body, headers=headers, limits=endpoint.limits, endpoint=endpoint.name
+    ) as reply:
+        await _raise_refusal(backend, endpoint, reply)
+        parser = backend.parser()
+        begun = False
+        try:
+            async for data in reply.chunks():
+                for event in parser.feed(data):
+                    begun = True
+                    yield event
+            for event in parser.close():
+                yield event
+        except BackendError as error:
+            raise _after_output(error, endpoint) if begun else error from error
+        if not parser.finished:
+            what = f"{endpoint.name} ended its answer without an end mark"
+            raise StreamBrokenError(what, endpoint=endpoint.name) if begun else NonsenseError(
+                f"{endpoint.name} answered nothing that its protocol knows", endpoint=endpoint.name
+            )
+
+
+async def raw_lane(
+    client: HttpClient,
+    backend: Backend,
+    endpoint: Endpoint,
+    model: Model,
+    request: ChatRequest,
+    max_tokens: int | None = None,
+) -> AsyncIterator[Event]:
+    """Forward the client's bytes with their few named edits, and the answer's bytes back.
+
+    ``RawHead`` comes with the first byte of the answer, so everything before it may still fail over.
+    """
+    assert request.raw is not None
+    peek = openai_chat.peek(request.raw.body)
+    body = openai_chat.edit_request(
+        request.raw.body, model=model.id, max_tokens=max_tokens, ask_usage=peek.stream and not peek.include_usage
+    )
+    url = client.request_url(endpoint.url, backend.chat_path(endpoint))
+    headers = base.auth_headers(endpoint) | {"Content-Type": "application/json"}
+    scanner = openai_chat.Scanner(
+        strip_usage=peek.stream and not peek.include_usage, stream=peek.stream, model=None
+    )
+    async with client.stream(
+        "POST", url, body=body, headers=headers, limits=endpoint.limits, endpoint=endpoint.name
+    ) as reply:
+        await _raise_refusal(backend, endpoint, reply)
+        if not peek.stream:
+            whole = await reply.read_all(WHOLE_ANSWER_BYTES)
+            if not base.json_object(whole):
+                raise NonsenseError(f"{endpoint.name} did not answer with a JSON object", endpoint=endpoint.name)
+            yield RawHead(200, "application/json")
+            yield RawChunk(scanner.feed(whole))
+        else:
+            _require_stream(reply, endpoint)
+            begun = False
+            try:
+                async for data in reply.chunks():
+                    forward = scanner.feed(data)
+                    if not begun:
+                        begun = True
+                        yield RawHead(200, "text/event-stream; charset=utf-8")
+                    if forward:
+                        yield RawChunk(forward)
+            except BackendError as error:
+                raise _after_output(error, endpoint) if begun else error from error
+            if not begun:
+                raise NonsenseError(f"{endpoint.name} answered with an empty stream", endpoint=endpoint.name)
+        rest = scanner.close()
+        if rest:
+            yield RawChunk(rest)
+        if peek.stream and not scanner.done and not scanner.finish:
+            raise StreamBrokenError(f"{endpoint.name} ended its answer without an end mark", endpoint=endpoint.name)
+    if scanner.usage is not None:
+        yield UsageReport(scanner.usage)
+    yield Finish(_FINISH.get(scanner.finish, "stop"))
+
+
+def _require_stream(reply: StreamReply, endpoint: Endpoint) -> None:
+    kind = reply.headers.get("content-type", "")
+    if "json" in kind or "html" in kind:
+        # An agent that asked for a stream must never be handed JSON (facts/agents.md, 4b: it loops for ever).
+        raise NonsenseError(f"{endpoint.name} answered a stream request with {kind}", endpoint=endpoint.name)
+
+
+async def _raise_refusal(backend: Backend, endpoint: Endpoint, reply: StreamReply) -> None:
+    if reply.status == 200:
+        return
+    body = await reply.read_all(ERROR_BYTES)
+    raise backend.error(endpoint, reply.status, reply.headers, body)
+
+
+def _after_output(error: BackendError, endpoint: Endpoint) -> BackendError:
+    if isinstance(error, StreamBrokenError):
+        return error
+    return StreamBrokenError(f"the answer broke off: {error.message}", endpoint=endpoint.name)

@@ -1,0 +1,51 @@
+"""What runs where: an immutable snapshot. Discovery builds a new one and swaps the reference; nobody changes one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from turnout.types import Endpoint, Health, Model
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointStatus:
+    """One endpoint as it was last seen.
+
+    Attributes:
+        endpoint: where it is and how it is spoken to.
+        health: what it can do now; ``reason`` says why.
+        checked_at: seconds since the epoch.
+        version: the server's, "" when it does not tell.
+        models: what it serves, models that it only proxies to elsewhere left out.
+        excluded: ids of models that are left out, with the reason.
+        slots: requests it serves at once, 0 when it does not tell.
+    """
+
+    endpoint: Endpoint
+    health: Health
+    reason: str
+    checked_at: float
+    version: str = ""
+    models: tuple[Model, ...] = ()
+    excluded: tuple[tuple[str, str], ...] = ()
+    slots: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """All endpoints at one moment. ``generation`` grows with every swap."""
+
+    endpoints: tuple[EndpointStatus, ...] = ()
+    generation: int = 0
+    made_at: float = field(default=0.0)
+
+    @property
+    def serving(self) -> tuple[EndpointStatus, ...]:
+        """Endpoints that can answer now, or soon (loading), and list a model."""
+        able = (Health.ONLINE, Health.LOADING)
+        return tuple(status for status in self.endpoints if status.health in able and status.models)
+
+    @property
+    def probed(self) -> tuple[tuple[str, str], ...]:
+        """``(where, what was found)`` for people."""
+        return tuple((f"{s.endpoint.name} {s.endpoint.url}", f"{s.health}: {s.reason}") for s in self.endpoints)

@@ -1,0 +1,487 @@
+"""The pipeline. ``Router.route`` is the page to read first; everything else here serves it (SPEC LIB-3)."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from turnout.backends import BY_KIND
+from turnout.backends.lanes import event_lane, raw_lane
+from turnout.config import RouterConfig
+from turnout.context.compaction import Fitted, fit
+from turnout.context.tokens import TokenCounter, get_token_counter
+from turnout.errors import (
+    BackendError,
+    ContextOverflowError,
+    NoServiceError,
+    NoSuitableModelError,
+    QueryFailedError,
+    StreamBrokenError,
+    TurnoutError,
+    UsageError,
+)
+from turnout.fleet.catalog import Catalog
+from turnout.routing.capabilities import CapabilityTable
+from turnout.routing.classify import classify_task
+from turnout.routing.fallback import after_error, plan_attempts
+from turnout.routing.select import VIRTUAL, Needs, Selection, candidates, select
+from turnout.types import (
+    Attempt,
+    AttemptRecord,
+    Candidate,
+    ChatRequest,
+    ClassificationResult,
+    Event,
+    Image,
+    Message,
+    Notice,
+    Principal,
+    Route,
+    Started,
+    TaskCategory,
+    Text,
+    TextDelta,
+    Usage,
+    UsageReport,
+    WireFormat,
+)
+
+if TYPE_CHECKING:
+    from turnout.code.provider import CodeContext, CodeProvider
+    from turnout.context.store import SessionStore
+    from turnout.guard.audit import AuditLog
+    from turnout.guard.network import HttpClient
+
+MAX_QUERY_CHARS = 2_000_000
+DEFAULT_ANSWER_TOKENS = 1024
+LOCAL = Principal()
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A decision that was not carried out.
+
+    Attributes:
+        classification: the kind of work, None when an exact model was asked for.
+        selection: every candidate, taken or not, with the reason.
+        attempts: the plan.
+        prompt_tokens: estimate of the prompt, code context included.
+        context_note: which code context would be sent.
+    """
+
+    classification: ClassificationResult | None
+    selection: Selection
+    attempts: tuple[Attempt, ...]
+    prompt_tokens: int
+    context_note: str
+
+
+@dataclass(slots=True)
+class Run:
+    """What is known of one request while it runs. Written by its own pipeline only."""
+
+    request: ChatRequest
+    principal: Principal
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    started: float = field(default_factory=time.monotonic)
+    task: ClassificationResult | None = None
+    attempts: list[AttemptRecord] = field(default_factory=list)
+    route: Route | None = None
+    usage: Usage = Usage()
+    text: list[str] = field(default_factory=list)
+    error: str = "cancelled"
+    # How much more the server counted than we did; learned from its refusal.
+    scale: float = 1.0
+    window_told: int = 0
+
+    def see(self, event: Event) -> None:
+        if isinstance(event, TextDelta):
+            self.text.append(event.text)
+        elif isinstance(event, UsageReport):
+            self.usage = event.usage
+        elif isinstance(event, Started):
+            self.route = event.route
+
+
+class Router:
+    """Routes requests over a catalog of servers. Made by ``build.open_router``; closed by its context."""
+
+    def __init__(
+        self,
+        *,
+        client: HttpClient,
+        config: RouterConfig,
+        table: CapabilityTable,
+        discover: Callable[[int], Awaitable[Catalog]],
+        code: CodeProvider,
+        audit: AuditLog | None,
+        store: SessionStore | None,
+    ) -> None:
+        self._client, self._config, self._table, self._discover = client, config, table, discover
+        self._code, self._audit, self._store = code, audit, store
+        self.catalog = Catalog()
+        self._pool: tuple[Candidate, ...] = ()
+
+    async def refresh(self) -> Catalog:
+        """Look at every endpoint again and swap the catalog."""
+        catalog = await self._discover(self.catalog.generation + 1)
+        self._pool = candidates(catalog, self._table)
+        self.catalog = catalog
+        return catalog
+
+    async def route(self, request: ChatRequest, principal: Principal = LOCAL) -> AsyncIterator[Event]:
+        """Answer ``request`` as a stream of events. Close the stream to cancel (``aclosing``).
+
+        Raises:
+            UsageError: the request is empty or far too long.
+            NoServiceError: no server answered.
+            NoSuitableModelError: no server has a model for it.
+            QueryFailedError: every attempt failed.
+            StreamBrokenError: the answer broke off after output had begun; carries what came.
+            AuditError: the audit log cannot be written, so nothing was run.
+        """
+        run = Run(request, principal)
+        self._audit_start(run)
+        try:
+            check(request)
+            run.task = classify(request)
+            context = await self._gather(request, run.task)
+            request = enrich(request, context)
+            selection = self._select(request, run.task)
+            for notice in self._notices(request, run.task, context):
+                yield notice
+            async with aclosing(self._execute(run, request, selection)) as events:
+                async for event in events:
+                    run.see(event)
+                    yield event
+            run.error = ""
+        except TurnoutError as error:
+            run.error = error.code
+            raise
+        finally:
+            self._audit_end(run)
+        await self._record(run)
+
+    async def explain(self, request: ChatRequest) -> Explanation:
+        """The decision with every candidate and why it was or was not taken; no model is called."""
+        check(request)
+        task = classify(request)
+        context = await self._gather(request, task)
+        request = enrich(request, context)
+        selection = self._select(request, task)
+        note = f"{context.provider}: {context.note}" if context else "none gathered"
+        return Explanation(task, selection, self._plan(request, selection), self._tokens(request), note)
+
+    # Steps of the pipeline, in its order.
+
+    async def _gather(self, request: ChatRequest, task: ClassificationResult | None) -> CodeContext | None:
+        serena = self._config.serena
+        if task is None or not request.workspace or not serena.enabled or serena.priority == "off":
+            return None
+        if serena.priority == "on_demand" and not task.needs_code_context:
+            return None
+        return await self._code.gather(
+            request.last_user_text, task.category, request.file_context, Path(request.workspace)
+        )
+
+    def _select(self, request: ChatRequest, task: ClassificationResult | None) -> Selection:
+        if not self.catalog.serving:
+            raise NoServiceError(hint=_NO_SERVICE_HINT, probed=self.catalog.probed)
+        exact = "" if task is not None else request.model
+        needs = Needs(
+            category=task.category if task else None,
+            model=exact,
+            tokens=self._tokens(request) + _room(request, 0),
+            capabilities=_capabilities(request),
+        )
+        selection = select(self._pool, needs, self._config, self._table)
+        if not selection.ranked and not selection.too_small:
+            raise _unsuitable(request, selection, self._pool)
+        return selection
+
+    def _plan(self, request: ChatRequest, selection: Selection) -> tuple[Attempt, ...]:
+        if request.compactable:
+            return plan_attempts(selection.ranked, selection.too_small, selection.smallest, selection.target)
+        return plan_attempts((*selection.ranked, *selection.too_small), (), None, 0)
+
+    async def _execute(self, run: Run, request: ChatRequest, selection: Selection) -> AsyncIterator[Event]:
+        plan = self._plan(request, selection)
+        while plan:
+            attempt, *rest = plan
+            if attempt.wait:
+                await asyncio.sleep(attempt.wait * random.uniform(0.8, 1.2))  # noqa: S311
+            began, begun = time.monotonic(), False
+            try:
+                fitted = await self._fit(run, request, attempt)
+                async with aclosing(self._lane(request, attempt, fitted)) as events:
+                    async for event in events:
+                        if not begun:
+                            begun = True
+                            for head in self._heads(run, request, attempt, fitted, began):
+                                yield head
+                        yield event
+            except BackendError as error:
+                run.attempts.append(_record_of(attempt, error, began))
+                if begun:
+                    raise _broken(error, run) from error
+                _learn_overflow(run, error)
+                plan = after_error(rest, attempt, error, selection.target)
+                if not request.compactable:
+                    plan = tuple(a for a in plan if not a.reduced)
+                continue
+            return
+        raise _failed(run)
+
+    async def _fit(self, run: Run, request: ChatRequest, attempt: Attempt) -> Fitted:
+        candidate = attempt.candidate
+        window = min(candidate.window, run.window_told or candidate.window)
+        counter = get_token_counter(candidate.canonical or candidate.model.id)
+        reserve = _room(request, window)
+        if request.raw is not None and len(request.raw.body) + reserve <= window:
+            # Tokens never exceed bytes: nothing to count, nothing to cut.
+            return Fitted(request.messages, 0, 0, (), changed=False)
+        if not request.compactable:
+            await self._refuse_overflow(request, candidate, counter, window)
+            return Fitted(request.messages, 0, 0, (), changed=False)
+        room = int(window / run.scale) - counter.count_tools(request.tools)
+        target = attempt.target_window or None
+        if attempt.reduced and target is None:
+            target = int(room * self._config.context.compaction_target)
+        return fit(
+            request.messages,
+            window=room,
+            reserve=reserve,
+            counter=counter,
+            config=self._config.context,
+            target=min(target, room) if target else None,
+        )
+
+    async def _refuse_overflow(
+        self, request: ChatRequest, candidate: Candidate, counter: TokenCounter, window: int
+    ) -> None:
+        tokens = counter.count_messages(request.messages) + counter.count_tools(request.tools)
+        if tokens <= window * 0.8 or candidate.window_source == "guessed":
+            return
+        backend = BY_KIND[candidate.endpoint.kind]
+        try:
+            exact = await backend.count_tokens(self._client, candidate.endpoint, request, candidate.model)
+        except BackendError:
+            exact = 0
+        tokens = exact or tokens
+        if tokens > window:
+            raise ContextOverflowError(
+                f"the prompt has {'' if exact else 'about '}{tokens} tokens, {candidate.label} has a window of {window}",
+                endpoint=candidate.endpoint.name,
+                prompt_tokens=tokens,
+                window=window,
+                hint="shorten or compact the conversation",
+            )
+
+    def _lane(self, request: ChatRequest, attempt: Attempt, fitted: Fitted) -> AsyncIterator[Event]:
+        candidate = attempt.candidate
+        backend = BY_KIND[candidate.endpoint.kind]
+        same_format = request.raw is not None and request.raw.format is backend.wire is WireFormat.OPENAI_CHAT
+        if same_format and not fitted.changed:
+            return raw_lane(
+                self._client, backend, candidate.endpoint, candidate.model, request, _clamped(request, candidate)
+            )
+        sent = replace(
+            request,
+            messages=tuple(fitted.messages),
+            raw=None,
+            max_tokens=_clamped(request, candidate) or request.max_tokens,
+        )
+        return event_lane(self._client, backend, candidate.endpoint, candidate.model, sent, candidate.window)
+
+    def _heads(
+        self, run: Run, request: ChatRequest, attempt: Attempt, fitted: Fitted, began: float
+    ) -> Sequence[Event]:
+        run.attempts.append(_record_of(attempt, None, began))
+        candidate = attempt.candidate
+        route = Route(
+            request_id=run.id,
+            requested_model=request.model,
+            sent_model=candidate.model.id,
+            canonical=candidate.canonical,
+            service=candidate.endpoint.name,
+            url=candidate.endpoint.url,
+            level=attempt.level,
+            category=run.task.category if run.task else None,
+            window=candidate.window,
+            window_source=candidate.window_source,
+            prompt_tokens=fitted.tokens_after,
+            attempts=tuple(run.attempts),
+            reason=attempt.reason,
+        )
+        heads: list[Event] = [Started(route)]
+        if fitted.changed:
+            heads.append(Notice("compacted", "; ".join(fitted.steps)))
+        heads += [
+            Notice("fallback", f"{a.model} @ {a.service} did not answer: {a.error.message}")
+            for a in run.attempts
+            if a.error is not None
+        ]
+        return heads
+
+    def _notices(
+        self, request: ChatRequest, task: ClassificationResult | None, context: CodeContext | None
+    ) -> Sequence[Notice]:
+        routing = self._config.task_routing.get(task.category) if task else None
+        if routing is not None and routing.require_serena and context is None:
+            text = f"{task.category if task else ''} asks for code context, and none was available: no workspace is set"
+            return (Notice("no_code_context", text),)
+        return ()
+
+    def _tokens(self, request: ChatRequest) -> int:
+        if request.raw is not None and not request.messages:
+            return len(request.raw.body) // 4
+        counter = get_token_counter("")
+        return counter.count_messages(request.messages) + counter.count_tools(request.tools)
+
+    async def _record(self, run: Run) -> None:
+        if self._store is None or not run.request.session_id or run.route is None:
+            return
+        await asyncio.to_thread(self._store_exchange, self._store, run)
+
+    def _store_exchange(self, store: SessionStore, run: Run) -> None:
+        from turnout.context.store import exchange
+
+        store.append(run.principal.id, run.request.session_id, exchange(run.request.messages, "".join(run.text), run.route))
+
+    def _audit_start(self, run: Run) -> None:
+        if self._audit is not None:
+            self._audit.start_query(run)
+
+    def _audit_end(self, run: Run) -> None:
+        if self._audit is not None:
+            self._audit.end_query(run)
+
+
+_NO_SERVICE_HINT = "start a server such as llama-server or Ollama, or add it to the configuration; `turnout discover` shows what was probed"
+
+
+def check(request: ChatRequest) -> None:
+    """Refuse what no model can answer.
+
+    Raises:
+        UsageError: nothing is asked, or more than any local model reads.
+    """
+    if request.raw is not None and not request.messages:
+        return
+    if not any(m.parts for m in request.messages if m.role != "system"):
+        raise UsageError("the query is empty", hint="give a question")
+    size = sum(len(part.text) for m in request.messages for part in m.parts if isinstance(part, Text))
+    if not request.last_user_text.strip() and size == 0 and not any(m.tool_results for m in request.messages):
+        raise UsageError("the query is empty", hint="give a question")
+    longest = len(request.last_user_text)
+    if longest > MAX_QUERY_CHARS:
+        raise UsageError(
+            f"the query has {longest:,} characters, the most is {MAX_QUERY_CHARS:,}", hint="ask about a part of it"
+        )
+
+
+def classify(request: ChatRequest) -> ClassificationResult | None:
+    """The kind of work; None when an exact model was asked for, which needs no decision."""
+    if request.category is not None:
+        return replace(classify_task(request.last_user_text), category=request.category, evidence=("asked for",))
+    if request.model in tuple(TaskCategory):
+        category = TaskCategory(request.model)
+        return replace(classify_task(request.last_user_text), category=category, evidence=("asked for",))
+    if request.model and request.model not in VIRTUAL:
+        return None
+    return classify_task(request.last_user_text)
+
+
+def enrich(request: ChatRequest, context: CodeContext | None) -> ChatRequest:
+    """The request with the code context at the end of the newest user turn, after everything that is stable."""
+    from turnout.code.enrich import build_enriched_query
+
+    if context is None:
+        return request
+    index = max((i for i, m in enumerate(request.messages) if m.role == "user"), default=-1)
+    if index < 0:
+        return request
+    turn = request.messages[index]
+    enriched = build_enriched_query(turn.text, context)
+    if enriched == turn.text:
+        return request
+    others = tuple(part for part in turn.parts if not isinstance(part, Text))
+    new = Message(turn.role, (Text(enriched), *others), turn.extras)
+    return replace(request, messages=(*request.messages[:index], new, *request.messages[index + 1 :]))
+
+
+def _capabilities(request: ChatRequest) -> frozenset[str]:
+    needed = {"tools"} if request.tools else set()
+    if any(isinstance(part, Image) for m in request.messages for part in m.parts):
+        needed.add("vision")
+    return frozenset(needed)
+
+
+def _room(request: ChatRequest, window: int) -> int:
+    """Tokens kept free for the answer: what was asked for, at most half of the window."""
+    wanted = request.max_tokens or DEFAULT_ANSWER_TOKENS
+    if not window:
+        return min(wanted, DEFAULT_ANSWER_TOKENS)
+    return min(wanted, window // 2 if request.max_tokens else window // 4)
+
+
+def _clamped(request: ChatRequest, candidate: Candidate) -> int | None:
+    """``max_tokens`` for the server when the client's exceeds the window (qwen sends 32000), else None."""
+    if request.max_tokens and request.max_tokens >= candidate.window:
+        return max(1, candidate.window // 2)
+    return None
+
+
+def _record_of(attempt: Attempt, error: BackendError | None, began: float) -> AttemptRecord:
+    candidate = attempt.candidate
+    return AttemptRecord(
+        attempt.level, candidate.model.id, candidate.endpoint.name, error, time.monotonic() - began
+    )
+
+
+def _learn_overflow(run: Run, error: BackendError) -> None:
+    if not isinstance(error, ContextOverflowError):
+        return
+    if error.window:
+        run.window_told = error.window
+    if error.status and error.prompt_tokens and error.window:
+        run.scale = max(run.scale * 1.1, error.prompt_tokens / max(1, error.window) * run.scale)
+    elif error.status:
+        run.scale *= 1.5
+
+
+def _broken(error: BackendError, run: Run) -> StreamBrokenError:
+    return StreamBrokenError(
+        error.message,
+        endpoint=error.endpoint,
+        received="".join(run.text),
+        hint="ask again; what had arrived was kept",
+    )
+
+
+def _failed(run: Run) -> QueryFailedError:
+    tried = ", ".join(f"{a.model} @ {a.service}: {a.error.message}" for a in run.attempts if a.error)
+    errors = [a.error for a in run.attempts if a.error is not None]
+    overflow = next((e for e in errors if isinstance(e, ContextOverflowError)), None)
+    cause = overflow or (errors[0] if errors else None)
+    return QueryFailedError(
+        f"no model answered; tried {len(run.attempts)}: {tried}",
+        attempts=tuple(run.attempts),
+        cause=cause,
+        hint=cause.hint if cause and cause.hint else "`turnout discover` shows the state of each server",
+    )
+
+
+def _unsuitable(request: ChatRequest, selection: Selection, pool: Sequence[Candidate]) -> NoSuitableModelError:
+    if request.model and request.model not in VIRTUAL:
+        served = ", ".join(sorted({c.model.id for c in pool})[:8])
+        return NoSuitableModelError(f"no server has the model {request.model!r}", hint=f"there are: {served}")
+    reasons = "; ".join(f"{c.label}: {reason}" for c, reason in selection.rejected[:5])
+    return NoSuitableModelError(f"no model fits the request: {reasons}", hint="`turnout explain` shows each candidate")

@@ -1,0 +1,205 @@
+"""Which model: hard filters, then the configured lists or the score. Pure (SPEC SEL-2, SEL-3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from turnout.config import RouterConfig, TaskRouting
+from turnout.fleet.catalog import Catalog
+from turnout.routing.capabilities import CapabilityTable, shipped_lists
+from turnout.routing.fallback import Ranked
+from turnout.types import Candidate, FallbackLevel, TaskCategory
+
+VIRTUAL = frozenset({"auto", *TaskCategory})
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a request asks of a model.
+
+    Attributes:
+        category: the kind of work, None when an exact model was asked for.
+        model: the exact model asked for, or "".
+        tokens: prompt and room for the answer, in tokens.
+        capabilities: of ``tools, vision``.
+    """
+
+    category: TaskCategory | None
+    model: str
+    tokens: int
+    capabilities: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The decision before anything ran.
+
+    Attributes:
+        ranked: candidates that fit, best first, with their level and reason.
+        too_small: candidates that only the window speaks against, best first.
+        rejected: every other candidate, with the reason.
+        smallest: the smallest usable model.
+        policy: the policy that ranked.
+        target: tokens that level 2 compacts to at most, 0 for the window's own.
+    """
+
+    ranked: tuple[Ranked, ...]
+    too_small: tuple[Ranked, ...]
+    rejected: tuple[tuple[Candidate, str], ...]
+    smallest: Candidate | None
+    policy: str
+    target: int = 0
+
+
+def candidates(catalog: Catalog, table: CapabilityTable) -> tuple[Candidate, ...]:
+    """Every model of every endpoint that can serve, rated."""
+    found = []
+    for status in catalog.serving:
+        for model in status.models:
+            rating = table.rate(model)
+            window, source = model.window, model.window_source
+            if not window:
+                guess = rating.window
+                window, source = (min(guess, model.max_window) if model.max_window else guess), "guessed"
+            found.append(
+                Candidate(status.endpoint, model, rating.canonical, window, source, rating.scores, rating.source)
+            )
+    return tuple(found)
+
+
+def select(pool: Sequence[Candidate], needs: Needs, config: RouterConfig, table: CapabilityTable) -> Selection:
+    """Filter, then rank. Same input, same choice."""
+    routing = config.task_routing.get(needs.category) if needs.category and not needs.model else None
+    minimum = routing.min_context if routing else 0
+    wanted = [c for c in pool if not needs.model or is_model(needs.model, c, table)]
+    usable: list[Candidate] = []
+    small: list[Candidate] = []
+    rejected = [(c, f"not the model asked for ({needs.model})") for c in pool if c not in wanted] if needs.model else []
+    for candidate in wanted:
+        reason = _hard_reason(candidate, needs, config, table, alone=len(wanted) == 1)
+        if reason:
+            rejected.append((candidate, reason))
+        elif candidate.window < max(needs.tokens, minimum):
+            small.append(candidate)
+        else:
+            usable.append(candidate)
+    policy, rank = _ranking(needs, config, routing, table)
+    ranked, too_small = rank(usable), rank(small)
+    smallest = min((r.candidate for r in (*ranked, *too_small)), key=lambda c: _smallness(c, table), default=None)
+    return Selection(tuple(ranked), tuple(too_small), tuple(rejected), smallest, policy, minimum)
+
+
+def is_model(asked: str, candidate: Candidate, table: CapabilityTable) -> bool:
+    """Whether ``asked`` (a server's id, optionally ``id@endpoint``, or a canonical name) means this candidate."""
+    name, _, endpoint = asked.rpartition("@")
+    if name and endpoint == candidate.endpoint.name:
+        return is_model(name, candidate, table)
+    return asked == candidate.model.id or table.matches(asked, candidate.model.id)
+
+
+def _hard_reason(
+    candidate: Candidate, needs: Needs, config: RouterConfig, table: CapabilityTable, *, alone: bool
+) -> str:
+    told = candidate.model.capabilities
+    if (told and "chat" not in told and "embeddings" in told) or _embeds_only(candidate, table):
+        return "makes embeddings, does not chat"
+    if candidate.endpoint.embedded and not needs.model and not alone:
+        return "the demonstration model is used only when asked for or when nothing else answers"
+    missing = needs.capabilities - told if told else frozenset()
+    if missing:
+        return f"lacks {', '.join(sorted(missing))}"
+    limit = config.routing.memory_limit_gb
+    if limit is not None and not needs.model:
+        need = table.memory_need_of(candidate.model, candidate.window) / 1e9
+        if need > limit:
+            return f"needs {need:.1f} GB, the limit is {limit:g} GB"
+    return ""
+
+
+def _embeds_only(candidate: Candidate, table: CapabilityTable) -> bool:
+    known = table.rate(candidate.model).capabilities
+    return "embeddings" in known and "chat" not in known
+
+
+def _smallness(candidate: Candidate, table: CapabilityTable) -> tuple[float, int]:
+    return table.rate(candidate.model).params or 1e6, candidate.endpoint.priority
+
+
+def _ranking(needs: Needs, config: RouterConfig, routing: TaskRouting | None, table: CapabilityTable):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    if needs.model:
+        return "exact", lambda pool: _exact(pool, needs)
+    category = needs.category or TaskCategory.CODING
+    if routing is not None:
+        return "lists", lambda pool: _by_lists(pool, routing.primary_models, routing.fallback_models, category, table)
+    if config.routing.policy == "lists":
+        primary = shipped_lists().get(category, ())
+        return "lists", lambda pool: _by_lists(pool, primary, (), category, table)
+    return "best", lambda pool: _by_score(pool, category)
+
+
+def _preference(candidate: Candidate) -> tuple[int, bool, str]:
+    """Between equals: the endpoint's priority, then the model that is loaded, then a stable order."""
+    return candidate.endpoint.priority, candidate.model.resident is False, candidate.label
+
+
+def _exact(pool: Iterable[Candidate], needs: Needs) -> list[Ranked]:
+    order = sorted(pool, key=lambda c: (c.model.id != needs.model, *_preference(c)))
+    return [Ranked(c, FallbackLevel.PRIMARY, "the model asked for") for c in order]
+
+
+def _by_score(pool: Iterable[Candidate], category: TaskCategory) -> list[Ranked]:
+    order = sorted(pool, key=lambda c: (-c.scores.get(category, 0.0), *_preference(c)))
+    if not order:
+        return []
+    best = order[0]
+    return [
+        Ranked(
+            c,
+            FallbackLevel.PRIMARY if _same_model(c, best) else FallbackLevel.FALLBACK,
+            f"{category} score {c.scores.get(category, 0.0):.0f} ({c.score_source})",
+        )
+        for c in order
+    ]
+
+
+def _same_model(one: Candidate, other: Candidate) -> bool:
+    return one.model.id == other.model.id or (bool(one.canonical) and one.canonical == other.canonical)
+
+
+def _by_lists(
+    pool: Iterable[Candidate],
+    primary: Sequence[str],
+    fallback: Sequence[str],
+    category: TaskCategory,
+    table: CapabilityTable,
+) -> list[Ranked]:
+    left = sorted(pool, key=_preference)
+    ranked: list[Ranked] = []
+    for level, names in ((FallbackLevel.PRIMARY, primary), (FallbackLevel.FALLBACK, fallback)):
+        for place, name in enumerate(names, 1):
+            found = [c for c in left if is_model(name, c, table)]
+            left = [c for c in left if c not in found]
+            ranked += [Ranked(c, level, f"number {place} of the {level.name.lower()} list: {name}") for c in found]
+    beyond = [Ranked(r.candidate, FallbackLevel.FALLBACK, f"on no list; {r.reason}") for r in _by_score(left, category)]
+    return ranked + beyond
+
+
+def describe(selection: Selection) -> Mapping[str, object]:
+    """The decision as plain data for ``explain --json``."""
+    return {
+        "policy": selection.policy,
+        "ranked": [
+            {"model": r.candidate.model.id, "service": r.candidate.endpoint.name, "level": int(r.level),
+             "window": r.candidate.window, "window_source": r.candidate.window_source, "reason": r.reason}
+            for r in selection.ranked
+        ],
+        "too_small": [
+            {"model": r.candidate.model.id, "service": r.candidate.endpoint.name, "window": r.candidate.window,
+             "reason": "only with reduced context"}
+            for r in selection.too_small
+        ],
+        "rejected": [
+            {"model": c.model.id, "service": c.endpoint.name, "reason": reason} for c, reason in selection.rejected
+        ],
+    }
