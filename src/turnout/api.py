@@ -1,0 +1,324 @@
+"""The library: ``quick_route`` for one question, ``LocalLLMRouter`` for a workspace and a conversation (SPEC LIB)."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from turnout.backends import DEFAULT_URLS
+from turnout.build import load, open_router
+from turnout.config import LoadedConfig, RouterConfig, data_dir, load_config_from_dict
+from turnout.errors import NoServiceError, UsageError
+from turnout.fleet.agents import detect_coding_agent
+from turnout.fleet.host import detect_os
+from turnout.types import (
+    ChatRequest,
+    Event,
+    ExecutionResult,
+    FallbackLevel,
+    FileContext,
+    Finish,
+    FinishReason,
+    Message,
+    Notice,
+    Position,
+    Principal,
+    ReasoningDelta,
+    Route,
+    Started,
+    TextDelta,
+    ToolCall,
+    ToolCallDelta,
+    Usage,
+    UsageReport,
+    message,
+)
+
+if TYPE_CHECKING:
+    from turnout.context.store import SessionStore
+    from turnout.fleet.catalog import EndpointStatus
+    from turnout.router import Router
+
+_LOCAL = Principal()
+
+
+def build_system_prompt(*, agent: str = "", code_intelligence: bool = False) -> str:
+    """The system prompt of our own sessions (SPEC LIB-4).
+
+    Args:
+        agent: name of the coding agent that calls, or "".
+        code_intelligence: whether code context is gathered.
+    """
+    host = detect_os()
+    code = "on: facts about the user's code follow their question" if code_intelligence else "off"
+    return "\n".join(
+        (
+            "You are a local coding assistant on an air-gapped machine.",
+            f"Operating system: {host.platform} {host.release}, architecture: {platform.machine()}.",
+            f"Called by: {agent or 'a person or program'}. Code intelligence: {code}.",
+            "Guidelines: write concise and accurate code; use the semantic information that is given; never propose"
+            " calls to external services; stay on the task.",
+        )
+    )
+
+
+def build_messages(query: str, *, workspace: str = "", agent: str = "") -> tuple[Message, ...]:
+    """System prompt and user message for one question."""
+    system = build_system_prompt(agent=agent, code_intelligence=bool(workspace))
+    return message("system", system), message("user", query)
+
+
+def load_any(config: RouterConfig | LoadedConfig | Mapping[str, object] | str | Path | None) -> LoadedConfig:
+    """A configuration from whatever the caller has: values, a dict, a path, or None for the usual places.
+
+    Raises:
+        ConfigError: it is wrong.
+    """
+    if isinstance(config, LoadedConfig):
+        return config
+    if isinstance(config, RouterConfig):
+        return LoadedConfig(config)
+    if isinstance(config, Mapping):
+        return load_config_from_dict(config, kinds=DEFAULT_URLS)
+    return load(config)
+
+
+async def quick_route(
+    query: str, config: RouterConfig | LoadedConfig | Mapping[str, object] | str | Path | None = None
+) -> str:
+    """Answer one question with the best local model: discover, classify, select, execute.
+
+    Args:
+        query: the question.
+        config: a RouterConfig, a dict, a path, or None for the usual places.
+
+    Raises:
+        NoServiceError: no local LLM service answered; ``probed`` says what was tried.
+        TurnoutError: any other failure, in its own class.
+
+    Example::
+
+        import asyncio, turnout
+        print(asyncio.run(turnout.quick_route("Write a Python function that adds two numbers")))
+    """
+    async with LocalLLMRouter(None, config=config) as router:
+        return await router.route(query)
+
+
+async def discover_services(
+    config: RouterConfig | LoadedConfig | Mapping[str, object] | str | Path | None = None,
+) -> tuple[EndpointStatus, ...]:
+    """Every endpoint that was looked at, with its state, reason and models."""
+    async with open_router(load_any(config)) as router:
+        return router.catalog.endpoints
+
+
+class LocalLLMRouter:
+    """Routes a conversation about a workspace.
+
+    Args:
+        workspace: directory whose code may be read as context, or None.
+        config: a RouterConfig, a dict, a path, or None for the usual places.
+        session_id: continue and keep this session in the store; None keeps the conversation in memory only.
+
+    Example::
+
+        async with turnout.LocalLLMRouter(".") as router:
+            print(await router.route("Explain the main loop", {"file": "app.py", "position": {"line": 10}}))
+            async for piece in router.stream("And in one sentence?"):
+                print(piece, end="", flush=True)
+    """
+
+    def __init__(
+        self,
+        workspace: str | Path | None,
+        config: RouterConfig | LoadedConfig | Mapping[str, object] | str | Path | None = None,
+        session_id: str | None = None,
+    ) -> None:
+        self.workspace = str(Path(workspace).resolve()) if workspace is not None else ""
+        self.session_id = session_id or ""
+        self._loaded = load_any(config)
+        self._agent = detect_coding_agent().name
+        self._stack = AsyncExitStack()
+        self._router: Router | None = None
+        self._history: list[Message] = []
+
+    async def initialize(self) -> None:
+        """Find the servers and open the session. Called on first use when you do not call it."""
+        if self._router is not None:
+            return
+        store = self._open_store()
+        embedded = self._loaded.config.embedded.fallback
+        try:
+            self._router = await self._stack.enter_async_context(open_router(self._loaded, store=store))
+            if embedded and not self._router.catalog.serving:
+                await self._stack.aclose()
+                self._router = await self._stack.enter_async_context(
+                    open_router(self._loaded, store=store, embedded=True)
+                )
+        except BaseException:
+            await self.aclose()
+            raise
+
+    def _open_store(self) -> SessionStore | None:
+        if not self.session_id:
+            return None
+        from turnout.context.store import open_store
+
+        store = open_store(data_dir() / "sessions.db")
+        saved = store.load(_LOCAL.id, self.session_id)
+        self._history = [m.message for m in saved.messages] if saved else []
+        return store
+
+    async def aclose(self) -> None:
+        """Close every connection and stop what was started. Safe to call twice."""
+        self._router = None
+        await self._stack.aclose()
+
+    async def __aenter__(self) -> Self:
+        await self.initialize()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def route(self, query: str, file_context: Mapping[str, object] | None = None) -> str:
+        """The answer's text.
+
+        Args:
+            query: the question.
+            file_context: ``{"file": path, "position": {"line": n, "character": n}}``, both 0-based as in LSP.
+
+        Raises:
+            TurnoutError: NoServiceError, NoSuitableModelError, QueryFailedError and others, each its own class.
+        """
+        return (await self.execute(query, file_context)).text
+
+    async def execute(self, query: str, file_context: Mapping[str, object] | None = None) -> ExecutionResult:
+        """The answer with the way it went: level, model, service, attempts, usage."""
+        async with aclosing(self.events(query, file_context)) as events:
+            return await collect(events)
+
+    async def stream(self, query: str, file_context: Mapping[str, object] | None = None) -> AsyncIterator[str]:
+        """The answer's text, piece by piece. Close the iterator (``aclosing``) to cancel."""
+        async with aclosing(self.events(query, file_context)) as events:
+            async for event in events:
+                if isinstance(event, TextDelta):
+                    yield event.text
+
+    async def events(self, query: str, file_context: Mapping[str, object] | None = None) -> AsyncIterator[Event]:
+        """Everything that happens, as events (types.py)."""
+        await self.initialize()
+        router = self._router
+        if router is None:
+            raise NoServiceError
+        if not router.catalog.serving:
+            await router.refresh()
+        system, user = build_messages(query, workspace=self.workspace, agent=self._agent)
+        request = ChatRequest(
+            messages=(system, *self._history, user),
+            file_context=parse_file_context(file_context),
+            session_id=self.session_id,
+            agent=self._agent,
+            workspace=self.workspace,
+        )
+        answer: list[str] = []
+        async with aclosing(router.route(request, _LOCAL)) as events:
+            async for event in events:
+                if isinstance(event, TextDelta):
+                    answer.append(event.text)
+                yield event
+        self._history += [user, message("assistant", "".join(answer))]
+
+
+def parse_file_context(given: Mapping[str, object] | None) -> FileContext | None:
+    """The owner's dict as a value.
+
+    Raises:
+        UsageError: it has no file, or its position is not made of whole numbers from 0 on.
+    """
+    if given is None:
+        return None
+    file, position = given.get("file"), given.get("position")
+    if not isinstance(file, str) or not file:
+        raise UsageError("file_context needs a file", hint='{"file": "app.py", "position": {"line": 0, "character": 0}}')
+    if position is None:
+        return FileContext(file)
+    line = position.get("line", 0) if isinstance(position, Mapping) else None
+    character = position.get("character", 0) if isinstance(position, Mapping) else None
+    for value in (line, character):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise UsageError("file_context.position needs whole numbers from 0 on", hint="0-based, as in LSP")
+    assert isinstance(line, int)
+    assert isinstance(character, int)
+    return FileContext(file, Position(line, character))
+
+
+async def collect(events: AsyncIterator[Event]) -> ExecutionResult:
+    """A whole answer from its events."""
+    text: list[str] = []
+    reasoning: list[str] = []
+    notices: list[Notice] = []
+    calls: dict[int, ToolCall] = {}
+    usage = Usage()
+    finish: FinishReason = "stop"
+    route: Route | None = None
+    async for event in events:
+        match event:
+            case TextDelta(piece):
+                text.append(piece)
+            case ReasoningDelta(piece, _):
+                reasoning.append(piece)
+            case ToolCallDelta():
+                calls[event.index] = _joined(calls.get(event.index), event)
+            case UsageReport(counts):
+                usage = counts
+            case Finish(reason):
+                finish = reason
+            case Notice():
+                notices.append(event)
+            case Started(taken):
+                route = taken
+            case _:
+                pass
+    return _result("".join(text), "".join(reasoning), tuple(calls.values()), usage, finish, notices, route)
+
+
+def _joined(call: ToolCall | None, delta: ToolCallDelta) -> ToolCall:
+    if call is None:
+        return ToolCall(delta.call_id, delta.name, delta.arguments, delta.item_id, delta.namespace)
+    return ToolCall(
+        call.call_id or delta.call_id,
+        call.name or delta.name,
+        call.arguments + delta.arguments,
+        call.item_id or delta.item_id,
+        call.namespace or delta.namespace,
+    )
+
+
+def _result(
+    text: str,
+    reasoning: str,
+    calls: tuple[ToolCall, ...],
+    usage: Usage,
+    finish: FinishReason,
+    notices: Sequence[Notice],
+    route: Route | None,
+) -> ExecutionResult:
+    return ExecutionResult(
+        text=text,
+        level=route.level if route else FallbackLevel.FAILED,
+        model=route.sent_model if route else "",
+        service=route.service if route else "",
+        attempts=route.attempts if route else (),
+        usage=usage,
+        finish=finish,
+        reasoning=reasoning,
+        tool_calls=calls,
+        notices=tuple(notices),
+        route=route,
+    )
+

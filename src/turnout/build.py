@@ -1,0 +1,141 @@
+"""The composition root: a configuration becomes a Router with its helpers and background loops. Nothing else builds."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from turnout.backends import DEFAULT_URLS
+from turnout.code.search import TextSearch
+from turnout.config import LoadedConfig, audit_path, data_dir, load_config
+from turnout.errors import GuardError, TurnoutError
+from turnout.fleet.discovery import discover, targets
+from turnout.fleet.host import detect_os
+from turnout.guard.allow import AllowList
+from turnout.guard.audit import AuditLog, open_audit
+from turnout.guard.network import open_client
+from turnout.router import Router
+from turnout.routing.capabilities import load_table
+
+if TYPE_CHECKING:
+    from turnout.context.store import SessionStore
+    from turnout.fleet.catalog import Catalog
+    from turnout.types import Endpoint
+
+log = logging.getLogger("turnout")
+
+
+def load(path: str | Path | None = None) -> LoadedConfig:
+    """Find, read and check the configuration (SPEC CFG-1).
+
+    Raises:
+        ConfigError: with file, line, key path and the nearest valid key.
+    """
+    return load_config(path, kinds=DEFAULT_URLS)
+
+
+@asynccontextmanager
+async def open_router(
+    loaded: LoadedConfig, *, embedded: bool = False, store: SessionStore | None = None, watch: bool = False
+) -> AsyncIterator[Router]:
+    """A Router that has looked at every endpoint once.
+
+    Args:
+        loaded: the configuration.
+        embedded: start the bundled demonstration model too.
+        store: where sessions are kept; None keeps nothing.
+        watch: look again every ``discovery.interval`` while open.
+
+    Raises:
+        GuardError: a configured endpoint is outside the allow-list.
+        AuditError: the audit log cannot be opened.
+        EmbeddedError: the bundled model was asked for and cannot run.
+    """
+    config = loaded.config
+    host = detect_os()
+    allow = AllowList.from_config(config.security)
+    _refuse_outside(allow, loaded)
+    audit = _open_audit(loaded)
+    async with AsyncExitStack() as stack:
+        if audit is not None:
+            stack.callback(audit.close)
+        client = await stack.enter_async_context(
+            open_client(allow, on_refusal=_refusal_logger(audit))
+        )
+        extra: list[Endpoint] = []
+        if embedded:
+            from turnout.embedded import start
+
+            running = await start(data_dir(), config.embedded)
+            stack.push_async_callback(running.stop)
+            extra.append(running.endpoint)
+
+        async def look(generation: int) -> Catalog:
+            return await discover(client, config, host, extra=extra, generation=generation)
+
+        user_models = Path(config.routing.models_file) if config.routing.models_file else None
+        router = Router(
+            client=client,
+            config=config,
+            table=load_table(user_models),
+            discover=look,
+            code=TextSearch(),
+            audit=audit,
+            store=store,
+        )
+        await router.refresh()
+        if watch:
+            task = asyncio.create_task(_watch(router, config.discovery.interval / 1000))
+            stack.push_async_callback(_cancel, task)
+        yield router
+
+
+async def _watch(router: Router, interval: float) -> None:
+    while True:
+        await asyncio.sleep(interval * random.uniform(0.9, 1.1))  # noqa: S311
+        try:
+            await router.refresh()
+        except TurnoutError as error:
+            log.warning("the servers could not be looked at: %s", error)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+def _refuse_outside(allow: AllowList, loaded: LoadedConfig) -> None:
+    for target in targets(loaded.config, detect_os()):
+        if target.endpoint.configured:
+            try:
+                allow.check_url(target.endpoint.url)
+            except GuardError as error:
+                message = f"endpoint {target.endpoint.name}: {error.message}"
+                raise GuardError(message, target=error.target, hint=error.hint) from error
+
+
+def _open_audit(loaded: LoadedConfig) -> AuditLog | None:
+    security = loaded.config.security
+    if not security.audit_enabled:
+        return None
+    return open_audit(
+        audit_path(loaded),
+        data_dir() / "audit.key",
+        log_queries=security.log_queries,
+        log_responses=security.log_responses,
+    )
+
+
+def _refusal_logger(audit: AuditLog | None):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    def on_refusal(error: GuardError) -> None:
+        log.warning("refused by the guard: %s", error.message)
+        if audit is not None:
+            audit.event("security:refused", error=error.message)
+
+    return on_refusal
