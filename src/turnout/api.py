@@ -59,8 +59,8 @@ def build_system_prompt(*, agent: str = "", code_intelligence: bool = False) -> 
             "You are a local coding assistant on an air-gapped machine.",
             f"Operating system: {host.platform} {host.release}, architecture: {platform.machine()}.",
             f"Called by: {agent or 'a person or program'}. Code intelligence: {code}.",
-            "Guidelines: write concise and accurate code; use the semantic information that is given; never propose"
-            " calls to external services; stay on the task.",
+            "Guidelines: write concise and accurate code; use the semantic information that is given;",
+            "make no external calls and propose none; stay on the task.",
         )
     )
 
@@ -244,7 +244,9 @@ def parse_file_context(given: Mapping[str, object] | None) -> FileContext | None
         return None
     file, position = given.get("file"), given.get("position")
     if not isinstance(file, str) or not file:
-        raise UsageError("file_context needs a file", hint='{"file": "app.py", "position": {"line": 0, "character": 0}}')
+        raise UsageError(
+            "file_context needs a file", hint='{"file": "app.py", "position": {"line": 0}}'
+        )
     if position is None:
         return FileContext(file)
     line = position.get("line", 0) if isinstance(position, Mapping) else None
@@ -321,4 +323,3 @@ def _result(
         notices=tuple(notices),
         route=route,
     )
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,9 +64,7 @@ async def open_router(
     async with AsyncExitStack() as stack:
         if audit is not None:
             stack.callback(audit.close)
-        client = await stack.enter_async_context(
-            open_client(allow, on_refusal=_refusal_logger(audit))
-        )
+        client = await stack.enter_async_context(open_client(allow, on_refusal=_refusal_logger(audit)))
         extra: list[Endpoint] = []
         if embedded:
             from turnout.embedded import start
@@ -132,7 +130,7 @@ def _open_audit(loaded: LoadedConfig) -> AuditLog | None:
     )
 
 
-def _refusal_logger(audit: AuditLog | None):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _refusal_logger(audit: AuditLog | None) -> Callable[[GuardError], None]:
     def on_refusal(error: GuardError) -> None:
         log.warning("refused by the guard: %s", error.message)
         if audit is not None:

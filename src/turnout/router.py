@@ -94,7 +94,7 @@ class Run:
     task: ClassificationResult | None = None
     attempts: list[AttemptRecord] = field(default_factory=list)
     route: Route | None = None
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
     text: list[str] = field(default_factory=list)
     error: str = "cancelled"
     # How much more the server counted than we did; learned from its refusal.
@@ -277,7 +277,7 @@ class Router:
         tokens = exact or tokens
         if tokens > window:
             raise ContextOverflowError(
-                f"the prompt has {'' if exact else 'about '}{tokens} tokens, {candidate.label} has a window of {window}",
+                f"the prompt has {'' if exact else 'about '}{tokens} tokens, {candidate.label} has room for {window}",
                 endpoint=candidate.endpoint.name,
                 prompt_tokens=tokens,
                 window=window,
@@ -300,9 +300,7 @@ class Router:
         )
         return event_lane(self._client, backend, candidate.endpoint, candidate.model, sent, candidate.window)
 
-    def _heads(
-        self, run: Run, request: ChatRequest, attempt: Attempt, fitted: Fitted, began: float
-    ) -> Sequence[Event]:
+    def _heads(self, run: Run, request: ChatRequest, attempt: Attempt, fitted: Fitted, began: float) -> Sequence[Event]:
         run.attempts.append(_record_of(attempt, None, began))
         candidate = attempt.candidate
         route = Route(
@@ -353,7 +351,8 @@ class Router:
     def _store_exchange(self, store: SessionStore, run: Run) -> None:
         from turnout.context.store import exchange
 
-        store.append(run.principal.id, run.request.session_id, exchange(run.request.messages, "".join(run.text), run.route))
+        messages = exchange(run.request.messages, "".join(run.text), run.route)
+        store.append(run.principal.id, run.request.session_id, messages)
 
     def _audit_start(self, run: Run) -> None:
         if self._audit is not None:
@@ -364,7 +363,10 @@ class Router:
             self._audit.end_query(run)
 
 
-_NO_SERVICE_HINT = "start a server such as llama-server or Ollama, or add it to the configuration; `turnout discover` shows what was probed"
+_NO_SERVICE_HINT = (
+    "start a server such as llama-server or Ollama, or add it to the configuration;"
+    " `turnout discover` shows what was probed"
+)
 
 
 def check(request: ChatRequest) -> None:
@@ -441,9 +443,7 @@ def _clamped(request: ChatRequest, candidate: Candidate) -> int | None:
 
 def _record_of(attempt: Attempt, error: BackendError | None, began: float) -> AttemptRecord:
     candidate = attempt.candidate
-    return AttemptRecord(
-        attempt.level, candidate.model.id, candidate.endpoint.name, error, time.monotonic() - began
-    )
+    return AttemptRecord(attempt.level, candidate.model.id, candidate.endpoint.name, error, time.monotonic() - began)
 
 
 def _learn_overflow(run: Run, error: BackendError) -> None:

@@ -39,9 +39,11 @@ _OVERFLOW = re.compile(
 _NOT_FOUND = re.compile(r"not found|does not exist|no such model|unknown model|try pulling|not loaded", re.IGNORECASE)
 _UNSUPPORTED = re.compile(r"not supported|does not support|unsupported", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
-_COUNT_BEFORE_LIMIT = re.compile(r"(\d+)\s*(?:input\s+)?tokens?\)?[^.]{0,60}?(?:context|limit)[^.]{0,40}?(\d+)", re.I)
-_LIMIT_IS = re.compile(r"(?:context (?:length|size|window) (?:is|of)|maximum[\w\s]{0,20}) ?(\d+)", re.I)
-_PROMPT_IS = re.compile(r"(?:contains|has|prompt is) (?:at least )?(\d+)", re.I)
+_COUNT_BEFORE_LIMIT = re.compile(
+    r"(\d+)\s*(?:input\s+)?tokens?\)?[^.]{0,60}?(?:context|limit)[^.]{0,40}?(\d+)", re.IGNORECASE
+)
+_LIMIT_IS = re.compile(r"(?:context (?:length|size|window) (?:is|of)|maximum[\w\s]{0,20}) ?(\d+)", re.IGNORECASE)
+_PROMPT_IS = re.compile(r"(?:contains|has|prompt is) (?:at least )?(\d+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,7 @@ def text_of(value: Json) -> str:
 
 def int_of(value: Json) -> int:
     """A non-negative whole number, or 0 when it is something else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or abs(value) > 1e18:  # noqa: PLR0124
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or abs(value) > 1e18:
         return 0
     return max(0, int(value))
 

@@ -50,8 +50,10 @@ async def event_lane(
             raise _after_output(error, endpoint) if begun else error from error
         if not parser.finished:
             what = f"{endpoint.name} ended its answer without an end mark"
-            raise StreamBrokenError(what, endpoint=endpoint.name) if begun else NonsenseError(
-                f"{endpoint.name} answered nothing that its protocol knows", endpoint=endpoint.name
+            raise (
+                StreamBrokenError(what, endpoint=endpoint.name)
+                if begun
+                else NonsenseError(f"{endpoint.name} answered nothing that its protocol knows", endpoint=endpoint.name)
             )
 
 
@@ -70,13 +72,12 @@ async def raw_lane(
     assert request.raw is not None
     peek = openai_chat.peek(request.raw.body)
     body = openai_chat.edit_request(
-        request.raw.body, model=model.id, max_tokens=max_tokens, ask_usage=peek.stream and not peek.include_usage
+        request.raw.body, model=model.id, max_tokens=max_tokens, ask_usage=bool(peek.stream) and not peek.include_usage
     )
     url = client.request_url(endpoint.url, backend.chat_path(endpoint))
     headers = base.auth_headers(endpoint) | {"Content-Type": "application/json"}
-    scanner = openai_chat.Scanner(
-        strip_usage=peek.stream and not peek.include_usage, stream=peek.stream, model=None
-    )
+    streaming = bool(peek.stream)
+    scanner = openai_chat.Scanner(strip_usage=streaming and not peek.include_usage, stream=streaming)
     async with client.stream(
         "POST", url, body=body, headers=headers, limits=endpoint.limits, endpoint=endpoint.name
     ) as reply:

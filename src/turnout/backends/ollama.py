@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-
 from turnout.backends import base
 from turnout.backends.base import Identity, Inspection, dict_of, int_of, json_object, rows, text_of
 from turnout.errors import BackendError, EndpointBusyError
@@ -131,5 +130,3 @@ def _parameters(text: str) -> int:
         return int(float(match[1]) * _UNIT[match[2].upper()]) if match else 0
     except ValueError:
         return 0
-
-

@@ -83,7 +83,8 @@ def _after_overflow(
     if not failed.reduced:
         return (*larger, _reduced(failed.candidate, target, "the server said the prompt is too long"), *reduced)
     if failed.tries < 1:
-        return (*larger, replace(failed, tries=failed.tries + 1, reason="still too long by the server's count"), *reduced)
+        again = replace(failed, tries=failed.tries + 1, reason="still too long by the server's count")
+        return (*larger, again, *reduced)
     return (*larger, *reduced)
 
 

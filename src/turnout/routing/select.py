@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from turnout.config import RouterConfig, TaskRouting
@@ -84,8 +84,9 @@ def select(pool: Sequence[Candidate], needs: Needs, config: RouterConfig, table:
             small.append(candidate)
         else:
             usable.append(candidate)
-    policy, rank = _ranking(needs, config, routing, table)
-    ranked, too_small = rank(usable), rank(small)
+    ranked = _rank(usable, needs, config, routing, table)
+    too_small = _rank(small, needs, config, routing, table)
+    policy = _policy(needs, config, routing)
     smallest = min((r.candidate for r in (*ranked, *too_small)), key=lambda c: _smallness(c, table), default=None)
     return Selection(tuple(ranked), tuple(too_small), tuple(rejected), smallest, policy, minimum)
 
@@ -126,16 +127,24 @@ def _smallness(candidate: Candidate, table: CapabilityTable) -> tuple[float, int
     return table.rate(candidate.model).params or 1e6, candidate.endpoint.priority
 
 
-def _ranking(needs: Needs, config: RouterConfig, routing: TaskRouting | None, table: CapabilityTable):  # type: ignore[no-untyped-def]  # noqa: ANN202
-    if needs.model:
-        return "exact", lambda pool: _exact(pool, needs)
+def _rank(
+    pool: Sequence[Candidate], needs: Needs, config: RouterConfig, routing: TaskRouting | None, table: CapabilityTable
+) -> list[Ranked]:
     category = needs.category or TaskCategory.CODING
-    if routing is not None:
-        return "lists", lambda pool: _by_lists(pool, routing.primary_models, routing.fallback_models, category, table)
-    if config.routing.policy == "lists":
-        primary = shipped_lists().get(category, ())
-        return "lists", lambda pool: _by_lists(pool, primary, (), category, table)
-    return "best", lambda pool: _by_score(pool, category)
+    match _policy(needs, config, routing):
+        case "exact":
+            return _exact(pool, needs)
+        case "lists":
+            primary = routing.primary_models if routing else shipped_lists().get(category, ())
+            return _by_lists(pool, primary, routing.fallback_models if routing else (), category, table)
+        case _:
+            return _by_score(pool, category)
+
+
+def _policy(needs: Needs, config: RouterConfig, routing: TaskRouting | None) -> str:
+    if needs.model:
+        return "exact"
+    return "lists" if routing is not None else config.routing.policy
 
 
 def _preference(candidate: Candidate) -> tuple[int, bool, str]:
@@ -185,21 +194,17 @@ def _by_lists(
     return ranked + beyond
 
 
-def describe(selection: Selection) -> Mapping[str, object]:
-    """The decision as plain data for ``explain --json``."""
-    return {
-        "policy": selection.policy,
-        "ranked": [
-            {"model": r.candidate.model.id, "service": r.candidate.endpoint.name, "level": int(r.level),
-             "window": r.candidate.window, "window_source": r.candidate.window_source, "reason": r.reason}
-            for r in selection.ranked
-        ],
-        "too_small": [
-            {"model": r.candidate.model.id, "service": r.candidate.endpoint.name, "window": r.candidate.window,
-             "reason": "only with reduced context"}
-            for r in selection.too_small
-        ],
-        "rejected": [
-            {"model": c.model.id, "service": c.endpoint.name, "reason": reason} for c, reason in selection.rejected
-        ],
-    }
+def select_model(
+    category: TaskCategory, catalog: Catalog, config: RouterConfig, table: CapabilityTable, *, tokens: int = 0
+) -> Candidate | None:
+    """The best candidate for a kind of work, or None when nothing fits (the owner's name for the decision).
+
+    Args:
+        category: the kind of work.
+        catalog: what runs where.
+        config: lists, policy and limits.
+        table: the capability table.
+        tokens: prompt and room for the answer.
+    """
+    selection = select(candidates(catalog, table), Needs(category, "", tokens), config, table)
+    return selection.ranked[0].candidate if selection.ranked else None

@@ -1,0 +1,126 @@
+"""The HTTP face: every URL and the middleware order on one page. Loopback only until keys exist."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from turnout.build import open_router
+from turnout.config import LoadedConfig
+from turnout.errors import UsageError
+from turnout.gateway import completions
+from turnout.router import Router
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+ALLOWED_HOSTS = frozenset({b"localhost", b"127.0.0.1", b"[::1]"})
+
+
+def create_app(router: Router, *, max_body_bytes: int = 32_000_000) -> Starlette:
+    """The application over an open Router.
+
+    Args:
+        router: routes the requests.
+        max_body_bytes: a larger request body is refused with 413.
+    """
+    app = Starlette(
+        routes=[
+            Route("/health", health, methods=["GET"]),
+            Route("/v1/models", completions.list_models, methods=["GET"]),
+            Route("/v1/chat/completions", completions.openai_chat, methods=["POST"]),
+            Route("/v1/messages", completions.anthropic_messages, methods=["POST"]),
+        ],
+        middleware=[Middleware(HostCheck)],
+    )
+    app.state.router = router
+    app.state.max_body_bytes = max_body_bytes
+    return app
+
+
+async def health(request: Request) -> Response:
+    """Alive; says nothing about the servers behind."""
+    return Response(b'{"status":"ok"}', media_type="application/json")
+
+
+class HostCheck:
+    """Refuses requests for another host: what a page in a browser would send after DNS rebinding."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not _host_allowed(scope):
+            await Response(b"the Host header is not this gateway's", status_code=421)(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+
+def _host_allowed(scope: Scope) -> bool:
+    hosts = [value for name, value in scope["headers"] if name == b"host"]
+    if len(hosts) != 1:
+        return False
+    host = hosts[0].lower()
+    name = host[: host.index(b"]") + 1] if host.startswith(b"[") and b"]" in host else host.split(b":", 1)[0]
+    return name in ALLOWED_HOSTS
+
+
+def serve(loaded: LoadedConfig, host: str | None = None, port: int | None = None) -> None:
+    """Run the gateway until a signal ends it.
+
+    Raises:
+        UsageError: the address is not loopback.
+    """
+    gateway = loaded.config.gateway
+    address = host or gateway.host
+    if address not in LOOPBACK:
+        raise UsageError(f"the gateway listens on loopback only, not on {address}", hint="use --host 127.0.0.1")
+    asyncio.run(_serve(loaded, address, gateway.port if port is None else port))
+
+
+async def _serve(loaded: LoadedConfig, host: str, port: int) -> None:
+    async with open_router(loaded, watch=True) as router:
+        app = create_app(router, max_body_bytes=loaded.config.gateway.max_body_mb * 1_000_000)
+        async with running(app, host, port) as (server, url):
+            sys.stderr.write(f"Turnout listens on {url}\n")
+            sys.stderr.flush()
+            await server
+
+
+@asynccontextmanager
+async def running(
+    app: Starlette, host: str = "127.0.0.1", port: int = 0
+) -> AsyncIterator[tuple[asyncio.Task[None], str]]:
+    """Serve ``app``; yields the server's task and its URL once it listens."""
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=5,
+    )
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server.serve())
+    while not server.started:
+        if task.done():
+            await task
+            raise UsageError(f"the gateway cannot listen on {host}:{port}", hint="choose another --port")
+        await asyncio.sleep(0.01)
+    try:
+        actual = server.servers[0].sockets[0].getsockname()[1]
+        shown = f"[{host}]" if ":" in host else host
+        yield task, f"http://{shown}:{actual}"
+    finally:
+        server.should_exit = True
+        await task

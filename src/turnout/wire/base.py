@@ -1,0 +1,178 @@
+"""What the wire formats share: bounded JSON, lines out of byte streams, small conversions. No HTTP here."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Mapping
+
+import msgspec
+
+from turnout.errors import NonsenseError, ServerFailedError, UsageError
+from turnout.types import Json
+
+MAX_LINE_BYTES = 16_000_000
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
+
+
+def decode_object(body: bytes) -> dict[str, Json]:
+    """A client's JSON object.
+
+    Raises:
+        UsageError: it is not JSON, or not an object.
+    """
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"the body is not JSON: {str(error)[:120]}") from error
+    if not isinstance(value, dict):
+        raise UsageError("the body is not a JSON object")
+    return value
+
+
+def encode(value: object) -> bytes:
+    """JSON bytes; a lone surrogate, which no encoding can carry, becomes a question mark."""
+    try:
+        return msgspec.json.encode(value)
+    except (UnicodeEncodeError, msgspec.EncodeError):
+        return msgspec.json.encode(_without_surrogates(value))
+
+
+def _without_surrogates(value: object) -> object:
+    if isinstance(value, str):
+        return _SURROGATE.sub("?", value)
+    if isinstance(value, Mapping):
+        return {_without_surrogates(k): _without_surrogates(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_surrogates(item) for item in value]
+    return value
+
+
+def server_object(data: bytes) -> dict[str, Json]:
+    """A server's JSON object.
+
+    Raises:
+        NonsenseError: it is something else.
+        ServerFailedError: it is an error that the server reports in the middle of its answer.
+    """
+    try:
+        value = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise NonsenseError(f"the server sent {excerpt(data)!r} where JSON belongs") from error
+    if not isinstance(value, dict):
+        raise NonsenseError(f"the server sent {excerpt(data)!r} where an object belongs")
+    error_value = value.get("error")
+    if error_value:
+        text = error_value.get("message") if isinstance(error_value, dict) else error_value
+        raise ServerFailedError(f"the server reports: {excerpt(str(text or error_value).encode('utf-8', 'replace'))}")
+    return value
+
+
+def excerpt(data: bytes) -> str:
+    """The beginning of ``data``, safe for a terminal."""
+    return " ".join(_CONTROL.sub(" ", data[:200].decode("utf-8", "replace")).split())
+
+
+class Lines:
+    """Whole lines out of bytes that are cut anywhere."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The lines that ``data`` completed, without their ends.
+
+        Raises:
+            NonsenseError: a line does not end.
+        """
+        lines = (self._rest + data).split(b"\n")
+        self._rest = lines.pop()
+        if len(self._rest) > MAX_LINE_BYTES:
+            raise NonsenseError(f"the server sent a line of more than {MAX_LINE_BYTES:,} bytes")
+        return [line.removesuffix(b"\r") for line in lines]
+
+    def close(self) -> list[bytes]:
+        """What was left without an end."""
+        rest, self._rest = self._rest.removesuffix(b"\r"), b""
+        return [rest] if rest else []
+
+
+def new_id(prefix: str) -> str:
+    """A unique id for a call or an answer that has none."""
+    return f"{prefix}{uuid.uuid4().hex[:24]}"
+
+
+def text_field(value: Json, what: str) -> str:
+    """A string the client sent.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if not isinstance(value, str):
+        raise UsageError(f"{what} is not a string")
+    return value
+
+
+def number_field(data: Mapping[str, Json], key: str) -> float | None:
+    """An optional number the client sent.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    value = data.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UsageError(f"{key} is not a number")
+    return float(value)
+
+
+def whole_field(data: Mapping[str, Json], key: str) -> int | None:
+    """An optional positive whole number the client sent.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    value = number_field(data, key)
+    if value is None:
+        return None
+    if value != value or value < 1 or value > 1e9:  # noqa: PLR0124
+        raise UsageError(f"{key} is not a whole number from 1 on")
+    return int(value)
+
+
+def objects(value: Json, what: str) -> list[dict[str, Json]]:
+    """A list of objects the client sent; a missing one is empty.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
+        raise UsageError(f"{what} is not a list of objects")
+    return [row for row in value if isinstance(row, dict)]
+
+
+def as_dict(value: Json) -> dict[str, Json]:
+    """An object, or an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def as_text(value: Json) -> str:
+    """A string, or ""."""
+    return value if isinstance(value, str) else ""
+
+
+def as_count(value: Json) -> int:
+    """A count a server reports, or 0."""
+    ok = isinstance(value, int | float) and not isinstance(value, bool) and value == value and 0 <= value < 1e12  # noqa: PLR0124
+    return int(value) if ok else 0  # type: ignore[arg-type]
+
+
+def arguments_text(value: Json) -> str:
+    """Tool arguments as JSON text, whichever way the server gave them."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else encode(value).decode()

@@ -1,0 +1,233 @@
+"""Fake servers for what cannot be had here and for faults: one app per dialect, faithful to the recorded facts.
+
+Each keeps the requests it saw in ``app.state.seen`` and takes its fault from ``app.state.fault``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+WORDS = ["def ", "add(a, b):", "\n    ", "return a + b"]
+
+
+class State:
+    """What a fake does now. ``fault`` is "" or one of the names that the handlers below look for."""
+
+    def __init__(self, models: tuple[str, ...], window: int) -> None:
+        self.models, self.window = models, window
+        self.fault = ""
+        self.faults_left = -1
+        self.seen: list[dict[str, object]] = []
+        self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
+        self.closed = asyncio.Event()
+
+    def take_fault(self) -> str:
+        if self.faults_left == 0:
+            return ""
+        if self.faults_left > 0:
+            self.faults_left -= 1
+        return self.fault
+
+
+def openai_app(models: tuple[str, ...] = ("qwen2.5-coder-7b-instruct",), window: int = 8192) -> Starlette:
+    """Any OpenAI-compatible server with ``max_model_len`` in its list (facts/services.md, section 6)."""
+    state = State(models, window)
+
+    async def listing(request: Request) -> Response:
+        state.paths.append(request.url.path)
+        if state.fault == "key":
+            return JSONResponse({"error": "Unauthorized"}, 401)
+        if state.fault == "html":
+            return Response("<html>app</html>", media_type="text/html")
+        rows = [{"id": m, "object": "model", "owned_by": "x", "max_model_len": state.window} for m in state.models]
+        return JSONResponse({"object": "list", "data": rows})
+
+    async def chat(request: Request) -> Response:
+        body = await request.json()
+        state.seen.append(body)
+        state.headers.append(dict(request.headers))
+        fault = state.take_fault()
+        if refused := await _refusal(state, fault):
+            return refused
+        if not body.get("stream"):
+            return JSONResponse(_whole(body["model"]))
+        return StreamingResponse(_openai_stream(state, body, fault), media_type="text/event-stream")
+
+    app = Starlette(routes=[Route("/v1/models", listing), Route("/v1/chat/completions", chat, methods=["POST"])])
+    app.state.fake = state
+    return app
+
+
+async def _refusal(state: State, fault: str) -> Response | None:
+    match fault:
+        case "error":
+            return JSONResponse({"error": {"message": "boom", "type": "server_error"}}, 500)
+        case "busy":
+            return JSONResponse({"error": {"message": "too many requests"}}, 503, headers={"Retry-After": "0"})
+        case "loading":
+            return JSONResponse({"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}, 503)
+        case "key":
+            return JSONResponse({"error": "Unauthorized"}, 401)
+        case "overflow":
+            text = f"This model's maximum context length is {state.window} tokens. However, your prompt contains 99999"
+            return JSONResponse({"error": {"message": text + " input tokens", "param": "input_tokens"}}, 400)
+        case "malformed":
+            return Response(b"\x00\xffnot json", media_type="text/event-stream")
+        case "html":
+            return Response("<html>app</html>", media_type="text/html")
+        case "hang":
+            await asyncio.Event().wait()
+        case _:
+            pass
+    return None
+
+
+def _whole(model: str) -> dict[str, object]:
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": model,
+        "choices": [
+            {"index": 0, "message": {"role": "assistant", "content": "".join(WORDS)}, "finish_reason": "stop"}
+        ],
+        "usage": {"prompt_tokens": 11, "completion_tokens": 4, "total_tokens": 15},
+    }
+
+
+async def _openai_stream(state: State, body: dict[str, object], fault: str) -> AsyncIterator[bytes]:
+    def chunk(delta: dict[str, object], finish: str | None = None) -> bytes:
+        row = {"index": 0, "delta": delta, "finish_reason": finish}
+        head = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": body["model"]}
+        return b"data: " + json.dumps(head | {"choices": [row]}).encode() + b"\n\n"
+
+    try:
+        if fault == "drop_first":
+            raise ConnectionResetError
+        yield chunk({"role": "assistant", "content": None})
+        if body.get("tools"):
+            call = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "weather", "arguments": ""}}
+            yield chunk({"tool_calls": [call]})
+            yield chunk({"tool_calls": [{"index": 0, "function": {"arguments": '{"city":'}}]})
+            yield chunk({"tool_calls": [{"index": 0, "function": {"arguments": '"Paris"}'}}]})
+            yield chunk({}, "tool_calls")
+        else:
+            for place, word in enumerate(WORDS):
+                yield chunk({"content": word})
+                if fault == "drop" and place == 1:
+                    raise ConnectionResetError
+                if fault == "stall" and place == 1:
+                    await asyncio.Event().wait()
+            yield chunk({}, "stop")
+        options = body.get("stream_options")
+        if isinstance(options, dict) and options.get("include_usage"):
+            usage = {"prompt_tokens": 11, "completion_tokens": 4, "total_tokens": 15}
+            yield b"data: " + json.dumps({"choices": [], "usage": usage}).encode() + b"\n\n"
+        yield b"data: [DONE]\n\n"
+    finally:
+        state.closed.set()
+
+
+def ollama_app(models: tuple[str, ...] = ("qwen2.5-coder:7b",), window: int = 4096) -> Starlette:
+    """Ollama's native API (facts/services.md, section 1); one model is loaded with ``window``, the rest are not."""
+    state = State(models, window)
+
+    async def root(request: Request) -> Response:
+        return PlainTextResponse("Ollama is running")
+
+    async def version(request: Request) -> Response:
+        return JSONResponse({"version": "0.33.0"})
+
+    async def status(request: Request) -> Response:
+        return JSONResponse({"cloud": {"disabled": True, "source": "env"}})
+
+    def row(name: str, number: int) -> dict[str, object]:
+        details = {"family": "qwen2", "parameter_size": "7.6B", "quantization_level": "Q4_K_M", "context_length": 32768}
+        extra = {"remote_host": "somewhere", "remote_model": name} if name.endswith(":cloud") else {}
+        return {
+            "name": name,
+            "model": name,
+            "size": 4_700_000_000,
+            "digest": f"{number:064x}",
+            "details": details,
+            "capabilities": ["completion", "tools"],
+            **extra,
+        }
+
+    async def tags(request: Request) -> Response:
+        state.paths.append("/api/tags")
+        return JSONResponse({"models": [row(name, n) for n, name in enumerate(state.models, 1)]})
+
+    async def ps(request: Request) -> Response:
+        loaded = row(state.models[0], 1) | {"size_vram": 1, "context_length": state.window}
+        return JSONResponse({"models": [loaded]})
+
+    async def chat(request: Request) -> Response:
+        body = await request.json()
+        state.seen.append(body)
+        fault = state.take_fault()
+        if fault == "busy":
+            return JSONResponse({"error": "server busy, please try again.  maximum pending requests exceeded"}, 503)
+        if fault == "missing":
+            return JSONResponse({"error": f"model '{body['model']}' not found"}, 404)
+        return StreamingResponse(_ollama_stream(body, fault), media_type="application/x-ndjson")
+
+    app = Starlette(
+        routes=[
+            Route("/", root),
+            Route("/api/version", version),
+            Route("/api/status", status),
+            Route("/api/tags", tags),
+            Route("/api/ps", ps),
+            Route("/api/chat", chat, methods=["POST"]),
+        ]
+    )
+    app.state.fake = state
+    return app
+
+
+async def _ollama_stream(body: dict[str, object], fault: str) -> AsyncIterator[bytes]:
+    def line(**fields: object) -> bytes:
+        return json.dumps({"model": body["model"], "created_at": "2026-01-01T00:00:00Z", **fields}).encode() + b"\n"
+
+    for place, word in enumerate(WORDS):
+        yield line(message={"role": "assistant", "content": word}, done=False)
+        if fault == "error_line" and place == 1:
+            yield b'{"error":"model runner has unexpectedly stopped"}\n'
+            return
+    yield line(
+        message={"role": "assistant", "content": ""},
+        done=True,
+        done_reason="stop",
+        prompt_eval_count=11,
+        eval_count=4,
+    )
+
+
+@asynccontextmanager
+async def running(app: Starlette) -> AsyncIterator[str]:
+    """Serve ``app`` on a free loopback port in this loop; yields its URL."""
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan="off", access_log=False)
+    server = uvicorn.Server(config)
+    server.force_exit = False
+    task = asyncio.create_task(server.serve())
+    while not server.started:
+        if task.done():
+            await task
+        await asyncio.sleep(0.005)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        server.force_exit = True
+        await task
