@@ -92,7 +92,9 @@ class AllowList:
             return
         if _NUMBERISH.match(host):
             if not _is_canonical(host):
-                raise GuardError(f"{host} is an address in disguise", target=host, hint="write it as four plain numbers")
+                raise GuardError(
+                    f"{host} is an address in disguise", target=host, hint="write it as four plain numbers"
+                )
             self.check_address(host)
             return
         if not _NAME.match(host):

@@ -17,7 +17,14 @@ import aiohttp
 import msgspec
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from turnout.errors import BackendError, EndpointDownError, GuardError, NonsenseError, PhaseTimeoutError, StreamBrokenError
+from turnout.errors import (
+    BackendError,
+    EndpointDownError,
+    GuardError,
+    NonsenseError,
+    PhaseTimeoutError,
+    StreamBrokenError,
+)
 from turnout.guard.allow import HOSTS_FILE_NAMES, AllowList
 from turnout.types import Json, Limits
 
@@ -74,9 +81,7 @@ class _Resolver(AbstractResolver):
 
 def _result(host: str, address: str, port: int) -> ResolveResult:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    return ResolveResult(
-        hostname=host, host=address, port=port, family=family, proto=0, flags=socket.AI_NUMERICHOST
-    )
+    return ResolveResult(hostname=host, host=address, port=port, family=family, proto=0, flags=socket.AI_NUMERICHOST)
 
 
 async def _system_resolve(host: str, port: int) -> list[str]:
@@ -358,7 +363,9 @@ class HttpClient:
             raise
         except aiohttp.ConnectionTimeoutError as error:
             raise PhaseTimeoutError(
-                f"{endpoint} did not accept a connection within {limits.connect:g} s", phase="connect", endpoint=endpoint
+                f"{endpoint} did not accept a connection within {limits.connect:g} s",
+                phase="connect",
+                endpoint=endpoint,
             ) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise _mapped(error, endpoint, self._refused) from error

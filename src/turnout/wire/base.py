@@ -137,7 +137,7 @@ def whole_field(data: Mapping[str, Json], key: str) -> int | None:
     value = number_field(data, key)
     if value is None:
         return None
-    if value != value or value < 1 or value > 1e9:  # noqa: PLR0124
+    if value != value or value < 1 or value > 1e9:
         raise UsageError(f"{key} is not a whole number from 1 on")
     return int(value)
 
@@ -167,7 +167,7 @@ def as_text(value: Json) -> str:
 
 def as_count(value: Json) -> int:
     """A count a server reports, or 0."""
-    ok = isinstance(value, int | float) and not isinstance(value, bool) and value == value and 0 <= value < 1e12  # noqa: PLR0124
+    ok = isinstance(value, int | float) and not isinstance(value, bool) and value == value and 0 <= value < 1e12
     return int(value) if ok else 0  # type: ignore[arg-type]
 
 

@@ -623,7 +623,12 @@ class Scanner:
         return rest + b"\n\n" if rest.strip() and self._keep(rest) else b""
 
     def _keep(self, event: bytes) -> bool:
-        if b'"usage"' in event or b'"timings"' in event or b'"finish_reason":"' in event or b'"finish_reason": "' in event:
+        if (
+            b'"usage"' in event
+            or b'"timings"' in event
+            or b'"finish_reason":"' in event
+            or b'"finish_reason": "' in event
+        ):
             choices = self._read(event.partition(b"data:")[2])
             return not (self._strip and choices == 0)
         if b"[DONE]" in event:

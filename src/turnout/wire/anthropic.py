@@ -1,0 +1,315 @@
+"""Anthropic messages, as its server (facts/agents.md, sections 3, 4b and 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from turnout.errors import ContextOverflowError, EndpointLoadingError, NoServiceError, TurnoutError, UsageError
+from turnout.types import (
+    ChatRequest,
+    Event,
+    Finish,
+    Image,
+    Json,
+    Message,
+    Part,
+    Reasoning,
+    ReasoningDelta,
+    Text,
+    TextDelta,
+    Tool,
+    ToolCall,
+    ToolCallDelta,
+    ToolResult,
+    Usage,
+    UsageReport,
+)
+from turnout.wire import base
+from turnout.wire.base import as_dict, as_text, encode, new_id, objects, text_field
+from turnout.wire.ollama import arguments_object
+from turnout.wire.openai_chat import collect_calls, status_of
+
+_BILLING = "x-anthropic-billing-header:"
+_STOP = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
+_ERROR_TYPE = {400: "invalid_request_error", 403: "permission_error", 404: "not_found_error", 503: "overloaded_error"}
+_READ = frozenset(
+    {"model", "messages", "system", "tools", "tool_choice", "max_tokens", "temperature", "top_p", "stop_sequences",
+     "stream"}
+)  # fmt: skip
+
+
+def parse_request(body: bytes) -> ChatRequest:
+    """Read a client's request.
+
+    A billing block that Claude Code puts first is dropped (it kills prefix caches), and system messages in the middle
+    are merged into the leading one (local templates refuse them elsewhere). Fields that only Anthropic's own service
+    knows (thinking, context_management, metadata, betas) have no effect on a local model and are not sent on.
+
+    Raises:
+        UsageError: it is not a messages request, with what is wrong.
+    """
+    data = base.decode_object(body)
+    rows = objects(data.get("messages"), "messages")
+    if not rows:
+        raise UsageError("messages is missing or empty")
+    system = _system(data.get("system"))
+    messages: list[Message] = []
+    for row in rows:
+        if row.get("role") == "system":
+            system += _system(row.get("content"))
+        else:
+            messages.append(_message(row))
+    head = (Message("system", tuple(system)),) if system else ()
+    stop = data.get("stop_sequences")
+    return ChatRequest(
+        messages=(*head, *messages),
+        model=text_field(data.get("model") or "auto", "model"),
+        tools=tuple(_tool(row) for row in objects(data.get("tools"), "tools") if row.get("name")),
+        tool_choice=_tool_choice(data.get("tool_choice")),
+        max_tokens=base.whole_field(data, "max_tokens"),
+        temperature=base.number_field(data, "temperature"),
+        top_p=base.number_field(data, "top_p"),
+        stop=tuple(as_text(s) for s in stop) if isinstance(stop, list) else (),
+        stream=data.get("stream") is True,
+    )
+
+
+def _system(value: Json) -> list[Part]:
+    parts = _content(value)
+    texts = [part for part in parts if isinstance(part, Text) and not part.text.startswith(_BILLING)]
+    joined = "\n\n".join(part.text for part in texts if part.text)
+    return [Text(joined)] if joined else []
+
+
+def _message(row: Mapping[str, Json]) -> Message:
+    role = as_text(row.get("role"))
+    if role not in ("user", "assistant"):
+        raise UsageError(f"a message has the role {role[:40]!r}")
+    return Message("user" if role == "user" else "assistant", tuple(_content(row.get("content"))))
+
+
+def _content(value: Json) -> list[Part]:
+    if isinstance(value, str):
+        return [Text(value)] if value else []
+    return [part for row in objects(value, "content") if (part := _part(row)) is not None]
+
+
+def _part(row: Mapping[str, Json]) -> Part | None:
+    match as_text(row.get("type")):
+        case "text":
+            return Text(text_field(row.get("text", ""), "a text block"))
+        case "image":
+            source = as_dict(row.get("source"))
+            return Image(as_text(source.get("media_type")), as_text(source.get("data")), as_text(source.get("url")))
+        case "thinking":
+            return Reasoning(as_text(row.get("thinking")), as_text(row.get("signature")))
+        case "tool_use":
+            arguments = base.arguments_text(row.get("input", {}))
+            return ToolCall(as_text(row.get("id")), as_text(row.get("name")), arguments)
+        case "tool_result":
+            content = "".join(part.text for part in _content(row.get("content")) if isinstance(part, Text))
+            return ToolResult(as_text(row.get("tool_use_id")), content, is_error=row.get("is_error") is True)
+        case "redacted_thinking" | "tool_reference":
+            return None
+        case other:
+            raise UsageError(f"a message has a block of type {other[:40]!r}, which is not supported")
+
+
+def _tool(row: Mapping[str, Json]) -> Tool:
+    return Tool(as_text(row.get("name")), as_text(row.get("description")), as_dict(row.get("input_schema")))
+
+
+def _tool_choice(value: Json) -> str:
+    choice = as_dict(value)
+    match as_text(choice.get("type")):
+        case "any":
+            return "required"
+        case "tool":
+            return f"tool:{as_text(choice.get('name'))}"
+        case kind:
+            return kind
+
+
+@dataclass(slots=True)
+class _Call:
+    """A tool call that waits for its turn: blocks are sequential here."""
+
+    call_id: str
+    name: str
+    arguments: list[str] = field(default_factory=list)
+
+
+class StreamRenderer:
+    """Events as the SSE bytes of one answer: one block open at a time, each one stopped.
+
+    Args:
+        model: ResponseModel.
+        request_id: part of the answer's id.
+    """
+
+    def __init__(self, model: str, request_id: str) -> None:
+        self._model, self._id = model, f"msg_{request_id}"
+        self._begun = False
+        self._block = -1
+        self._open = ""
+        self._call = -1
+        self._waiting: dict[int, _Call] = {}
+        self._usage = Usage()
+        self._stop = "end_turn"
+        self._calls = False
+
+    def feed(self, event: Event) -> bytes:
+        """The bytes of one event, b"" when it has none here."""
+        match event:
+            case TextDelta(text):
+                return self._in("text", {"type": "text", "text": ""}) + self._delta(
+                    {"type": "text_delta", "text": text}
+                )
+            case ReasoningDelta(text, signature):
+                start = self._in("thinking", {"type": "thinking", "thinking": "", "signature": ""})
+                if signature:
+                    start += self._delta({"type": "signature_delta", "signature": signature})
+                return start + (self._delta({"type": "thinking_delta", "thinking": text}) if text else b"")
+            case ToolCallDelta():
+                return self._tool(event)
+            case UsageReport(usage):
+                self._usage = usage
+                return b""
+            case Finish(reason):
+                self._stop = "tool_use" if self._calls and reason == "stop" else _STOP[reason]
+                return b""
+            case _:
+                return b""
+
+    def _tool(self, event: ToolCallDelta) -> bytes:
+        self._calls = True
+        if self._open == "tool" and event.index == self._call:
+            return self._json(event.arguments)
+        if self._open != "tool" and event.index not in self._waiting and not self._waiting:
+            return self._start_call(event.index, _Call(event.call_id, event.name, [event.arguments]))
+        if event.index not in self._waiting:
+            self._waiting[event.index] = _Call(event.call_id, event.name)
+        self._waiting[event.index].arguments.append(event.arguments)
+        return b""
+
+    def _start_call(self, index: int, call: _Call) -> bytes:
+        block = {"type": "tool_use", "id": call.call_id or new_id("toolu_"), "name": call.name, "input": {}}
+        self._call = index
+        start = self._end_block() + self._start("tool", block)
+        return start + self._json("".join(call.arguments))
+
+    def _json(self, text: str) -> bytes:
+        return self._delta({"type": "input_json_delta", "partial_json": text}) if text else b""
+
+    def _in(self, kind: str, block: dict[str, object]) -> bytes:
+        if self._open == kind:
+            return b""
+        return self._flush_calls() + self._start(kind, block)
+
+    def _flush_calls(self) -> bytes:
+        data = self._end_block()
+        waiting, self._waiting = self._waiting, {}
+        for index in sorted(waiting):
+            data += self._start_call(index, waiting[index]) + self._end_block()
+        return data
+
+    def _start(self, kind: str, block: dict[str, object]) -> bytes:
+        self._block += 1
+        self._open = kind
+        return self._head() + _sse(
+            "content_block_start", {"type": "content_block_start", "index": self._block, "content_block": block}
+        )
+
+    def _delta(self, delta: dict[str, object]) -> bytes:
+        return _sse("content_block_delta", {"type": "content_block_delta", "index": self._block, "delta": delta})
+
+    def _end_block(self) -> bytes:
+        if not self._open:
+            return b""
+        self._open = ""
+        return _sse("content_block_stop", {"type": "content_block_stop", "index": self._block})
+
+    def _head(self) -> bytes:
+        if self._begun:
+            return b""
+        self._begun = True
+        message = {
+            "id": self._id,
+            "type": "message",
+            "role": "assistant",
+            "model": self._model,
+            "content": [],
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": {"input_tokens": 0, "output_tokens": 0},
+        }
+        return _sse("message_start", {"type": "message_start", "message": message})
+
+    def keep_alive(self) -> bytes:
+        """A ping event."""
+        return _sse("ping", {"type": "ping"})
+
+    def error(self, error: TurnoutError) -> bytes:
+        """A failure in the middle of the stream."""
+        return b"event: error\ndata: " + render_error(error)[1] + b"\n\n"
+
+    def close(self) -> bytes:
+        """Every open block stopped, then the end of the message."""
+        data = self._head() + self._flush_calls()
+        delta = {"stop_reason": self._stop, "stop_sequence": None}
+        data += _sse("message_delta", {"type": "message_delta", "delta": delta, "usage": _usage_value(self._usage)})
+        return data + _sse("message_stop", {"type": "message_stop"})
+
+
+def _sse(event: str, value: object) -> bytes:
+    return f"event: {event}\ndata: ".encode() + encode(value) + b"\n\n"
+
+
+def _usage_value(usage: Usage) -> dict[str, int]:
+    return {
+        "input_tokens": max(0, usage.prompt_tokens - usage.cached_tokens),
+        "output_tokens": usage.completion_tokens,
+        "cache_read_input_tokens": usage.cached_tokens,
+        "cache_creation_input_tokens": 0,
+    }
+
+
+def render_response(events: Sequence[Event], model: str, request_id: str) -> bytes:
+    """A whole answer."""
+    blocks: list[dict[str, object]] = []
+    reasoning = "".join(e.text for e in events if isinstance(e, ReasoningDelta))
+    signature = "".join(e.signature for e in events if isinstance(e, ReasoningDelta))
+    if reasoning:
+        blocks.append({"type": "thinking", "thinking": reasoning, "signature": signature})
+    if text := "".join(e.text for e in events if isinstance(e, TextDelta)):
+        blocks.append({"type": "text", "text": text})
+    calls = collect_calls(events)
+    blocks += [
+        {"type": "tool_use", "id": c.call_id, "name": c.name, "input": arguments_object(c.arguments)} for c in calls
+    ]
+    finish = next((e.reason for e in events if isinstance(e, Finish)), "stop")
+    return encode(
+        {
+            "id": f"msg_{request_id}",
+            "type": "message",
+            "role": "assistant",
+            "model": model,
+            "content": blocks,
+            "stop_reason": "tool_use" if calls and finish == "stop" else _STOP[finish],
+            "stop_sequence": None,
+            "usage": _usage_value(next((e.usage for e in events if isinstance(e, UsageReport)), Usage())),
+        }
+    )
+
+
+def render_error(error: TurnoutError) -> tuple[int, bytes]:
+    """Status and body of a failure in this format."""
+    status = status_of(error)
+    text = str(error)
+    if isinstance(error, ContextOverflowError) and error.window:
+        text = f"prompt is too long: {error.prompt_tokens or 'more'} tokens > {error.window} maximum"
+    kind = _ERROR_TYPE.get(status, "api_error")
+    if isinstance(error, EndpointLoadingError | NoServiceError):
+        kind = "overloaded_error"
+    return status, encode({"type": "error", "error": {"type": kind, "message": text}})

@@ -1,0 +1,166 @@
+"""Ollama's native chat, as its client (facts/services.md, section 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from turnout.types import (
+    ChatRequest,
+    Event,
+    Finish,
+    FinishReason,
+    Image,
+    Json,
+    Message,
+    Reasoning,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallDelta,
+    Usage,
+    UsageReport,
+)
+from turnout.wire import base
+from turnout.wire.base import as_count, as_dict, as_text, encode, new_id
+
+_FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
+
+
+def render_request(request: ChatRequest, model: str, *, stream: bool, num_ctx: int | None) -> bytes:
+    """The body of ``/api/chat``.
+
+    ``truncate`` is false: the server would drop the oldest messages without a word. ``shift`` is left alone, because
+    a value that differs from the running model's reloads it.
+
+    Args:
+        request: the request.
+        model: the server's own id.
+        stream: NDJSON or one object.
+        num_ctx: the window in tokens, the same for every request to a model; None leaves the server's.
+    """
+    options: dict[str, object] = {
+        "num_ctx": num_ctx,
+        "num_predict": request.max_tokens,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "stop": list(request.stop) or None,
+    }
+    names = {call.call_id: call.name for m in request.messages for call in m.tool_calls}
+    data: dict[str, object] = {
+        "model": model,
+        "messages": [row for m in request.messages for row in _rows(m, names)],
+        "stream": stream,
+        "truncate": False,
+        "options": {key: value for key, value in options.items() if value is not None},
+    }
+    if request.tools and request.tool_choice != "none":
+        data["tools"] = [
+            {
+                "type": "function",
+                "function": {"name": t.name, "description": t.description, "parameters": dict(t.schema)},
+            }
+            for t in request.tools
+        ]
+    if (wanted := _format(request.response_format)) is not None:
+        data["format"] = wanted
+    if request.reasoning_effort:
+        data["think"] = False if request.reasoning_effort == "none" else request.reasoning_effort
+    return encode(data)
+
+
+def _format(response_format: Mapping[str, Json] | None) -> object:
+    if response_format is None:
+        return None
+    if response_format.get("type") == "json_schema":
+        return as_dict(as_dict(response_format.get("json_schema")).get("schema")) or "json"
+    return "json" if response_format.get("type") == "json_object" else None
+
+
+def _rows(message: Message, names: Mapping[str, str]) -> list[dict[str, object]]:
+    results: list[dict[str, object]] = [
+        {
+            "role": "tool",
+            "content": r.content,
+            "tool_name": r.name or names.get(r.call_id, ""),
+            "tool_call_id": r.call_id,
+        }
+        for r in message.tool_results
+    ]
+    if message.role == "tool" or (results and len(results) == len(message.parts)):
+        return results
+    row: dict[str, object] = {"role": message.role, "content": message.text}
+    thinking = "".join(part.text for part in message.parts if isinstance(part, Reasoning))
+    if thinking:
+        row["thinking"] = thinking
+    images = [part.data for part in message.parts if isinstance(part, Image) and part.data]
+    if images:
+        row["images"] = images
+    calls = [
+        {"id": c.call_id, "function": {"name": c.name, "arguments": arguments_object(c.arguments)}}
+        for c in message.tool_calls
+    ]
+    if calls:
+        row["tool_calls"] = calls
+    return [*results, row]
+
+
+def arguments_object(text: str) -> dict[str, Json]:
+    """Arguments as the object this format wants; what is no object is kept under ``input``."""
+    try:
+        value = msgspec.json.decode(text or "{}")
+    except (msgspec.DecodeError, RecursionError):
+        value = text
+    return value if isinstance(value, dict) else {"input": value}
+
+
+class StreamParser:
+    """NDJSON bytes, cut anywhere, as events."""
+
+    def __init__(self) -> None:
+        self._lines = base.Lines()
+        self._calls = 0
+        self.finished = False
+
+    def feed(self, data: bytes) -> list[Event]:
+        """The events that ``data`` completed.
+
+        Raises:
+            NonsenseError: it is not this format.
+            ServerFailedError: the server reports an error in the middle, under 200.
+        """
+        return self._events(self._lines.feed(data))
+
+    def close(self) -> list[Event]:
+        """What a last line without an end held."""
+        return self._events(self._lines.close())
+
+    def _events(self, lines: Sequence[bytes]) -> list[Event]:
+        return [event for line in lines if line.strip() for event in self._object(base.server_object(line))]
+
+    def _object(self, data: Mapping[str, Json]) -> list[Event]:
+        message = as_dict(data.get("message"))
+        events: list[Event] = []
+        if thinking := as_text(message.get("thinking")):
+            events.append(ReasoningDelta(thinking))
+        if content := as_text(message.get("content")):
+            events.append(TextDelta(content))
+        calls = message.get("tool_calls")
+        for call in calls if isinstance(calls, list) else []:
+            function = as_dict(as_dict(call).get("function"))
+            call_id = as_text(as_dict(call).get("id")) or new_id("call_")
+            arguments = base.arguments_text(function.get("arguments")) or "{}"
+            events.append(ToolCallDelta(self._calls, call_id, as_text(function.get("name")), arguments))
+            self._calls += 1
+        if data.get("done") is True and not self.finished:
+            self.finished = True
+            usage = Usage(as_count(data.get("prompt_eval_count")), as_count(data.get("eval_count")))
+            reason = _FINISH.get(as_text(data.get("done_reason")), "stop")
+            events += [UsageReport(usage), Finish("tool_calls" if self._calls and reason == "stop" else reason)]
+        return events
+
+
+def parse_response(body: bytes) -> list[Event]:
+    """A whole answer as events."""
+    parser = StreamParser()
+    return parser.feed(body) + parser.close()
