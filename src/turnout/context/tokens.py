@@ -1,0 +1,75 @@
+"""Estimates of token counts, per family of models (SPEC CTX-1). An exact count is the server's (Backend.count_tokens)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+
+import msgspec
+
+from turnout.types import Image, Message, Reasoning, Text, Tool, ToolCall, ToolResult
+
+# Characters per token; the owner's start values.
+FAMILY_RATIOS = {"qwen": 3.5, "llama": 3.8}
+OTHER_RATIO = 4.0
+TOKENS_PER_MESSAGE = 4
+TOKENS_PER_IMAGE = 800
+# Scripts without spaces, and symbols, cost about a token a character in the vocabularies of today's models.
+_WIDE = re.compile(r"[^\x00-\u024f\u0370-\u03ff\u0400-\u052f]")
+
+
+class TokenCounter:
+    """Counts for one family. ``ratio`` in characters per token."""
+
+    def __init__(self, ratio: float) -> None:
+        self.ratio = ratio
+
+    def count(self, text: str) -> int:
+        """Tokens of a text; a text that is not empty has at least one."""
+        if not text:
+            return 0
+        wide = 0 if text.isascii() else len(_WIDE.findall(text))
+        return max(1, wide + round((len(text) - wide) / self.ratio))
+
+    def count_message(self, message: Message) -> int:
+        """Tokens of a message, its share of the template included."""
+        return TOKENS_PER_MESSAGE + sum(self._part(part) for part in message.parts)
+
+    def count_messages(self, messages: Iterable[Message]) -> int:
+        """Tokens of a conversation."""
+        return sum(self.count_message(message) for message in messages)
+
+    def count_tools(self, tools: Iterable[Tool]) -> int:
+        """Tokens of tool definitions as templates write them: their JSON."""
+        return sum(
+            self.count(tool.name) + self.count(tool.description) + self.count(_schema_text(tool)) + 8 for tool in tools
+        )
+
+    def _part(self, part: Text | Image | Reasoning | ToolCall | ToolResult) -> int:
+        match part:
+            case Text(text=text) | Reasoning(text=text):
+                return self.count(text)
+            case ToolCall():
+                return self.count(part.name) + self.count(part.arguments) + 8
+            case ToolResult():
+                return self.count(part.content) + 4
+            case Image():
+                return TOKENS_PER_IMAGE
+
+
+def _schema_text(tool: Tool) -> str:
+    return msgspec.json.encode(dict(tool.schema)).decode()
+
+
+@lru_cache(maxsize=64)
+def get_token_counter(model_name: str) -> TokenCounter:
+    """The counter for a model's family, by its name.
+
+    Example::
+
+        get_token_counter("qwen2.5-coder:7b").count("def add(a, b): return a + b")
+    """
+    lowered = model_name.lower()
+    ratio = next((ratio for family, ratio in FAMILY_RATIOS.items() if family in lowered), OTHER_RATIO)
+    return TokenCounter(ratio)

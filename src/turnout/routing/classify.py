@@ -1,0 +1,69 @@
+"""What kind of work a query is, by the owner's rules (SPEC TASK-1, TASK-2): patterns, weighted words, a default."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from importlib.resources import files
+
+import msgspec
+
+from turnout.types import ClassificationResult, TaskCategory
+
+PATTERN_SCORE, KEYWORD_FACTOR, LEAST_SCORE, DEFAULT_CONFIDENCE = 0.5, 0.5, 0.2, 0.5
+# What is asked stands at the beginning or the end; the middle of a long paste decides nothing.
+LOOKED_AT = 8192
+
+
+class _Rules(msgspec.Struct, frozen=True):
+    patterns: dict[TaskCategory, tuple[str, ...]]
+    keyword_weights: dict[str, tuple[TaskCategory, float]]
+    code_context_words: tuple[str, ...]
+
+
+@lru_cache(maxsize=1)
+def _rules() -> _Rules:
+    return msgspec.json.decode((files("turnout.routing") / "rules.json").read_bytes(), type=_Rules)
+
+
+@lru_cache(maxsize=1)
+def _patterns() -> tuple[tuple[TaskCategory, re.Pattern[str]], ...]:
+    return tuple(
+        (category, re.compile(pattern, re.IGNORECASE))
+        for category, patterns in _rules().patterns.items()
+        for pattern in patterns
+    )
+
+
+@lru_cache(maxsize=1)
+def _words() -> re.Pattern[str]:
+    return re.compile(r"\b(?:" + "|".join(map(re.escape, _rules().keyword_weights)) + r")\b")
+
+
+def classify_task(query: str) -> ClassificationResult:
+    """The kind of work, its confidence, and the rules that fired.
+
+    A word counts once, as a whole word: "test" is no part of "latest".
+
+    Example::
+
+        classify_task("Refactor this function").category  # TaskCategory.CODING
+    """
+    text = (query if len(query) <= 2 * LOOKED_AT else f"{query[:LOOKED_AT]}\n{query[-LOOKED_AT:]}").lower()
+    scores = dict.fromkeys(TaskCategory, 0.0)
+    evidence: list[str] = []
+    for category, pattern in _patterns():
+        if match := pattern.search(text):
+            scores[category] += PATTERN_SCORE
+            evidence.append(f"{category}: “{' '.join(match[0].split())}”")
+    for word in dict.fromkeys(_words().findall(text)):
+        category, weight = _rules().keyword_weights[word]
+        scores[category] += KEYWORD_FACTOR * weight
+        evidence.append(f"{category}: the word {word}")
+    best = max(scores, key=lambda c: scores[c])
+    confidence = min(1.0, scores[best])
+    if confidence < LEAST_SCORE:
+        best, confidence = TaskCategory.CODING, DEFAULT_CONFIDENCE
+        evidence.append("no rule is sure: coding, the commonest kind")
+    needs = best is TaskCategory.ANALYSIS or any(word in text for word in _rules().code_context_words)
+    return ClassificationResult(best, confidence, tuple(evidence), needs, scores)
