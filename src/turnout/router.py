@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 import uuid
@@ -18,6 +19,7 @@ from turnout.config import RouterConfig
 from turnout.context.compaction import Fitted, fit
 from turnout.context.tokens import TokenCounter, get_token_counter
 from turnout.errors import (
+    AuditError,
     BackendError,
     ContextOverflowError,
     NoServiceError,
@@ -39,6 +41,7 @@ from turnout.types import (
     ChatRequest,
     ClassificationResult,
     Event,
+    FallbackLevel,
     Image,
     Message,
     Notice,
@@ -62,6 +65,8 @@ if TYPE_CHECKING:
 MAX_QUERY_CHARS = 2_000_000
 DEFAULT_ANSWER_TOKENS = 1024
 LOCAL = Principal()
+
+log = logging.getLogger("turnout")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +105,12 @@ class Run:
     # How much more the server counted than we did; learned from its refusal.
     scale: float = 1.0
     window_told: int = 0
+
+    @property
+    def query(self) -> str:
+        """The words whose keyed hash is logged."""
+        raw = self.request.raw
+        return self.request.last_user_text or (raw.body.decode("utf-8", "replace") if raw else "")
 
     def see(self, event: Event) -> None:
         if isinstance(event, TextDelta):
@@ -351,16 +362,44 @@ class Router:
     def _store_exchange(self, store: SessionStore, run: Run) -> None:
         from turnout.context.store import exchange
 
-        messages = exchange(run.request.messages, "".join(run.text), run.route)
-        store.append(run.principal.id, run.request.session_id, messages)
+        if run.route is not None:
+            added = exchange(run.request.messages, "".join(run.text), run.route)
+            store.append(run.principal.id, run.request.session_id, added)
 
     def _audit_start(self, run: Run) -> None:
-        if self._audit is not None:
-            self._audit.start_query(run)
+        if self._audit is None:
+            return
+        from turnout.guard.audit import QueryStart
+
+        request = run.request
+        self._audit.start(QueryStart(run.id, request.session_id, run.principal.id, run.query))
 
     def _audit_end(self, run: Run) -> None:
-        if self._audit is not None:
-            self._audit.end_query(run)
+        """The answer has been given: an end that cannot be written is an alarm, and the next query is refused."""
+        if self._audit is None:
+            return
+        from turnout.guard.audit import QueryEnd
+
+        route = run.route
+        record = QueryEnd(
+            request_id=run.id,
+            session_id=run.request.session_id,
+            principal=run.principal.id,
+            query=run.query,
+            model=route.sent_model if route else "",
+            service=route.service if route else "",
+            category=run.task.category if run.task else "",
+            fallback_level=int(route.level) if route else int(FallbackLevel.FAILED),
+            attempts=tuple(run.attempts),
+            tokens_in=run.usage.prompt_tokens,
+            tokens_out=run.usage.completion_tokens,
+            error=run.error,
+            response="".join(run.text),
+        )
+        try:
+            self._audit.end(record)
+        except AuditError as error:
+            log.error("%s", error)
 
 
 _NO_SERVICE_HINT = (

@@ -1,0 +1,126 @@
+"""The ``turnout`` command. A command's module is imported when the command is used, so that ``--help`` stays fast."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, NoReturn
+
+import click
+
+from turnout import __version__
+from turnout.errors import EXIT_DONE, EXIT_FAILED, TurnoutError
+
+EXIT_INTERRUPTED = 130
+
+# Name -> (module in this package, what --help says). The module holds a command of that name; a test compares the texts.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "ask": ("ask", "Ask a question and stream the answer of the best local model."),
+    "explain": ("decide", "Show which model a question would go to, with every candidate and why; runs nothing."),
+    "classify": ("decide", "Show what kind of work a question is."),
+    "discover": ("fleet", "Look for local LLM servers and show the state of each."),
+    "models": ("fleet", "List the models that the local servers offer."),
+    "serve": ("serve", "Run the gateway that coding agents connect to."),
+    "config": ("config", "Check, show or create the configuration."),
+    "embedded": ("embedded", "Install or inspect the bundled demonstration model."),
+    "doctor": ("doctor", "Check this installation and say how to fix what is wrong."),
+}
+
+EPILOG = """\b
+Exit codes: 0 done, 1 failed, 2 usage, 3 no service, 4 refused by the guard.
+Shell completion: eval "$(_TURNOUT_COMPLETE=bash_source turnout)"  (or zsh_source, fish_source)
+"""
+
+
+class CommandLine(click.Group):
+    """The top group: loads commands on use, and turns every error into one clear message and its exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(importlib.import_module(f"turnout.cli.{COMMANDS[cmd_name][0]}"), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:
+        """Run a command line and exit with its code."""
+        extra.pop("standalone_mode", None)
+        sys.exit(guarded(lambda: super(CommandLine, self).main(args, prog_name, standalone_mode=False, **extra)))
+
+
+def guarded(run: Callable[[], object]) -> int:
+    """Run a command; returns its exit code, having told on stderr what went wrong."""
+    try:
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="replace")
+        code = run()
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        _drop_stdout()
+        return EXIT_FAILED
+    except TurnoutError as error:
+        from turnout.cli.output import report_error
+
+        report_error(error)
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001 - the last seam: a user sees a sentence, never a traceback
+        return _report_unexpected(error)
+    return code if isinstance(code, int) else EXIT_DONE
+
+
+def _report_unexpected(error: Exception) -> int:
+    if os.environ.get("TURNOUT_DEBUG") == "1":
+        raise error
+    from turnout.cli.output import safe
+
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        _drop_stdout()
+        click.echo(safe(f"Error: {error.strerror}{where}"), err=True)
+        return EXIT_FAILED
+    text = " ".join(str(error).split())
+    again = "run again with TURNOUT_DEBUG=1 for the traceback"
+    click.echo(safe(f"internal error: {type(error).__name__}: {text}; {again}"), err=True)
+    return EXIT_FAILED
+
+
+def _drop_stdout() -> None:
+    """What is still buffered cannot be written: keep the interpreter from trying again when it ends."""
+    with suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
+@click.group(cls=CommandLine, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--config",
+    "config_file",
+    metavar="FILE",
+    help="Configuration file. Default: $TURNOUT_CONFIG, ./turnout.yaml, ./local-llm-router.yaml, the user's own.",
+)
+@click.version_option(__version__, message="%(prog)s %(version)s")
+@click.pass_context
+def cli(ctx: click.Context, config_file: str | None) -> None:
+    """Route questions to the best local model. Nothing leaves your network."""
+    ctx.obj = config_file
+
+
+def main() -> NoReturn:
+    """The entry point of the ``turnout`` command."""
+    cli.main(prog_name="turnout")

@@ -1,0 +1,245 @@
+"""``turnout ask``: a question in, the answer on stdout as it comes, the route it took on stderr."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Unpack
+
+import click
+
+from turnout.cli.output import (
+    attempt_fields,
+    error_fields,
+    json_option,
+    loaded_config,
+    note,
+    print_json,
+    safe,
+    waiting,
+)
+from turnout.cli.request import Given, build_request, read_query, request_options
+from turnout.errors import NoServiceError, QueryFailedError, StreamBrokenError, TurnoutError
+from turnout.types import ChatRequest, Event, ExecutionResult, ReasoningDelta, Route, Started, TextDelta
+
+if TYPE_CHECKING:
+    from turnout.config import LoadedConfig
+    from turnout.types import Json
+
+_OFFER = (
+    "No local server answered. Use the bundled demonstration model (SmolLM2 135M, small, for trying out only)?"
+)
+
+
+@dataclass(slots=True)
+class Screen:
+    """Where the answer goes while it comes. ``update`` changes the spinner's text, "" ends it."""
+
+    stream: bool
+    update: Callable[[str], None]
+    last: str = "\n"
+
+    def see(self, event: Event) -> None:
+        match event:
+            case Started(route):
+                self.update(f"{route.sent_model} @ {route.service} answers")
+            case ReasoningDelta():
+                self.update("the model is thinking")
+            case TextDelta(text) if self.stream:
+                self.update("")
+                self.write(text)
+            case _:
+                pass
+
+    def write(self, text: str) -> None:
+        shown = safe(text)
+        click.echo(shown, nl=False)
+        self.last = shown[-1:] or self.last
+
+    def end_line(self) -> None:
+        if self.last != "\n":
+            self.write("\n")
+
+
+@click.command()
+@request_options
+@click.option("--embedded", is_flag=True, help="Use the bundled demonstration model and look for no server.")
+@click.option("--no-stream", is_flag=True, help="Print the answer when it is complete.")
+@json_option
+@click.pass_obj
+def ask(config_file: str | None, embedded: bool, no_stream: bool, as_json: bool, **given: Unpack[Given]) -> None:
+    """Ask a question and stream the answer of the best local model.
+
+    QUERY is the question; `-` reads it from standard input. Text that is piped in is attached after QUERY. The answer
+    goes to stdout, the route it took to stderr.
+
+    \b
+    turnout ask "Write a Python function that adds two numbers"
+    git diff | turnout ask "Review this change"
+    turnout ask "Why does this loop end early?" --file app.py --line 42
+    """
+    query = read_query(given["query"])
+    loaded = loaded_config(config_file)
+    request = build_request(loaded, given, query)
+    stream = not (no_stream or as_json)
+    began = time.monotonic()
+    try:
+        result = _answer(loaded, request, embedded=embedded, stream=stream)
+    except TurnoutError as error:
+        if as_json:
+            print_json(_failure_fields(error))
+        elif not stream and isinstance(error, StreamBrokenError):
+            click.echo(safe(error.received))
+        raise
+    seconds = time.monotonic() - began
+    if as_json:
+        print_json(_result_fields(result, seconds))
+        return
+    if not stream:
+        click.echo(safe(result.text))
+    _print_route(result, seconds)
+
+
+def _answer(loaded: LoadedConfig, request: ChatRequest, *, embedded: bool, stream: bool) -> ExecutionResult:
+    if embedded:
+        return asyncio.run(_run(_only_embedded(loaded), request, embedded=True, stream=stream))
+    try:
+        return asyncio.run(_run(loaded, request, embedded=False, stream=stream))
+    except NoServiceError as error:
+        if _agreed(loaded):
+            return asyncio.run(_run(_only_embedded(loaded), request, embedded=True, stream=stream))
+        hint = "start a server such as llama-server or Ollama, or `turnout config init` and name yours"
+        raise NoServiceError(error.message, hint=f"{hint}; {_embedded_hint()}", probed=error.probed) from error
+
+
+async def _run(loaded: LoadedConfig, request: ChatRequest, *, embedded: bool, stream: bool) -> ExecutionResult:
+    from turnout.api import collect
+    from turnout.build import open_router
+
+    with waiting("starting the bundled model" if embedded else "looking for servers") as update:
+        screen = Screen(stream, update)
+        try:
+            async with (
+                open_router(loaded, embedded=embedded) as router,
+                aclosing(_seen(router.route(request), screen)) as events,
+            ):
+                return await collect(events)
+        finally:
+            screen.end_line()
+
+
+async def _seen(events: AsyncIterator[Event], screen: Screen) -> AsyncIterator[Event]:
+    async with aclosing(events) as open_events:  # type: ignore[type-var]
+        async for event in open_events:
+            screen.see(event)
+            yield event
+
+
+def _only_embedded(loaded: LoadedConfig) -> LoadedConfig:
+    """The same configuration with no server to look for, so that the bundled model is alone and therefore chosen."""
+    import msgspec
+
+    config = loaded.config
+    alone = msgspec.structs.replace(
+        config,
+        services={},
+        custom_endpoints=(),
+        discovery=msgspec.structs.replace(config.discovery, enabled=False),
+    )
+    return msgspec.structs.replace(loaded, config=alone)
+
+
+def _is_installed() -> bool:
+    from turnout.config import data_dir
+    from turnout.embedded import status
+
+    return status(data_dir()).installed
+
+
+def _agreed(loaded: LoadedConfig) -> bool:
+    if not _is_installed():
+        return False
+    if loaded.config.embedded.fallback:
+        return True
+    return sys.stdin.isatty() and sys.stderr.isatty() and click.confirm(_OFFER, default=False, err=True)
+
+
+def _embedded_hint() -> str:
+    ask_it = "`turnout ask --embedded` uses the bundled demonstration model"
+    return ask_it if _is_installed() else f"`turnout embedded install` and {ask_it}"
+
+
+def _print_route(result: ExecutionResult, seconds: float) -> None:
+    for notice in result.notices:
+        # Fallback notices say what the attempts below say.
+        if notice.code != "fallback":
+            note(f"note: {notice.text}")
+    for attempt in result.attempts:
+        if attempt.error is not None:
+            reason = attempt.error.message
+            note(f"tried: {attempt.model} @ {attempt.service}: {reason} ({attempt.seconds:.2f} s)")
+    if result.finish == "length":
+        note("note: the answer ends at its token limit; --max-tokens raises it")
+    if result.route is not None:
+        note(f"route: {_route_line(result.route, result, seconds)}")
+
+
+def _route_line(route: Route, result: ExecutionResult, seconds: float) -> str:
+    usage = result.usage
+    return ", ".join(
+        (
+            f"{route.sent_model} @ {route.service}",
+            f"level {int(route.level)} ({route.level.name.lower().replace('_', ' ')})",
+            f"category {route.category or '-'}",
+            f"{usage.prompt_tokens} tokens in, {usage.completion_tokens} out",
+            f"{seconds:.2f} s",
+        )
+    )
+
+
+def _route_fields(route: Route) -> dict[str, Json]:
+    return {
+        "request_id": route.request_id,
+        "requested_model": route.requested_model,
+        "model": route.sent_model,
+        "canonical": route.canonical,
+        "service": route.service,
+        "url": route.url,
+        "level": int(route.level),
+        "category": route.category.value if route.category else None,
+        "window": route.window,
+        "window_source": route.window_source,
+        "prompt_tokens_estimate": route.prompt_tokens,
+        "reason": route.reason,
+    }
+
+
+def _result_fields(result: ExecutionResult, seconds: float) -> dict[str, Json]:
+    usage = result.usage
+    return {
+        "text": result.text,
+        "reasoning": result.reasoning,
+        "finish": result.finish,
+        "route": _route_fields(result.route) if result.route else None,
+        "usage": {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "cached_tokens": usage.cached_tokens,
+        },
+        "attempts": [attempt_fields(attempt) for attempt in result.attempts],
+        "notices": [{"code": n.code, "text": n.text} for n in result.notices],
+        "seconds": round(seconds, 3),
+    }
+
+
+def _failure_fields(error: TurnoutError) -> dict[str, Json]:
+    attempts = error.attempts if isinstance(error, QueryFailedError) else ()
+    return {
+        "text": error.received if isinstance(error, StreamBrokenError) else "",
+        "error": error_fields(error),
+        "attempts": [attempt_fields(attempt) for attempt in attempts],
+    }

@@ -1,0 +1,86 @@
+"""``turnout config``: check, show or create the configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from turnout.cli.output import json_option, loaded_config, print_json, safe
+from turnout.errors import StorageError, UsageError
+
+_FILE = Path("turnout.yaml")
+
+
+@click.group()
+def config() -> None:
+    """Check, show or create the configuration."""
+
+
+@config.command()
+@json_option
+@click.pass_obj
+def check(config_file: str | None, as_json: bool) -> None:
+    """Check the configuration.
+
+    Reads it, and checks every configured endpoint against the allow-list. Nothing is dialled.
+    """
+    from turnout.fleet.discovery import targets
+    from turnout.fleet.host import detect_os
+    from turnout.guard.allow import AllowList
+
+    loaded = loaded_config(config_file)
+    allow = AllowList.from_config(loaded.config.security)
+    for target in targets(loaded.config, detect_os()):
+        if target.endpoint.configured:
+            allow.check_url(target.endpoint.url)
+    if as_json:
+        print_json({"file": _name(loaded.file), "ok": True, "warnings": [*loaded.warnings]})
+        return
+    click.echo(f"{_name(loaded.file) or 'built-in defaults, no file found'}: ok")
+
+
+@config.command()
+@json_option
+@click.pass_obj
+def show(config_file: str | None, as_json: bool) -> None:
+    """Show the configuration in effect.
+
+    Defaults are filled in, keys and passwords are left out.
+    """
+    from turnout.config import redacted
+
+    loaded = loaded_config(config_file)
+    values = redacted(loaded.config)
+    if as_json:
+        print_json({"file": _name(loaded.file), "config": values})
+        return
+    import yaml
+
+    click.echo(f"# {_name(loaded.file) or 'built-in defaults, no file found'}")
+    click.echo(safe(yaml.safe_dump(values, sort_keys=False, allow_unicode=True)), nl=False)
+
+
+@config.command()
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+@json_option
+def init(force: bool, as_json: bool) -> None:
+    """Write an example configuration to ./turnout.yaml."""
+    from turnout.backends import DEFAULT_URLS
+    from turnout.config import example_yaml
+
+    try:
+        with _FILE.open("w" if force else "x", encoding="utf-8") as file:
+            file.write(example_yaml(DEFAULT_URLS))
+    except FileExistsError:
+        raise UsageError(f"{_FILE} is there already", hint="--force replaces it") from None
+    except OSError as error:
+        raise StorageError(f"{_FILE} cannot be written: {error.strerror}", hint="choose another directory") from error
+    if as_json:
+        print_json({"file": str(_FILE)})
+        return
+    click.echo(f"wrote {_FILE}; `turnout config check` checks it")
+
+
+def _name(file: Path | None) -> str | None:
+    return str(file) if file else None

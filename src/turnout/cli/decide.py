@@ -1,0 +1,141 @@
+"""``turnout classify`` and ``turnout explain``: the router's decisions, without running anything."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Unpack
+
+import click
+
+from turnout.cli.output import cell, json_option, loaded_config, print_json, table, waiting
+from turnout.cli.request import Given, build_request, read_query, request_options
+
+if TYPE_CHECKING:
+    from turnout.config import LoadedConfig
+    from turnout.router import Explanation
+    from turnout.types import Attempt, Candidate, ChatRequest, ClassificationResult, Json
+
+
+@click.command()
+@click.argument("query", required=False)
+@json_option
+def classify(query: str | None, as_json: bool) -> None:
+    """Show what kind of work a question is.
+
+    QUERY is the question; `-`, or no QUERY, reads it from standard input.
+    """
+    from turnout.routing.classify import classify_task
+
+    task = classify_task(read_query(query))
+    if as_json:
+        print_json(_task_fields(task))
+        return
+    table(("property", "value"), _task_rows(task))
+
+
+@click.command()
+@request_options
+@json_option
+@click.pass_obj
+def explain(config_file: str | None, as_json: bool, **given: Unpack[Given]) -> None:
+    """Show which model a question would go to, with every candidate and why; runs nothing.
+
+    QUERY is the question; `-`, or no QUERY, reads it from standard input. The options are those of `turnout ask`.
+    """
+    query = read_query(given["query"])
+    loaded = loaded_config(config_file)
+    request = build_request(loaded, given, query)
+    with waiting("looking for servers"):
+        explanation = asyncio.run(_explain(loaded, request))
+    decisions = _decisions(explanation)
+    if as_json:
+        print_json(_explanation_fields(explanation, decisions))
+        return
+    click.echo(f"task: {_task_line(explanation.classification)}")
+    click.echo(f"code context: {cell(explanation.context_note)}")
+    click.echo(f"prompt: about {explanation.prompt_tokens} tokens")
+    click.echo(f"policy: {cell(explanation.selection.policy)}")
+    columns = ("decision", "model", "service", "level", "window", "reason")
+    table(columns, [_row(*decision) for decision in decisions])
+
+
+async def _explain(loaded: LoadedConfig, request: ChatRequest) -> Explanation:
+    from turnout.build import open_router
+
+    async with open_router(loaded) as router:
+        return await router.explain(request)
+
+
+def _decisions(explanation: Explanation) -> list[tuple[str, Candidate, Attempt | None, str]]:
+    """Every candidate as (decision, candidate, its attempt, reason): the plan in its order, then what is not in it."""
+    found: list[tuple[str, Candidate, Attempt | None, str]] = []
+    for place, attempt in enumerate(explanation.attempts):
+        decision = "chosen" if place == 0 else f"then {place + 1}"
+        shortened = "; the conversation is shortened first" if attempt.reduced else ""
+        found.append((decision, attempt.candidate, attempt, attempt.reason + shortened))
+    planned = [attempt.candidate for attempt in explanation.attempts]
+    for ranked in explanation.selection.too_small:
+        if ranked.candidate not in planned:
+            reason = f"its window of {ranked.candidate.window} tokens is too small for this request"
+            found.append(("not taken", ranked.candidate, None, reason))
+    found += [("not taken", candidate, None, reason) for candidate, reason in explanation.selection.rejected]
+    return found
+
+
+def _row(decision: str, candidate: Candidate, attempt: Attempt | None, reason: str) -> tuple[str, ...]:
+    level = f"{int(attempt.level)} {attempt.level.name.lower().replace('_', ' ')}" if attempt else ""
+    window = f"{candidate.window} ({candidate.window_source})"
+    return decision, candidate.model.id, candidate.endpoint.name, level, window, reason
+
+
+def _task_line(task: ClassificationResult | None) -> str:
+    if task is None:
+        return "not classified, an exact model was asked for"
+    evidence = f" ({', '.join(task.evidence)})" if task.evidence else ""
+    return cell(f"{task.category}, confidence {task.confidence:.2f}{evidence}")
+
+
+def _task_rows(task: ClassificationResult) -> list[tuple[str, str]]:
+    return [
+        ("category", task.category.value),
+        ("confidence", f"{task.confidence:.2f}"),
+        ("needs code context", "yes" if task.needs_code_context else "no"),
+        ("evidence", ", ".join(task.evidence)),
+        *((f"score {category}", f"{score:.2f}") for category, score in task.scores.items()),
+    ]
+
+
+def _task_fields(task: ClassificationResult) -> dict[str, Json]:
+    return {
+        "category": task.category.value,
+        "confidence": round(task.confidence, 4),
+        "needs_code_context": task.needs_code_context,
+        "evidence": [*task.evidence],
+        "scores": {category.value: round(score, 4) for category, score in task.scores.items()},
+    }
+
+
+def _explanation_fields(
+    explanation: Explanation, decisions: list[tuple[str, Candidate, Attempt | None, str]]
+) -> dict[str, Json]:
+    task = explanation.classification
+    return {
+        "task": _task_fields(task) if task else None,
+        "code_context": explanation.context_note,
+        "prompt_tokens_estimate": explanation.prompt_tokens,
+        "policy": explanation.selection.policy,
+        "candidates": [
+            {
+                "decision": decision,
+                "model": candidate.model.id,
+                "canonical": candidate.canonical,
+                "service": candidate.endpoint.name,
+                "level": int(attempt.level) if attempt else None,
+                "reduced_context": attempt.reduced if attempt else False,
+                "window": candidate.window,
+                "window_source": candidate.window_source,
+                "reason": reason,
+            }
+            for decision, candidate, attempt, reason in decisions
+        ],
+    }

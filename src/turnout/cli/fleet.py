@@ -1,0 +1,159 @@
+"""``turnout discover`` and ``turnout models``: what runs where."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from turnout.cli.output import json_option, loaded_config, print_json, table, waiting
+from turnout.errors import NoServiceError
+
+if TYPE_CHECKING:
+    from turnout.config import LoadedConfig
+    from turnout.fleet.catalog import Catalog, EndpointStatus
+    from turnout.types import Candidate, Json
+
+_START_ONE = "start a server such as llama-server or Ollama, or `turnout config init` and name yours"
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def discover(config_file: str | None, as_json: bool) -> None:
+    """Look for local LLM servers and show the state of each.
+
+    Exits with 3 when none can answer.
+    """
+    catalog = _look(loaded_config(config_file))
+    if as_json:
+        print_json({"services": [_service_fields(status) for status in catalog.endpoints]})
+    else:
+        columns = ("service", "kind", "address", "version", "state", "reason", "models", "window")
+        table(columns, [_service_row(status) for status in catalog.endpoints])
+    _require_service(catalog)
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def models(config_file: str | None, as_json: bool) -> None:
+    """List the models that the local servers offer.
+
+    The window is in tokens, with how it is known. Exits with 3 when no server can answer.
+    """
+    loaded = loaded_config(config_file)
+    catalog = _look(loaded)
+    found = _candidates(loaded, catalog)
+    if as_json:
+        print_json({"models": [_model_fields(candidate) for candidate in found]})
+    else:
+        columns = ("id", "canonical", "service", "window", "resident", "capabilities", "parameters", "quantization")
+        table(columns, [_model_row(candidate) for candidate in found])
+    _require_service(catalog)
+
+
+def _look(loaded: LoadedConfig) -> Catalog:
+    async def look() -> Catalog:
+        from turnout.build import open_router
+
+        async with open_router(loaded) as router:
+            return router.catalog
+
+    with waiting("looking for servers"):
+        return asyncio.run(look())
+
+
+def _candidates(loaded: LoadedConfig, catalog: Catalog) -> tuple[Candidate, ...]:
+    from pathlib import Path
+
+    from turnout.routing.capabilities import load_table
+    from turnout.routing.select import candidates
+
+    file = loaded.config.routing.models_file
+    return candidates(catalog, load_table(Path(file) if file else None))
+
+
+def _require_service(catalog: Catalog) -> None:
+    if not catalog.serving:
+        raise NoServiceError(hint=_START_ONE)
+
+
+def _service_row(status: EndpointStatus) -> tuple[str, ...]:
+    endpoint = status.endpoint
+    windows = sorted({model.window for model in status.models if model.window})
+    window = f"{windows[0]}" if len(windows) == 1 else f"{windows[0]} to {windows[-1]}" if windows else ""
+    count = f"{len(status.models)}" + (f" ({len(status.excluded)} left out)" if status.excluded else "")
+    return (
+        endpoint.name,
+        endpoint.kind,
+        endpoint.url,
+        status.version,
+        status.health.value,
+        status.reason,
+        count,
+        window,
+    )
+
+
+def _service_fields(status: EndpointStatus) -> dict[str, Json]:
+    endpoint = status.endpoint
+    checked = datetime.datetime.fromtimestamp(status.checked_at, datetime.UTC)
+    return {
+        "name": endpoint.name,
+        "kind": endpoint.kind,
+        "url": endpoint.url,
+        "configured": endpoint.configured,
+        "priority": endpoint.priority,
+        "version": status.version,
+        "state": status.health.value,
+        "reason": status.reason,
+        "checked_at": checked.isoformat(timespec="seconds"),
+        "slots": status.slots,
+        "models": [{"id": m.id, "window": m.window, "max_window": m.max_window} for m in status.models],
+        "excluded": [{"id": name, "reason": reason} for name, reason in status.excluded],
+    }
+
+
+def _model_row(candidate: Candidate) -> tuple[str, ...]:
+    model = candidate.model
+    resident = {True: "yes", False: "no", None: ""}[model.resident]
+    return (
+        model.id,
+        candidate.canonical,
+        candidate.endpoint.name,
+        f"{candidate.window} ({candidate.window_source})",
+        resident,
+        ",".join(sorted(model.capabilities)),
+        _billions(model.parameters),
+        model.quantization,
+    )
+
+
+def _billions(parameters: int) -> str:
+    if not parameters:
+        return ""
+    return f"{parameters / 1e9:.1f}B" if parameters >= 1e9 else f"{parameters / 1e6:.0f}M"
+
+
+def _model_fields(candidate: Candidate) -> dict[str, Json]:
+    model = candidate.model
+    return {
+        "id": model.id,
+        "canonical": candidate.canonical,
+        "service": candidate.endpoint.name,
+        "window": candidate.window,
+        "window_source": candidate.window_source,
+        "max_window": model.max_window,
+        "resident": model.resident,
+        "capabilities": [*sorted(model.capabilities)],
+        "family": model.family,
+        "parameters": model.parameters,
+        "size": model.size,
+        "quantization": model.quantization,
+        "digest": model.digest,
+        "scores": {category.value: score for category, score in candidate.scores.items()},
+        "score_source": candidate.score_source,
+    }

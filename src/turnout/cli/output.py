@@ -1,0 +1,139 @@
+"""What people and programs read: tables, JSON, notes and errors. Nothing that a server said is printed raw."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from turnout.backends.base import clean
+from turnout.errors import NoServiceError, TurnoutError
+
+if TYPE_CHECKING:
+    from turnout.config import LoadedConfig
+    from turnout.types import AttemptRecord, Json
+
+_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_NO_LIMIT = 1_000_000
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+def safe(text: str) -> str:
+    """Text for a terminal: no control characters but line breaks and tabs, so that no escape sequence survives."""
+    return _UNSAFE.sub("", text)
+
+
+def cell(text: str) -> str:
+    """One line of safe text, not shortened; ``-`` for nothing."""
+    return clean(text, _NO_LIMIT) or "-"
+
+
+def note(text: str) -> None:
+    """One line on stderr, beside the answer."""
+    click.echo(clean(text, _NO_LIMIT), err=True)
+
+
+def print_json(value: Json) -> None:
+    """One JSON document on stdout, ASCII only: it can neither break a terminal nor an encoding."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table for people on a terminal; in a pipe a line of tab-separated cells each, headed by the names."""
+    cells = [[cell(text) for text in row] for row in rows]
+    if not sys.stdout.isatty():
+        for line in (columns, *cells):
+            click.echo("\t".join(line))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        shown.add_column(column, overflow="fold")
+    for line in cells:
+        # Text, not str: a server's name must not be read as markup.
+        shown.add_row(*(Text(text) for text in line))
+    Console().print(shown)
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[Callable[[str], None]]:
+    """A spinner on stderr when that is a terminal.
+
+    Yields:
+        A function that changes the text, and with "" ends the spinner.
+    """
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    status = Console(stderr=True).status(Text(text))
+
+    def update(new: str) -> None:
+        if new:
+            status.update(Text(cell(new)))
+        else:
+            status.stop()
+
+    with status:
+        yield update
+
+
+def loaded_config(path: str | None) -> LoadedConfig:
+    """The configuration, its warnings told on stderr.
+
+    Raises:
+        ConfigError: it is wrong.
+    """
+    from turnout.backends import DEFAULT_URLS
+    from turnout.config import load_config
+
+    loaded = load_config(path, kinds=DEFAULT_URLS)
+    for warning in loaded.warnings:
+        note(f"Warning: {warning}")
+    return loaded
+
+
+def said(error: TurnoutError) -> str:
+    """What happened and where, without the hint."""
+    return str(error).removesuffix(f" ({error.hint})")
+
+
+def report_error(error: TurnoutError) -> None:
+    """The error on stderr: what happened, what was probed, what to do next."""
+    note(f"Error: {said(error)}")
+    if isinstance(error, NoServiceError):
+        for where, found in error.probed:
+            note(f"probed {where}: {found}")
+    if error.hint:
+        note(f"Hint: {error.hint}")
+
+
+def error_fields(error: TurnoutError) -> dict[str, Json]:
+    """The error for ``--json``."""
+    fields: dict[str, Json] = {"code": error.code, "message": said(error), "hint": error.hint}
+    if isinstance(error, NoServiceError):
+        fields["probed"] = [{"where": where, "found": found} for where, found in error.probed]
+    return fields
+
+
+def attempt_fields(attempt: AttemptRecord) -> dict[str, Json]:
+    """One attempt for ``--json``; ``error`` is null when it answered."""
+    error = attempt.error
+    return {
+        "level": int(attempt.level),
+        "model": attempt.model,
+        "service": attempt.service,
+        "error": {"code": error.code, "message": error.message} if error else None,
+        "seconds": round(attempt.seconds, 3),
+    }
