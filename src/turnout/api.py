@@ -8,9 +8,10 @@ from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from turnout import config_load
 from turnout.backends import DEFAULT_URLS
 from turnout.build import load, open_router
-from turnout.config import LoadedConfig, RouterConfig, data_dir, load_config_from_dict
+from turnout.config import LoadedConfig, RouterConfig, data_dir
 from turnout.errors import NoServiceError, UsageError
 from turnout.fleet.agents import detect_coding_agent
 from turnout.fleet.host import detect_os
@@ -82,8 +83,17 @@ def load_any(config: RouterConfig | LoadedConfig | Mapping[str, object] | str | 
     if isinstance(config, RouterConfig):
         return LoadedConfig(config)
     if isinstance(config, Mapping):
-        return load_config_from_dict(config, kinds=DEFAULT_URLS)
+        return load_config_from_dict(config)
     return load(config)
+
+
+def load_config_from_dict(data: Mapping[str, object]) -> LoadedConfig:
+    """A configuration from a dict with the keys of the YAML file.
+
+    Raises:
+        ConfigError: with the key path and the nearest valid key.
+    """
+    return config_load.load_config_from_dict(data, kinds=DEFAULT_URLS)
 
 
 async def quick_route(
@@ -244,9 +254,7 @@ def parse_file_context(given: Mapping[str, object] | None) -> FileContext | None
         return None
     file, position = given.get("file"), given.get("position")
     if not isinstance(file, str) or not file:
-        raise UsageError(
-            "file_context needs a file", hint='{"file": "app.py", "position": {"line": 0}}'
-        )
+        raise UsageError("file_context needs a file", hint='{"file": "app.py", "position": {"line": 0}}')
     if position is None:
         return FileContext(file)
     line = position.get("line", 0) if isinstance(position, Mapping) else None

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from turnout.backends import DEFAULT_URLS
 from turnout.code.search import TextSearch
-from turnout.config import LoadedConfig, audit_path, data_dir, load_config
+from turnout.config import LoadedConfig, audit_path, data_dir
+from turnout.config_load import load_config
 from turnout.errors import GuardError, TurnoutError
 from turnout.fleet.discovery import discover, targets
 from turnout.fleet.host import detect_os

@@ -5,12 +5,15 @@ The owner's keys (SPEC CFG-1) keep their names and units: times are in milliseco
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from turnout.types import TaskCategory
+from turnout.types import Json, TaskCategory
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -149,3 +152,53 @@ class LoadedConfig(msgspec.Struct, frozen=True):
     config: RouterConfig
     file: Path | None = None
     warnings: tuple[str, ...] = ()
+
+
+# The owner's defaults that depend on the category (data/spec-config.yaml, last lines).
+TASK_DEFAULTS: dict[TaskCategory, dict[str, object]] = {
+    TaskCategory.REASONING: {"min_context": 16_384},
+    TaskCategory.ANALYSIS: {
+        "min_context": 16_384,
+        "require_serena": True,
+        "fallback_models": ("codellama-34b-instruct", "qwen2.5-72b-instruct"),
+    },
+    TaskCategory.DOCUMENTATION: {"fallback_models": ("qwen2.5-32b-instruct", "mistral-nemo-12b")},
+}
+
+
+def data_dir(env: Mapping[str, str] = os.environ) -> Path:
+    """Where our own files are kept: ``TURNOUT_DATA_DIR``, else the platform's place for them."""
+    if given := env.get("TURNOUT_DATA_DIR"):
+        return Path(given)
+    return _user_dir(env, "XDG_DATA_HOME", ".local/share", "LOCALAPPDATA")
+
+
+def _user_dir(env: Mapping[str, str], xdg: str, fallback: str, windows: str) -> Path:
+    home = Path(env.get("HOME") or Path.home())
+    if sys.platform == "win32":
+        return Path(env.get(windows) or home) / "turnout"
+    if sys.platform == "darwin" and not env.get(xdg):
+        return home / "Library/Application Support/turnout"
+    return Path(env.get(xdg) or home / fallback) / "turnout"
+
+
+def user_config_dir(env: Mapping[str, str] = os.environ) -> Path:
+    """The user's configuration directory."""
+    return _user_dir(env, "XDG_CONFIG_HOME", ".config", "APPDATA")
+
+
+def audit_path(loaded: LoadedConfig, env: Mapping[str, str] = os.environ) -> Path:
+    """The audit log: relative to the configuration file, or in the data directory when no path is configured."""
+    given = loaded.config.security.audit_log_path
+    if not given:
+        return data_dir(env) / "audit.log"
+    return (loaded.file.parent if loaded.file else Path.cwd()) / Path(given).expanduser()
+
+
+def redacted(config: RouterConfig) -> dict[str, Json]:
+    """The configuration as plain values, keys replaced by asterisks."""
+    data: dict[str, Json] = msgspec.to_builtins(config)
+    for section in (*dict(data["services"]).values(), *list(data["custom_endpoints"])):  # type: ignore[arg-type,call-overload]
+        if isinstance(section, dict) and section.get("key"):
+            section["key"] = "********"
+    return data

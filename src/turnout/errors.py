@@ -93,8 +93,13 @@ class NoServiceError(TurnoutError):
     exit_code = EXIT_NO_SERVICE
     code = "no_service"
 
-    def __init__(self, message: str = "no local LLM service available", *, hint: str = "",
-                 probed: tuple[tuple[str, str], ...] = ()) -> None:
+    def __init__(
+        self,
+        message: str = "no local LLM service available",
+        *,
+        hint: str = "",
+        probed: tuple[tuple[str, str], ...] = (),
+    ) -> None:
         super().__init__(message, hint=hint)
         self.probed = probed
 
@@ -110,8 +115,14 @@ class QueryFailedError(TurnoutError):
 
     code = "query_failed"
 
-    def __init__(self, message: str, *, attempts: tuple[AttemptRecord, ...] = (), cause: BackendError | None = None,
-                 hint: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        attempts: tuple[AttemptRecord, ...] = (),
+        cause: BackendError | None = None,
+        hint: str = "",
+    ) -> None:
         super().__init__(message, hint=hint)
         self.attempts = attempts
         self.cause = cause
@@ -181,8 +192,9 @@ class EndpointLoadingError(BackendError):
     code = "loading"
     http_status = 503
 
-    def __init__(self, message: str, *, endpoint: str = "", status: int = 0, hint: str = "",
-                 retry_after: float = 0.0) -> None:
+    def __init__(
+        self, message: str, *, endpoint: str = "", status: int = 0, hint: str = "", retry_after: float = 0.0
+    ) -> None:
         super().__init__(message, endpoint=endpoint, status=status, hint=hint)
         self.retry_after = retry_after
 
@@ -217,8 +229,16 @@ class ContextOverflowError(BackendError):
     code = "context_length_exceeded"
     http_status = 400
 
-    def __init__(self, message: str, *, endpoint: str = "", status: int = 0, hint: str = "", prompt_tokens: int = 0,
-                 window: int = 0) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        endpoint: str = "",
+        status: int = 0,
+        hint: str = "",
+        prompt_tokens: int = 0,
+        window: int = 0,
+    ) -> None:
         super().__init__(message, endpoint=endpoint, status=status, hint=hint)
         self.prompt_tokens, self.window = prompt_tokens, window
 

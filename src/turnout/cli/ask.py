@@ -30,9 +30,7 @@ if TYPE_CHECKING:
     from turnout.config import LoadedConfig
     from turnout.types import Json
 
-_OFFER = (
-    "No local server answered. Use the bundled demonstration model (SmolLM2 135M, small, for trying out only)?"
-)
+_OFFER = "No local server answered. Use the bundled demonstration model (SmolLM2 135M, small, for trying out only)?"
 
 
 @dataclass(slots=True)

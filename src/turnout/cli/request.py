@@ -162,9 +162,7 @@ def _file_context(given: Given, workspace: Path | None) -> FileContext | None:
     if column is not None and line is None:
         raise UsageError("--column needs --line", hint="add --line LINE")
     if workspace is None:
-        raise UsageError(
-            "--file needs a workspace, and no directory up from here has .git", hint="add --workspace DIR"
-        )
+        raise UsageError("--file needs a workspace, and no directory up from here has .git", hint="add --workspace DIR")
     path = next((p for p in (Path(name).resolve(), (workspace / name).resolve()) if p.is_file()), None)
     if path is None:
         raise UsageError(f"there is no file {name}", hint="give a path relative to here or to the workspace")

@@ -147,7 +147,8 @@ class SessionStore:
                 (tenant, session_id, now, now),
             )
             (place,) = db.execute(
-                "SELECT COALESCE(MAX(place) + 1, 0) FROM messages WHERE tenant = ? AND session = ?", (tenant, session_id)
+                "SELECT COALESCE(MAX(place) + 1, 0) FROM messages WHERE tenant = ? AND session = ?",
+                (tenant, session_id),
             ).fetchone()
             db.executemany(
                 "INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?)",
@@ -250,7 +251,9 @@ def check_session_id(session_id: str) -> None:
         UsageError: with what is allowed.
     """
     if not _ID.match(session_id):
-        raise UsageError("the session id is not a plain name", hint="letters, digits, dot, dash, underscore; at most 128")
+        raise UsageError(
+            "the session id is not a plain name", hint="letters, digits, dot, dash, underscore; at most 128"
+        )
 
 
 def exchange(request: Sequence[Message], answer: str, route: Route) -> Exchange:

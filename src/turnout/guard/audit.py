@@ -308,7 +308,9 @@ def _key(key_file: Path) -> bytes:
             hint="make the data directory writable, or choose another with TURNOUT_DATA_DIR",
         ) from error
     if len(key) < 16:
-        raise AuditError(f"the audit key {key_file} is damaged", hint="move it away; a new one is made at the next start")
+        raise AuditError(
+            f"the audit key {key_file} is damaged", hint="move it away; a new one is made at the next start"
+        )
     return key
 
 
