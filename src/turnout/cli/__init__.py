@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -16,7 +16,7 @@ from turnout.errors import EXIT_DONE, EXIT_FAILED, TurnoutError
 
 EXIT_INTERRUPTED = 130
 
-# Name -> (module in this package, what --help says). The module holds a command of that name; a test compares the texts.
+# Name -> (module in this package, what --help says). The module holds a command of that name and help text.
 COMMANDS: dict[str, tuple[str, str]] = {
     "ask": ("ask", "Ask a question and stream the answer of the best local model."),
     "explain": ("decide", "Show which model a question would go to, with every candidate and why; runs nothing."),
@@ -52,10 +52,10 @@ class CommandLine(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
-    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:
+    def main(self, *args: Any, **options: Any) -> Any:
         """Run a command line and exit with its code."""
-        extra.pop("standalone_mode", None)
-        sys.exit(guarded(lambda: super(CommandLine, self).main(args, prog_name, standalone_mode=False, **extra)))
+        options["standalone_mode"] = False
+        sys.exit(guarded(lambda: super(CommandLine, self).main(*args, **options)))
 
 
 def guarded(run: Callable[[], object]) -> int:

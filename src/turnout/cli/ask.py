@@ -151,15 +151,10 @@ def _only_embedded(loaded: LoadedConfig) -> LoadedConfig:
     return msgspec.structs.replace(loaded, config=alone)
 
 
-def _is_installed() -> bool:
-    from turnout.config import data_dir
-    from turnout.embedded import status
-
-    return status(data_dir()).installed
-
-
 def _agreed(loaded: LoadedConfig) -> bool:
-    if not _is_installed():
+    from turnout.cli.embedded import can_run
+
+    if not can_run():
         return False
     if loaded.config.embedded.fallback:
         return True
@@ -167,8 +162,10 @@ def _agreed(loaded: LoadedConfig) -> bool:
 
 
 def _embedded_hint() -> str:
+    from turnout.cli.embedded import can_run
+
     ask_it = "`turnout ask --embedded` uses the bundled demonstration model"
-    return ask_it if _is_installed() else f"`turnout embedded install` and {ask_it}"
+    return ask_it if can_run() else f"`turnout embedded install` and {ask_it}"
 
 
 def _print_route(result: ExecutionResult, seconds: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from turnout.fleet.catalog import Catalog, EndpointStatus
     from turnout.types import Candidate, Json
 
-_START_ONE = "start a server such as llama-server or Ollama, or `turnout config init` and name yours"
+START_ONE = "start a server such as llama-server or Ollama, or `turnout config init` and name yours"
 
 
 @click.command()
@@ -27,7 +27,7 @@ def discover(config_file: str | None, as_json: bool) -> None:
 
     Exits with 3 when none can answer.
     """
-    catalog = _look(loaded_config(config_file))
+    catalog = _catalog(loaded_config(config_file))
     if as_json:
         print_json({"services": [_service_fields(status) for status in catalog.endpoints]})
     else:
@@ -45,7 +45,7 @@ def models(config_file: str | None, as_json: bool) -> None:
     The window is in tokens, with how it is known. Exits with 3 when no server can answer.
     """
     loaded = loaded_config(config_file)
-    catalog = _look(loaded)
+    catalog = _catalog(loaded)
     found = _candidates(loaded, catalog)
     if as_json:
         print_json({"models": [_model_fields(candidate) for candidate in found]})
@@ -55,15 +55,17 @@ def models(config_file: str | None, as_json: bool) -> None:
     _require_service(catalog)
 
 
-def _look(loaded: LoadedConfig) -> Catalog:
-    async def look() -> Catalog:
-        from turnout.build import open_router
+async def look(loaded: LoadedConfig) -> Catalog:
+    """Every endpoint as it is now."""
+    from turnout.build import open_router
 
-        async with open_router(loaded) as router:
-            return router.catalog
+    async with open_router(loaded) as router:
+        return router.catalog
 
+
+def _catalog(loaded: LoadedConfig) -> Catalog:
     with waiting("looking for servers"):
-        return asyncio.run(look())
+        return asyncio.run(look(loaded))
 
 
 def _candidates(loaded: LoadedConfig, catalog: Catalog) -> tuple[Candidate, ...]:
@@ -78,7 +80,7 @@ def _candidates(loaded: LoadedConfig, catalog: Catalog) -> tuple[Candidate, ...]
 
 def _require_service(catalog: Catalog) -> None:
     if not catalog.serving:
-        raise NoServiceError(hint=_START_ONE)
+        raise NoServiceError(hint=START_ONE)
 
 
 def _service_row(status: EndpointStatus) -> tuple[str, ...]:
@@ -100,7 +102,7 @@ def _service_row(status: EndpointStatus) -> tuple[str, ...]:
 
 def _service_fields(status: EndpointStatus) -> dict[str, Json]:
     endpoint = status.endpoint
-    checked = datetime.datetime.fromtimestamp(status.checked_at, datetime.UTC)
+    checked = datetime.fromtimestamp(status.checked_at, UTC)
     return {
         "name": endpoint.name,
         "kind": endpoint.kind,

@@ -96,7 +96,7 @@ def loaded_config(path: str | None) -> LoadedConfig:
         ConfigError: it is wrong.
     """
     from turnout.backends import DEFAULT_URLS
-    from turnout.config import load_config
+    from turnout.config_load import load_config
 
     loaded = load_config(path, kinds=DEFAULT_URLS)
     for warning in loaded.warnings:

@@ -1,0 +1,181 @@
+"""``turnout doctor``: each thing that must be right, whether it is, and how to fix it."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from turnout.cli.output import json_option, print_json, said, table, waiting
+from turnout.errors import EXIT_FAILED, TurnoutError
+
+if TYPE_CHECKING:
+    from turnout.config import LoadedConfig
+
+_OLDEST_PYTHON = (3, 11)
+_LITTLE_SPACE = 200_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding. ``fix`` is what to do, "" when there is nothing to do."""
+
+    name: str
+    state: Literal["ok", "warn", "fail"]
+    found: str
+    fix: str = ""
+
+
+@click.command()
+@json_option
+@click.pass_context
+def doctor(context: click.Context, as_json: bool) -> None:
+    """Check this installation and say how to fix what is wrong.
+
+    Exits with 1 when a check fails; warnings do not count.
+    """
+    with waiting("checking"):
+        checks = list(_checks(context.obj))
+    failed = sum(check.state == "fail" for check in checks)
+    if as_json:
+        print_json(
+            {
+                "ok": failed == 0,
+                "checks": [{"name": c.name, "state": c.state, "found": c.found, "fix": c.fix} for c in checks],
+            }
+        )
+    else:
+        table(("check", "state", "found", "fix"), [(c.name, c.state, c.found, c.fix) for c in checks])
+    if failed:
+        context.exit(EXIT_FAILED)
+
+
+def _checks(config_file: str | None) -> Iterator[Check]:
+    yield _python()
+    loaded, configuration = _configuration(config_file)
+    yield configuration
+    yield _data_dir()
+    if loaded is not None:
+        yield _audit(loaded)
+        yield _allow_list(loaded)
+        yield _services(loaded)
+    yield _embedded()
+
+
+def _failed(name: str, error: TurnoutError) -> Check:
+    return Check(name, "fail", said(error), error.hint)
+
+
+def _python() -> Check:
+    found = f"{platform.python_implementation()} {platform.python_version()} at {sys.executable}"
+    if sys.version_info[:2] < _OLDEST_PYTHON:
+        return Check("python", "fail", found, "install Python 3.11 or newer")
+    return Check("python", "ok", found)
+
+
+def _configuration(config_file: str | None) -> tuple[LoadedConfig | None, Check]:
+    from turnout.backends import DEFAULT_URLS
+    from turnout.config_load import load_config
+
+    try:
+        loaded = load_config(config_file, kinds=DEFAULT_URLS)
+    except TurnoutError as error:
+        return None, _failed("configuration", error)
+    found = str(loaded.file) if loaded.file else "built-in defaults, no file found"
+    if loaded.warnings:
+        return loaded, Check("configuration", "warn", f"{found}: {'; '.join(loaded.warnings)}", "edit the file")
+    return loaded, Check("configuration", "ok", found)
+
+
+def _data_dir() -> Check:
+    from turnout.config import data_dir
+
+    try:
+        return _writable("data directory", data_dir(), "set TURNOUT_DATA_DIR to a directory you can write")
+    except TurnoutError as error:
+        return _failed("data directory", error)
+
+
+def _writable(name: str, directory: Path, fix: str) -> Check:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            free = shutil.disk_usage(directory).free
+    except OSError as error:
+        return Check(name, "fail", f"{directory} cannot be written: {error.strerror}", fix)
+    if free < _LITTLE_SPACE:
+        return Check(name, "warn", f"{directory} has {free / 1e6:.0f} MB free", "free some space")
+    return Check(name, "ok", str(directory))
+
+
+def _audit(loaded: LoadedConfig) -> Check:
+    from turnout.config import audit_path, data_dir
+    from turnout.guard.audit import open_audit
+
+    security = loaded.config.security
+    if not security.audit_enabled:
+        return Check("audit log", "warn", "off: queries leave no trace", "set security.audit_enabled: true")
+    path = audit_path(loaded)
+    try:
+        log = open_audit(
+            path, data_dir() / "audit.key", log_queries=security.log_queries, log_responses=security.log_responses
+        )
+        log.close()
+    except TurnoutError as error:
+        return _failed("audit log", error)
+    free = shutil.disk_usage(path.parent).free
+    if free < _LITTLE_SPACE:
+        return Check("audit log", "warn", f"{path}: {free / 1e6:.0f} MB free", "free some space")
+    return Check("audit log", "ok", str(path))
+
+
+def _allow_list(loaded: LoadedConfig) -> Check:
+    from turnout.cli.config import check_endpoints
+
+    try:
+        check_endpoints(loaded)
+    except TurnoutError as error:
+        return _failed("allow-list", error)
+    security = loaded.config.security
+    if security.allow_external:
+        return Check("allow-list", "warn", "lifted: any address may be dialled", "set security.allow_external: false")
+    return Check("allow-list", "ok", f"loopback, {', '.join((*security.allowed_hosts, *security.allowed_cidrs))}")
+
+
+def _services(loaded: LoadedConfig) -> Check:
+    from turnout.cli.embedded import can_run
+    from turnout.cli.fleet import START_ONE, look
+
+    try:
+        catalog = asyncio.run(look(loaded))
+    except TurnoutError as error:
+        return _failed("services", error)
+    if not catalog.serving:
+        waiting_for = [f"{s.endpoint.name}: {s.reason}" for s in catalog.endpoints if s.health != "offline"]
+        found = "; ".join(("none can answer", *waiting_for))
+        return Check("services", "warn" if can_run() else "fail", found, START_ONE)
+    return Check("services", "ok", ", ".join(f"{s.endpoint.name} ({len(s.models)})" for s in catalog.serving))
+
+
+def _embedded() -> Check:
+    from turnout.config import data_dir
+    from turnout.embedded import status
+
+    name = "bundled model"
+    found = status(data_dir())
+    if not found.installed:
+        return Check(name, "warn", "not installed (optional)", "run `turnout embedded install`")
+    if not found.verified:
+        fix = "delete it and run `turnout embedded install`"
+        return Check(name, "fail", f"{found.path} is not the pinned file", fix)
+    if not found.engine:
+        return Check(name, "warn", "the weights are here, the engine is not", 'pip install "turnout[embedded]"')
+    return Check(name, "ok", f"{found.path}, {found.engine}; used only when asked for or when nothing else answers")

