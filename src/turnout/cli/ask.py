@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Unpack
@@ -28,6 +28,7 @@ from turnout.types import ChatRequest, Event, ExecutionResult, ReasoningDelta, R
 
 if TYPE_CHECKING:
     from turnout.config import LoadedConfig
+    from turnout.router import Router
     from turnout.types import Json
 
 _OFFER = "No local server answered. Use the bundled demonstration model (SmolLM2 135M, small, for trying out only)?"
@@ -123,16 +124,16 @@ async def _run(loaded: LoadedConfig, request: ChatRequest, *, embedded: bool, st
         try:
             async with (
                 open_router(loaded, embedded=embedded) as router,
-                aclosing(_seen(router.route(request), screen)) as events,
+                aclosing(_seen(router, request, screen)) as events,
             ):
                 return await collect(events)
         finally:
             screen.end_line()
 
 
-async def _seen(events: AsyncIterator[Event], screen: Screen) -> AsyncIterator[Event]:
-    async with aclosing(events) as open_events:  # type: ignore[type-var]
-        async for event in open_events:
+async def _seen(router: Router, request: ChatRequest, screen: Screen) -> AsyncGenerator[Event, None]:
+    async with aclosing(router.route(request)) as events:
+        async for event in events:
             screen.see(event)
             yield event
 
@@ -164,8 +165,9 @@ def _agreed(loaded: LoadedConfig) -> bool:
 def _embedded_hint() -> str:
     from turnout.cli.embedded import can_run
 
-    ask_it = "`turnout ask --embedded` uses the bundled demonstration model"
-    return ask_it if can_run() else f"`turnout embedded install` and {ask_it}"
+    if can_run():
+        return "`turnout ask --embedded` uses the bundled demonstration model"
+    return "`turnout embedded install`, then `turnout ask --embedded`, tries it with a small demonstration model"
 
 
 def _print_route(result: ExecutionResult, seconds: float) -> None:

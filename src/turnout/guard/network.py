@@ -1,20 +1,24 @@
 """The one door out: the only HTTP client, which checks the address it really dials (SPEC SEC-2).
 
-aiohttp skips its resolver for address literals, so the resolver checks names and the socket factory, which is given
-the address that is about to be dialled, checks addresses. No redirects, no proxies from the environment, no cookies.
+Three checks, each enough by itself for what it sees: the URL before anything happens, the name and its addresses in
+the resolver, and the address in the socket factory (aiohttp skips the resolver for address literals). No redirects, no
+proxies from the environment, no cookies, no cached DNS answers.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Self
+from functools import lru_cache
+from typing import Self, TypeAlias
 
 import aiohttp
 import msgspec
+import yarl
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from turnout.errors import (
@@ -23,13 +27,21 @@ from turnout.errors import (
     GuardError,
     NonsenseError,
     PhaseTimeoutError,
+    RequestRefusedError,
     StreamBrokenError,
 )
 from turnout.guard.allow import HOSTS_FILE_NAMES, AllowList
 from turnout.types import Json, Limits
 
-Resolve = Callable[[str, int], Awaitable[list[str]]]
+Resolve: TypeAlias = Callable[[str, int], Awaitable[list[str]]]
+OnRefusal: TypeAlias = Callable[[GuardError], None]
+_AddrInfo: TypeAlias = tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]
+
 MAX_HEADER_BYTES = 16_384
+MAX_HEADERS = 128
+MAX_CONNECTIONS = 512
+# Below the 5 s after which common servers close an idle connection: a POST must not meet one that is being closed.
+KEEPALIVE_SECONDS = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,94 +65,56 @@ class Reply:
         return value
 
 
-class _Resolver(AbstractResolver):
-    """Checks the name before it is resolved, and resolves what needs no DNS by itself."""
-
-    def __init__(self, allow: AllowList, resolve: Resolve | None) -> None:
-        self._allow, self._resolve = allow, resolve or _system_resolve
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        self._allow.check_host(host.lower())
-        if host.lower() == "localhost":
-            addresses = ["127.0.0.1", "::1"]
-        elif host.lower() in HOSTS_FILE_NAMES:
-            addresses = list(self._allow.hosts_file_addresses(host.lower()))
-        else:
-            addresses = await self._resolve(host, port)
-        for address in addresses:
-            self._allow.check_address(address)
-        if not addresses:
-            raise OSError(f"{host} has no address")
-        return [_result(host, address, port) for address in addresses]
-
-    async def close(self) -> None:
-        """Nothing is kept."""
-
-
-def _result(host: str, address: str, port: int) -> ResolveResult:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    return ResolveResult(hostname=host, host=address, port=port, family=family, proto=0, flags=socket.AI_NUMERICHOST)
-
-
-async def _system_resolve(host: str, port: int) -> list[str]:
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(row[4][0]) for row in found))
-
-
-def _socket_factory(allow: AllowList) -> Callable[[Any], socket.socket]:
-    def make(info: Any) -> socket.socket:
-        family, kind, proto, _, address = info
-        allow.check_address(str(address[0]))
-        made = socket.socket(family=family, type=kind, proto=proto)
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return made
-
-    return make
-
-
 class StreamReply:
-    """An answer whose body is read as it comes. ``headers`` are lower-case."""
+    """An answer whose body is read as it comes. ``headers`` have lower-case names.
 
-    def __init__(self, response: aiohttp.ClientResponse, watch: _Watch, endpoint: str) -> None:
-        self._response, self._watch, self._endpoint = response, watch, endpoint
+    One timer watches silence and the total; it looks at the clock when it fires, so a chunk costs one clock reading.
+    It closes the connection instead of cancelling a task: the body may be read in another task than the one that asked.
+    """
+
+    def __init__(self, response: aiohttp.ClientResponse, limits: Limits, endpoint: str, started: float) -> None:
         self.status = response.status
-        self.headers = {name.lower(): value for name, value in response.headers.items()}
+        self.headers: Mapping[str, str] = {name.lower(): value for name, value in response.headers.items()}
+        self._response, self._limits, self._endpoint = response, limits, endpoint
+        self._loop = asyncio.get_running_loop()
+        self._end = started + limits.total
+        self._quiet = limits.first_byte
+        self._waiting_since = started  # 0 while the reader is busy: its own slowness is not the server's silence
+        self._expired: PhaseTimeoutError | None = None
+        self._timer = self._loop.call_at(min(self._end, started + self._quiet), self._check)
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body's pieces.
+        """The body's pieces, as they come.
 
         Raises:
             PhaseTimeoutError: the first byte, the next one or the end took too long.
             StreamBrokenError: the connection was cut in the middle.
         """
-        read = self._response.content.readany
-        watch = self._watch
+        read, clock = self._response.content.readany, self._loop.time
         while True:
-            watch.enter()
             try:
                 data = await read()
-            except asyncio.CancelledError:
-                watch.raise_if_expired()
-                raise
-            except (aiohttp.ClientError, OSError) as error:
-                raise StreamBrokenError(
-                    f"{self._endpoint} cut the connection in the middle of its answer", endpoint=self._endpoint
-                ) from error
-            finally:
-                watch.leave()
+            except (aiohttp.ClientError, OSError, RuntimeError) as error:
+                if self._expired is not None:
+                    raise self._expired from error
+                what = f"{self._endpoint} cut the connection in the middle of its answer"
+                raise StreamBrokenError(what, endpoint=self._endpoint) from error
             if not data:
+                if self._expired is not None:
+                    raise self._expired
                 return
-            watch.touch()
+            if self._quiet is not self._limits.silence:
+                self._begin()
+            self._waiting_since = 0.0
             yield data
+            self._waiting_since = clock()
 
     async def read_all(self, max_bytes: int) -> bytes:
         """The whole body.
 
         Raises:
             NonsenseError: it is larger than ``max_bytes``.
+            PhaseTimeoutError, StreamBrokenError: as ``chunks``.
         """
         pieces: list[bytes] = []
         size = 0
@@ -151,79 +125,41 @@ class StreamReply:
             pieces.append(piece)
         return b"".join(pieces)
 
+    def close(self) -> None:
+        """Stop the timer, and close the connection unless the whole body came: that frees the server's slot."""
+        self._timer.cancel()
+        connection = self._response.connection
+        if connection is not None and connection.transport is not None:
+            connection.transport.abort()  # close() would first wait for an upload that the server may never read
+        self._response.close()
 
-class _Watch:
-    """One timer for all phases: re-armed lazily, so a chunk costs one clock reading.
-
-    It interrupts the task that waits for the network, and no other: a slow consumer is not the server's silence.
-    """
-
-    def __init__(self, limits: Limits, endpoint: str) -> None:
-        self._limits, self._endpoint = limits, endpoint
-        self._loop = asyncio.get_running_loop()
-        self._task: asyncio.Task[Any] | None = None
-        now = self._loop.time()
-        self._end, self._last, self._begun = now + limits.total, now, False
-        self._timer = self._loop.call_at(self._deadline(), self._check)
-        self.expired = ""
-
-    def _deadline(self) -> float:
-        quiet = self._limits.silence if self._begun else self._limits.first_byte
-        return min(self._end, self._last + quiet)
-
-    def enter(self) -> None:
-        self._task = asyncio.current_task()
-        if self._begun:
-            self._last = self._loop.time()
-
-    def leave(self) -> None:
-        self._task = None
-
-    def touch(self) -> None:
-        self._last = self._loop.time()
-        if not self._begun:
-            self._begun = True
-            self._timer.cancel()
-            self._timer = self._loop.call_at(self._deadline(), self._check)
+    def _begin(self) -> None:
+        self._quiet = self._limits.silence
+        self._timer.cancel()
+        self._timer = self._loop.call_at(min(self._end, self._loop.time() + self._quiet), self._check)
 
     def _check(self) -> None:
-        now, deadline = self._loop.time(), self._deadline()
-        if now < deadline:
-            self._timer = self._loop.call_at(deadline, self._check)
+        now = self._loop.time()
+        since = self._waiting_since or now
+        if now >= self._end:
+            self._expired = _too_long("total", self._limits.total, self._endpoint)
+        elif now >= since + self._quiet:
+            phase = "silence" if self._quiet is self._limits.silence else "first byte"
+            self._expired = _too_long(phase, self._quiet, self._endpoint)
+        else:
+            self._timer = self._loop.call_at(min(self._end, since + self._quiet), self._check)
             return
-        if self._task is None:
-            self._timer = self._loop.call_later(0.1, self._check)
-            return
-        self.expired = "total" if now >= self._end else "silence" if self._begun else "first byte"
-        self._task.cancel()
-
-    def raise_if_expired(self) -> None:
-        if not self.expired:
-            return
-        task = asyncio.current_task()
-        if task is not None:
-            task.uncancel()
-        seconds = {"total": self._limits.total, "silence": self._limits.silence}.get(
-            self.expired, self._limits.first_byte
-        )
-        phase, self.expired = self.expired, ""
-        raise PhaseTimeoutError(
-            f"{self._endpoint} passed the {phase} limit of {seconds:g} s", phase=phase, endpoint=self._endpoint
-        )
-
-    def stop(self) -> None:
-        self._timer.cancel()
+        self.close()
 
 
 class HttpClient:
     """Made by ``open_client``. Every connection passes the allow-list."""
 
-    def __init__(
-        self, allow: AllowList, resolve: Resolve | None = None, on_refusal: Callable[[GuardError], None] | None = None
-    ) -> None:
+    def __init__(self, allow: AllowList, resolve: Resolve, on_refusal: OnRefusal | None) -> None:
         self._allow, self._on_refusal = allow, on_refusal
         self._resolver = _Resolver(allow, resolve)
         self._sessions: dict[str, aiohttp.ClientSession] = {}
+        self._read_url = lru_cache(maxsize=256)(self._checked_url)  # the allow-list never changes
 
     async def __aenter__(self) -> Self:
         return self
@@ -239,50 +175,15 @@ class HttpClient:
 
     @staticmethod
     def request_url(endpoint_url: str, path: str) -> str:
-        """The URL of ``path`` at an endpoint, also for ``unix:/socket`` endpoints."""
+        """The URL of ``path`` at an endpoint, also at a ``unix:/socket`` one."""
         return f"{endpoint_url}:{path}" if endpoint_url.startswith("unix:") else endpoint_url + path
 
-    def _session(self, url: str) -> tuple[aiohttp.ClientSession, str]:
-        """The session and the URL to ask it for; checks the URL."""
-        try:
-            if url.startswith("unix:"):
-                sock, _, path = url.removeprefix("unix:").partition(":")
-                self._allow.check_url(f"unix:{sock}")
-                return self._sessions.get(sock) or self._open(sock), f"http://localhost{path}"
-            self._allow.check_url(url.split("?", 1)[0])
-        except GuardError as error:
-            self._refused(error)
-            raise
-        return self._sessions.get("") or self._open(""), url
-
-    def _open(self, sock: str) -> aiohttp.ClientSession:
-        connector: aiohttp.BaseConnector
-        if sock:
-            connector = aiohttp.UnixConnector(sock)
-        else:
-            connector = aiohttp.TCPConnector(
-                resolver=self._resolver,
-                use_dns_cache=False,
-                socket_factory=_socket_factory(self._allow),
-                limit=0,
-                keepalive_timeout=30,
-            )
-        session = aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=False,
-            auto_decompress=True,
-            skip_auto_headers=("User-Agent",),
-            max_line_size=MAX_HEADER_BYTES,
-            max_field_size=MAX_HEADER_BYTES,
-            read_bufsize=2**18,
-        )
-        self._sessions[sock] = session
-        return session
-
-    def _refused(self, error: GuardError) -> None:
-        if self._on_refusal is not None:
-            self._on_refusal(error)
+    async def get_json(
+        self, url: str, *, headers: Mapping[str, str] | None = None, timeout: float, max_bytes: int = 4_000_000
+    ) -> Reply:
+        """GET something that should be JSON; read it with ``Reply.json``. Arguments and errors as ``fetch``."""
+        accept = {"Accept": "application/json", **(headers or {})}
+        return await self.fetch("GET", url, headers=accept, timeout=timeout, max_bytes=max_bytes)
 
     async def fetch(
         self,
@@ -294,16 +195,19 @@ class HttpClient:
         timeout: float,
         max_bytes: int,
     ) -> Reply:
-        """One whole request within ``timeout`` seconds and ``max_bytes``.
+        """One whole request.
+
+        Args:
+            timeout: seconds for all of it.
+            max_bytes: the most bytes the answer's body may have.
 
         Raises:
-            GuardError: the destination is not allowed.
-            EndpointDownError: nothing answers there.
-            PhaseTimeoutError: it took longer.
-            NonsenseError: the body is too large.
+            NonsenseError: the body is larger, or the answer is not HTTP.
+            GuardError, EndpointDownError, PhaseTimeoutError, StreamBrokenError: as ``stream``.
         """
         limits = Limits(connect=timeout, first_byte=timeout, silence=timeout, total=timeout)
-        async with self.stream(method, url, body=body, headers=headers, limits=limits, endpoint=_host(url)) as reply:
+        label = url.partition("://")[2].partition("/")[0] or url
+        async with self.stream(method, url, body=body, headers=headers, limits=limits, endpoint=label) as reply:
             return Reply(reply.status, reply.headers, await reply.read_all(max_bytes))
 
     @asynccontextmanager
@@ -317,94 +221,206 @@ class HttpClient:
         limits: Limits,
         endpoint: str,
     ) -> AsyncIterator[StreamReply]:
-        """An answer that is read as it comes; leaving the context closes the connection, which frees the server.
+        """An answer that is read as it comes. Leaving the context before its end closes the connection at once.
+
+        Args:
+            url: as ``AllowList.check_url`` reads it (``request_url`` makes it).
+            headers: sent as they are; ``Host`` may be among them.
+            limits: seconds to connect, to the first byte of the body, between bytes, and in total.
+            endpoint: the endpoint's name, for messages.
 
         Raises:
-            GuardError, EndpointDownError, PhaseTimeoutError: as ``fetch``.
+            GuardError: the destination is not allowed; nothing was dialled.
+            EndpointDownError: nothing answers there, or the connection was cut before the answer's headers.
+            PhaseTimeoutError: a limit passed.
+            NonsenseError: the answer is not HTTP, or its headers are too large.
+            RequestRefusedError: a header that was to be sent holds a line break.
         """
-        session, address = self._session(url)
-        watch = _Watch(limits, endpoint)
-        response: aiohttp.ClientResponse | None = None
-        done = False
+        started = asyncio.get_running_loop().time()
+        session, address = self._route(url)
         try:
-            response = await self._request(session, method, address, body, headers, limits, endpoint, watch)
-            yield StreamReply(response, watch, endpoint)
-            done = response.content.at_eof()
-        finally:
-            watch.stop()
-            if response is not None:
-                if done:
-                    response.release()
-                else:
-                    response.close()
-
-    async def _request(
-        self,
-        session: aiohttp.ClientSession,
-        method: str,
-        address: str,
-        body: bytes | None,
-        headers: Mapping[str, str] | None,
-        limits: Limits,
-        endpoint: str,
-        watch: _Watch,
-    ) -> aiohttp.ClientResponse:
-        timeout = aiohttp.ClientTimeout(total=None, connect=limits.connect)
-        watch.enter()
-        try:
-            return await session.request(
-                method, address, data=body, headers=headers, allow_redirects=False, timeout=timeout
-            )
-        except asyncio.CancelledError:
-            watch.raise_if_expired()
-            raise
+            response = await _request(session, method, address, body, headers, limits, endpoint, started)
         except GuardError as error:
             self._refused(error)
             raise
-        except aiohttp.ConnectionTimeoutError as error:
-            raise PhaseTimeoutError(
-                f"{endpoint} did not accept a connection within {limits.connect:g} s",
-                phase="connect",
-                endpoint=endpoint,
-            ) from error
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise _mapped(error, endpoint, self._refused) from error
+        reply = StreamReply(response, limits, endpoint, started)
+        try:
+            yield reply
         finally:
-            watch.leave()
+            reply.close()
+
+    def _route(self, url: str) -> tuple[aiohttp.ClientSession, yarl.URL]:
+        try:
+            socket_path, address = self._read_url(url)
+        except GuardError as error:
+            self._refused(error)
+            raise
+        session = self._sessions.get(socket_path)
+        if session is None:
+            session = self._sessions[socket_path] = self._open_session(socket_path)
+        return session, address
+
+    def _checked_url(self, url: str) -> tuple[str, yarl.URL]:
+        """The socket's path ("" for TCP) and the URL for aiohttp, built from what was checked: no second reading."""
+        target = self._allow.check_url(url)
+        path, _, query = target.path.partition("?")
+        scheme, host = ("http", "localhost") if target.scheme == "unix" else (target.scheme, target.host)
+        address = yarl.URL.build(
+            scheme=scheme, host=host, port=target.port or None, path=path or "/", query_string=query, encoded=True
+        )
+        return target.socket_path, address
+
+    def _open_session(self, socket_path: str) -> aiohttp.ClientSession:
+        connector: aiohttp.BaseConnector
+        if socket_path:
+            connector = aiohttp.UnixConnector(socket_path, limit=MAX_CONNECTIONS, keepalive_timeout=KEEPALIVE_SECONDS)
+        else:
+            connector = aiohttp.TCPConnector(
+                resolver=self._resolver,
+                socket_factory=_socket_factory(self._allow),
+                use_dns_cache=False,
+                limit=MAX_CONNECTIONS,
+                keepalive_timeout=KEEPALIVE_SECONDS,
+            )
+        return aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            headers={"Accept-Encoding": "identity"},  # compressing a token at a time costs both sides and saves nothing
+            skip_auto_headers=("User-Agent", "Content-Type"),
+            max_line_size=MAX_HEADER_BYTES,
+            max_field_size=MAX_HEADER_BYTES,
+            max_headers=MAX_HEADERS,
+        )
+
+    def _refused(self, error: GuardError) -> None:
+        if self._on_refusal is not None:
+            self._on_refusal(error)
 
 
-def _mapped(error: Exception, endpoint: str, refused: Callable[[GuardError], None]) -> BackendError | GuardError:
-    guard = _guard_error_in(error)
-    if guard is not None:
-        refused(guard)
-        return guard
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return EndpointDownError(f"nothing answers at {endpoint}", endpoint=endpoint, hint="is the server running?")
-    if isinstance(error, aiohttp.ClientResponseError | aiohttp.ClientPayloadError | ValueError):
-        return NonsenseError(f"{endpoint} does not speak HTTP as it should", endpoint=endpoint)
-    return EndpointDownError(f"{endpoint} closed the connection before it answered", endpoint=endpoint)
-
-
-def _guard_error_in(error: BaseException | None) -> GuardError | None:
-    while error is not None:
-        if isinstance(error, GuardError):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _host(url: str) -> str:
-    return url.split("//", 1)[-1].split("/", 1)[0] if "//" in url else url.split(":")[1]
-
-
-def open_client(
-    allow: AllowList, *, resolve: Resolve | None = None, on_refusal: Callable[[GuardError], None] | None = None
-) -> HttpClient:
-    """The HTTP client of this process.
+def open_client(allow: AllowList, *, resolve: Resolve | None = None, on_refusal: OnRefusal | None = None) -> HttpClient:
+    """The HTTP client of this process; use it with ``async with``, or call ``aclose``.
 
     Args:
         allow: what may be dialled.
         resolve: how allowed names are resolved, ``(name, port) -> addresses``; None for the system's resolver.
         on_refusal: told of every refusal (the audit log).
     """
-    return HttpClient(allow, resolve, on_refusal)
+    return HttpClient(allow, resolve or _system_resolve, on_refusal)
+
+
+class _Resolver(AbstractResolver):
+    """Checks the name before it is resolved and what it led to, and asks nobody for this machine's own names."""
+
+    def __init__(self, allow: AllowList, resolve: Resolve) -> None:
+        self._allow, self._resolve = allow, resolve
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        self._allow.check_host(host)
+        if host == "localhost":
+            addresses = ["127.0.0.1", "::1"]
+        elif host in HOSTS_FILE_NAMES:
+            addresses = list(self._allow.hosts_file_addresses(host))
+        else:
+            addresses = await self._resolve(host, port)
+        if not addresses:
+            raise socket.gaierror(socket.EAI_NONAME, f"{host} has no address")
+        for address in addresses:  # one that is outside condemns the name: an answer that mixes is not to be trusted
+            self._allow.check_address(address, name=host)
+        return [_resolved(host, address, port) for address in addresses]
+
+    async def close(self) -> None:
+        """Nothing is kept."""
+
+
+def _resolved(host: str, address: str, port: int) -> ResolveResult:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return ResolveResult(hostname=host, host=address, port=port, family=family, proto=0, flags=socket.AI_NUMERICHOST)
+
+
+async def _system_resolve(host: str, port: int) -> list[str]:
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(row[4][0]) for row in found))
+
+
+def _socket_factory(allow: AllowList) -> Callable[[_AddrInfo], socket.socket]:
+    def make(info: _AddrInfo) -> socket.socket:
+        family, kind, proto, _, address = info
+        try:
+            allow.check_address(address[0])
+        except GuardError as error:
+            # aiohttp's dialler loses what is not an OSError when there is more than one address.
+            raise PermissionError(errno.EACCES, error.message) from error
+        made = socket.socket(family, kind, proto)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return made
+
+    return make
+
+
+async def _request(
+    session: aiohttp.ClientSession,
+    method: str,
+    address: yarl.URL,
+    body: bytes | None,
+    headers: Mapping[str, str] | None,
+    limits: Limits,
+    endpoint: str,
+    started: float,
+) -> aiohttp.ClientResponse:
+    """Send the request and wait for the answer's headers; aiohttp's errors become ours."""
+    phase, limit = ("total", limits.total) if limits.total <= limits.first_byte else ("first byte", limits.first_byte)
+    try:
+        async with asyncio.timeout_at(started + limit):
+            return await session.request(
+                method,
+                address,
+                data=body,
+                headers=headers,
+                allow_redirects=False,
+                timeout=_connect_within(limits.connect),
+            )
+    except aiohttp.ConnectionTimeoutError as error:
+        raise _too_long("connect", limits.connect, endpoint) from error
+    except TimeoutError as error:
+        raise _too_long(phase, limit, endpoint) from error
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        raise _mapped(error, endpoint) from error
+
+
+@lru_cache(maxsize=64)
+def _connect_within(seconds: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=None, connect=seconds)
+
+
+def _too_long(phase: str, seconds: float, endpoint: str) -> PhaseTimeoutError:
+    what = {
+        "connect": "did not accept a connection",
+        "first byte": "did not begin to answer",
+        "silence": "stopped in the middle of its answer and said nothing more",
+        "total": "did not finish its answer",
+    }[phase]
+    return PhaseTimeoutError(f"{endpoint} {what} within {seconds:g} s", phase=phase, endpoint=endpoint)
+
+
+def _mapped(error: Exception, endpoint: str) -> BackendError | GuardError:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, GuardError):
+            return cause
+        cause = cause.__cause__
+    if isinstance(error, aiohttp.ClientSSLError):
+        hint = "is its certificate signed by an authority that this machine trusts?"
+        return EndpointDownError(f"no secure connection to {endpoint}", endpoint=endpoint, hint=hint)
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return EndpointDownError(f"the host name of {endpoint} is unknown here", endpoint=endpoint)
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return EndpointDownError(f"nothing answers at {endpoint}", endpoint=endpoint, hint="is the server running?")
+    if isinstance(error, aiohttp.ClientResponseError | aiohttp.ClientPayloadError):
+        return NonsenseError(f"{endpoint} does not speak HTTP as it should", endpoint=endpoint)
+    if isinstance(error, ValueError):
+        hint = "look for one in its key"
+        return RequestRefusedError(f"a header for {endpoint} holds a line break", endpoint=endpoint, hint=hint)
+    return EndpointDownError(f"{endpoint} closed the connection before it answered", endpoint=endpoint)
