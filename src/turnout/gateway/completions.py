@@ -180,51 +180,51 @@ class ChatResponse(Response):
         return body
 
     async def _stream(self, events: AsyncIterator[Event], scope: Scope, receive: Receive, send: Send) -> None:
-        """The status line waits for the first output (or a short patience); failures before it have a status."""
+        """The status line waits for the first output, or a short patience; failures before it have a status."""
         stream = _Stream(self, send)
-        pending = asyncio.ensure_future(anext(events, None))
-        wait = PATIENCE_SECONDS
+        pulse = asyncio.ensure_future(stream.pulse())
         try:
-            while True:
-                done, _ = await asyncio.wait((pending,), timeout=wait)
-                if not done:
-                    await stream.keep_alive()
-                    wait = KEEP_ALIVE_SECONDS
-                    continue
-                event = pending.result()
-                if event is None:
-                    break
-                wait = PATIENCE_SECONDS if not stream.begun else KEEP_ALIVE_SECONDS
+            async for event in events:
                 await stream.take(event)
-                pending = asyncio.ensure_future(anext(events, None))
+            await stream.end()
         except TurnoutError as error:
-            if not stream.begun:
+            if stream.begun:
+                await stream.fail(error)
+            else:
                 await _refusal(error, self.wire)(scope, receive, send)
-                return
-            await stream.fail(error)
-            return
         finally:
-            if not pending.done():
-                pending.cancel()
-                with suppress(asyncio.CancelledError, TurnoutError):
-                    await pending
-        await stream.end()
+            pulse.cancel()
+            with suppress(asyncio.CancelledError):
+                await pulse
 
 
 class _Stream:
     """The bytes of one streamed answer, in the client's format."""
 
     def __init__(self, response: ChatResponse, send: Send) -> None:
-        self._response, self._send = response, send
+        self._send = send
         self._route: Route | None = None
-        self._raw = False
+        self._raw = self._ended = False
+        self._whole_event = True
+        self._written, self._last_pulse = 0, -1
         self.begun = False
         chat = response.chat
+        self._renderer: openai_wire.StreamRenderer | anthropic_wire.StreamRenderer
         if response.wire is openai_wire:
             include = chat.raw is not None and openai_wire.peek(chat.raw.body).include_usage
             self._renderer = openai_wire.StreamRenderer(chat.model, _new_id(), include)
         else:
             self._renderer = anthropic_wire.StreamRenderer(chat.model, _new_id())
+
+    async def pulse(self) -> None:
+        """Keep the client's patience while nothing comes: a comment or ping, never inside an event."""
+        await asyncio.sleep(PATIENCE_SECONDS)
+        while True:
+            before = self._written
+            if (not self.begun or before == self._last_pulse) and self._whole_event and not self._ended:
+                await self._write(self._renderer.keep_alive())
+            self._last_pulse = self._written
+            await asyncio.sleep(KEEP_ALIVE_SECONDS)
 
     async def take(self, event: Event) -> None:
         if isinstance(event, Started):
@@ -232,24 +232,27 @@ class _Stream:
         elif isinstance(event, RawHead):
             self._raw = True
         elif isinstance(event, RawChunk):
+            self._whole_event = event.data.endswith(b"\n\n")
             await self._write(event.data)
         elif not self._raw and (data := self._renderer.feed(event)):
             await self._write(data)
 
-    async def keep_alive(self) -> None:
-        await self._write(self._renderer.keep_alive() if not self._raw else b": keep-alive\n\n")
-
     async def fail(self, error: TurnoutError) -> None:
-        await self._write(self._renderer.error(_cause(error)), more=False)
+        await self._finish(self._renderer.error(_cause(error)))
 
     async def end(self) -> None:
-        await self._write(b"" if self._raw else self._renderer.close(), more=False)
+        await self._finish(b"" if self._raw else self._renderer.close())
+
+    async def _finish(self, data: bytes) -> None:
+        self._ended = True
+        await self._write(data, more=False)
 
     async def _write(self, data: bytes, *, more: bool = True) -> None:
         if not self.begun:
             self.begun = True
             headers = [(b"content-type", _SSE), (b"cache-control", b"no-cache"), *_route_headers(self._route)]
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        self._written += 1
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
 

@@ -1,0 +1,157 @@
+"""The top of the command line: help, exit codes, and every error as one message."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import program, run
+from turnout.cli import COMMANDS, EXIT_INTERRUPTED, cli, guarded
+from turnout.errors import AuditError, ConfigError, GuardError, NoServiceError, UsageError
+
+
+def test_help_names_every_command_and_exit_code() -> None:
+    result = run("--help")
+    assert result.exit_code == 0
+    for name in COMMANDS:
+        assert f"\n  {name} " in result.stdout
+    assert "0 done, 1 failed, 2 usage, 3 no service, 4 refused by the guard" in result.stdout
+    assert "_TURNOUT_COMPLETE=bash_source" in result.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_says_of_itself_what_the_help_says(name: str) -> None:
+    command = cli.get_command(None, name)  # type: ignore[arg-type]
+    assert command is not None
+    assert command.name == name
+    assert command.get_short_help_str(200) == COMMANDS[name][1]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom turnout.cli import cli\n"
+        "try:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print([m for m in ('asyncio', 'aiohttp', 'msgspec', 'rich', 'yaml', 'turnout.router') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_version() -> None:
+    assert run("--version").stdout == "turnout 0.1.0\n"
+
+
+def test_an_unknown_command_is_a_usage_error() -> None:
+    result = run("aks", "hello")
+    assert result.exit_code == 2
+    assert "No such command 'aks'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (AuditError("m", hint="do this"), 1),
+        (UsageError("m", hint="do this"), 2),
+        (ConfigError("m", file="f.yaml", line=3, key="a.b", hint="do this"), 2),
+        (NoServiceError("m", hint="do this", probed=(("here", "nothing"),)), 3),
+        (GuardError("m", hint="do this"), 4),
+    ],
+)
+def test_each_error_is_a_message_a_hint_and_its_exit_code(
+    error: Exception, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    assert guarded(fail) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == ("Error: f.yaml:3: a.b: m" if isinstance(error, ConfigError) else "Error: m")
+    assert lines[-1] == "Hint: do this"
+    assert ("probed here: nothing" in lines) is (code == 3)
+
+
+def test_an_unexpected_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError("a\n\x1b[31mb")
+
+    assert guarded(fail) == 1
+    err = capsys.readouterr().err
+    assert err == "internal error: ZeroDivisionError: a [31mb; run again with TURNOUT_DEBUG=1 for the traceback\n"
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TURNOUT_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        guarded(lambda: 1 / 0)
+
+
+def test_an_interrupt_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise KeyboardInterrupt
+
+    assert guarded(fail) == EXIT_INTERRUPTED
+    assert capsys.readouterr().err == ""
+
+
+def test_ctrl_c_while_reading_ends_with_130() -> None:
+    command = [sys.executable, "-c", "from turnout.cli import main; print('up', flush=True); main()", "classify", "-"]
+    # The module that reads is imported before the signal can come: reading is all that is left to interrupt.
+    command[2] = command[2].replace("print", "import turnout.cli.decide, turnout.routing.classify; print")
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "up\n"
+        _wait_until_reading(child.pid)
+        child.send_signal(signal.SIGINT)
+        _, err = child.communicate(timeout=30)
+    assert child.returncode == EXIT_INTERRUPTED
+    assert err.strip() == ""
+
+
+def _wait_until_reading(pid: int) -> None:
+    """Until the process sleeps in a read of its standard input (system call 0 on x86-64, 63 on arm64)."""
+    syscall = Path(f"/proc/{pid}/syscall")
+    while True:
+        try:
+            number, first, *_ = syscall.read_text().split()
+        except (OSError, ValueError):
+            continue
+        if number in ("0", "63") and first == "0x0":
+            return
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-c", "from turnout.cli import main; main()", "classify", "hello"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert done.stderr == b""
+    assert done.returncode == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_under_stdout_is_one_message() -> None:
+    command = [sys.executable, "-c", "from turnout.cli import main; main()", "classify", "hello"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.stderr == b"Error: No space left on device\n"
+    assert done.returncode == 1
+
+
+def test_completion_lists_the_commands() -> None:
+    env = {**os.environ, "_TURNOUT_COMPLETE": "bash_complete", "COMP_WORDS": "turnout e", "COMP_CWORD": "1"}
+    command = [sys.executable, "-c", "from turnout.cli import main; main()"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["plain,explain", "plain,embedded"]
+
+
+def test_the_program_runs() -> None:
+    done = program("classify", "--json", "hello", stdin=subprocess.DEVNULL)
+    assert done.returncode == 0
+    assert '"category"' in done.stdout

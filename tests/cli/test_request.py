@@ -1,0 +1,124 @@
+"""The question and where it stands: each bad input gives one message, exit code 2 and no traceback."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import configure, program, run
+from turnout.cli.request import MAX_QUERY_BYTES, Given, build_request, find_workspace
+from turnout.config import LoadedConfig, RouterConfig
+from turnout.errors import UsageError
+from turnout.types import FileContext, Position, TaskCategory
+
+NOTHING: Given = {
+    "query": None,
+    "file": None,
+    "line": None,
+    "column": None,
+    "model": None,
+    "category": None,
+    "workspace": None,
+    "max_tokens": None,
+}
+DEFAULTS = LoadedConfig(RouterConfig())
+
+
+@pytest.mark.parametrize("command", ["ask", "explain", "classify"])
+@pytest.mark.parametrize(
+    ("query", "stdin", "says"),
+    [
+        ("", b"", "the query is empty"),
+        ("  \n", b"", "the query is empty"),
+        (None, b"", "the query is empty"),
+        ("-", b" ", "the query is empty"),
+        ("-", b"\x7fELF\x00\x01", "binary (it has NUL bytes)"),
+        ("what is this?", b"\x89PNG\xff\xfe", "not UTF-8 text (byte 0)"),
+        ("-", b"x" * 10_485_760, "the query has 10,485,760 bytes, the most is 2,000,000"),
+        ("y" * 10_000_000, b"", "the query has 10,000,000 bytes, the most is 2,000,000"),
+        ("-", b"z" * 64_000_002, "the query has more than 64,000,000 bytes"),
+        ("a" * 1_500_000, b"b" * 1_500_000, "the query has 3,000,002 bytes"),
+        ("caf\udce9", b"", "the query is not UTF-8 text"),
+    ],
+)
+def test_a_bad_query_is_refused(command: str, query: str | None, stdin: bytes, says: str) -> None:
+    result = run(command, *([query] if query is not None else []), stdin=stdin)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    first, hint = result.stderr.splitlines()
+    assert says in first
+    assert first.startswith("Error: ")
+    assert hint.startswith("Hint: ")
+
+
+def test_a_query_of_exactly_the_most_is_read() -> None:
+    assert run("classify", "-", stdin=b"x" * MAX_QUERY_BYTES).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("--line", "3"), "--line and --column need --file"),
+        (("--file", "a.py", "--column", "3"), "--column needs --line"),
+        (("--file", "a.py", "--line", "0"), "0 is not in the range x>=1"),
+        (("--file", "a.py"), "--file needs a workspace"),
+        (("--workspace", ".", "--file", "gone.py"), "there is no file gone.py"),
+        (("--workspace", ".", "--file", "/etc/hostname"), "/etc/hostname is outside the workspace"),
+        (("--workspace", "gone"), "--workspace gone is not a directory"),
+        (("--model", "m", "--category", "coding"), "--model and --category exclude each other"),
+        (("--category", "cooking"), "'cooking' is not one of"),
+        (("--max-tokens", "0"), "0 is not in the range x>=1"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(args: tuple[str, ...], says: str) -> None:
+    result = run("ask", "hello", *args)
+    assert result.exit_code == 2
+    assert says in result.stderr
+
+
+def test_a_configured_workspace_that_is_gone_is_named() -> None:
+    configure(serena={"workspace": "gone"})
+    result = run("explain", "hello")
+    assert result.exit_code == 2
+    assert "serena.workspace gone is not a directory" in result.stderr
+
+
+def test_piped_text_is_attached_after_the_query() -> None:
+    done = program("classify", "--json", "Explain", input="the error: refactor")
+    assert "refactor" in done.stdout
+    assert program("classify", "--json", "-", input="refactor").stdout == program(
+        "classify", "--json", "refactor", stdin=subprocess.DEVNULL
+    ).stdout
+
+
+def test_a_query_at_hand_never_waits_for_a_socket() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        done = program("classify", "hello", stdin=theirs)
+    assert done.returncode == 0
+
+
+def test_positions_are_from_1_outside_and_from_0_inside(home: Path) -> None:
+    (home / ".git").mkdir()
+    (home / "pkg").mkdir()
+    (home / "pkg" / "a.py").write_text("x = 1\n")
+    os.chdir(home / "pkg")
+    request = build_request(DEFAULTS, {**NOTHING, "file": "a.py", "line": 1, "column": 5}, "why?")
+    assert request.workspace == str(home)
+    assert request.file_context == FileContext("pkg/a.py", Position(0, 4))
+    whole = build_request(DEFAULTS, {**NOTHING, "file": "pkg/a.py", "category": "analysis"}, "why?")
+    assert whole.file_context == FileContext("pkg/a.py")
+    assert whole.category is TaskCategory.ANALYSIS
+    assert whole.last_user_text == "why?"
+
+
+def test_the_workspace_asked_for_comes_before_the_configured_one(home: Path, tmp_path: Path) -> None:
+    assert find_workspace(None, None) is None
+    assert find_workspace(None, str(tmp_path)) == tmp_path
+    assert find_workspace(str(home), str(tmp_path)) == home
+    with pytest.raises(UsageError):
+        find_workspace(str(tmp_path / "gone"), None)

@@ -1,0 +1,192 @@
+"""The gateway with the real client libraries, in front of the real server and of faults."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import anthropic
+import openai
+import pytest
+
+from tests.fakes.llm import ollama_app, openai_app
+from tests.fakes.llm import running as serving
+from tests.servers import LlamaServer
+from turnout.api import load_any
+from turnout.build import open_router
+from turnout.gateway.app import create_app, running
+
+QUESTION = [{"role": "user", "content": "Say hello"}]
+TOOL = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
+}
+
+
+@pytest.fixture(autouse=True)
+def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TURNOUT_DATA_DIR", str(tmp_path / "data"))
+
+
+@asynccontextmanager
+async def gateway(*urls: str, max_body: int = 1_000_000) -> AsyncIterator[str]:
+    custom = [{"name": f"s{n}", "endpoint": url, "priority": n} for n, url in enumerate(urls)]
+    config = load_any({"custom_endpoints": custom, "discovery": {"enabled": False}})
+    async with AsyncExitStack() as stack:
+        router = await stack.enter_async_context(open_router(config))
+        _, url = await stack.enter_async_context(running(create_app(router, max_body_bytes=max_body)))
+        yield url
+
+
+async def test_the_openai_sdk_gets_a_real_answer_whole_and_streamed(llama: LlamaServer) -> None:
+    async with gateway(llama.url) as url, openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="x") as client:
+        whole = await client.chat.completions.create(model="smol", messages=QUESTION, max_tokens=8)  # type: ignore[call-overload]
+        assert whole.choices[0].message.content
+        assert whole.usage.prompt_tokens > 0
+        stream = await client.chat.completions.create(model="auto", messages=QUESTION, max_tokens=8, stream=True)  # type: ignore[call-overload]
+        chunks = [chunk async for chunk in stream]
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert all(c.usage is None for c in chunks), "usage was asked for by us and must not reach a client that did not"
+
+
+async def test_the_anthropic_sdk_gets_a_real_answer_whole_and_streamed(llama: LlamaServer) -> None:
+    async with gateway(llama.url) as url, anthropic.AsyncAnthropic(base_url=url, api_key="x") as client:
+        whole = await client.messages.create(model="smol", messages=QUESTION, max_tokens=8)  # type: ignore[arg-type]
+        assert whole.content[0].type == "text"
+        assert whole.usage.input_tokens > 0
+        async with client.messages.stream(model="auto", messages=QUESTION, max_tokens=8) as stream:  # type: ignore[arg-type]
+            text = "".join([piece async for piece in stream.text_stream])
+            final = await stream.get_final_message()
+    assert text
+    assert final.stop_reason in ("end_turn", "max_tokens")
+
+
+async def test_one_tool_call_reaches_the_anthropic_sdk() -> None:
+    tool = {"name": "weather", "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}}}
+    async with serving(openai_app()) as upstream, gateway(upstream) as url:
+        async with anthropic.AsyncAnthropic(base_url=url, api_key="x") as client:
+            async with client.messages.stream(
+                model="auto", messages=QUESTION, max_tokens=50, tools=[tool]  # type: ignore[arg-type,list-item]
+            ) as stream:
+                final = await stream.get_final_message()
+    assert final.stop_reason == "tool_use"
+    assert [(b.type, b.name, b.input) for b in final.content] == [("tool_use", "weather", {"city": "Paris"})]  # type: ignore[union-attr]
+
+
+async def test_unknown_fields_survive_the_raw_lane() -> None:
+    app = openai_app()
+    async with serving(app) as upstream, gateway(upstream) as url, aiohttp.ClientSession() as session:
+        body = {"model": app.state.fake.models[0], "messages": QUESTION, "min_p": 0.1, "x_unknown": {"deep": [1, 2]}}
+        async with session.post(f"{url}/v1/chat/completions", json=body) as reply:
+            assert reply.status == 200
+            assert reply.headers["x-turnout-service"] == "s0"
+    assert app.state.fake.seen == [body]
+
+
+async def test_an_ollama_behind_an_openai_client_is_translated() -> None:
+    app = ollama_app()
+    async with serving(app) as upstream, gateway(upstream) as url:
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="x") as client:
+            answer = await client.chat.completions.create(model="auto", messages=QUESTION)  # type: ignore[arg-type]
+    assert answer.choices[0].message.content == "def add(a, b):\n    return a + b"
+    sent = app.state.fake.seen[0]
+    assert sent["truncate"] is False
+    assert sent["options"]["num_ctx"] == 4096
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "code"),
+    [
+        ("error", 502, "server_failed"),
+        ("busy", 503, "busy"),
+        ("key", 502, "key_refused"),
+        ("overflow", 400, "context_length_exceeded"),
+        ("html", 502, "nonsense"),
+    ],
+)
+async def test_a_failure_has_the_status_and_code_that_agents_understand(fault: str, status: int, code: str) -> None:
+    app = openai_app()
+    async with serving(app) as upstream, gateway(upstream) as url, aiohttp.ClientSession() as session:
+        app.state.fake.fault = fault
+        body = {"model": app.state.fake.models[0], "messages": QUESTION, "stream": True}
+        async with session.post(f"{url}/v1/chat/completions", json=body) as reply:
+            answer = await reply.json(content_type=None)
+            assert (reply.status, answer["error"]["code"]) == (status, code)
+            assert ("Retry-After" in reply.headers) == (status == 503)
+
+
+async def test_a_stream_that_breaks_ends_with_an_error_event_and_is_not_retried() -> None:
+    app, other = openai_app(), openai_app()
+    async with serving(app) as upstream, serving(other) as second, gateway(upstream, second) as url:
+        app.state.fake.fault = "drop"
+        async with aiohttp.ClientSession() as session:
+            body = {"model": app.state.fake.models[0], "messages": QUESTION, "stream": True}
+            async with session.post(f"{url}/v1/chat/completions", json=body) as reply:
+                text = (await reply.read()).decode()
+    assert '"code":"stream_broken"' in text
+    assert "def " in text
+    assert len(app.state.fake.seen) == 1
+    assert other.state.fake.seen == []
+
+
+async def test_a_client_that_leaves_frees_the_server() -> None:
+    app = openai_app()
+    app.state.fake.fault = "stall"
+    async with serving(app) as upstream, gateway(upstream) as url, aiohttp.ClientSession() as session:
+        body = {"model": app.state.fake.models[0], "messages": QUESTION, "stream": True}
+        reply = await session.post(f"{url}/v1/chat/completions", json=body)
+        await reply.content.readany()
+        reply.close()
+        await asyncio.wait_for(app.state.fake.closed.wait(), 5)
+    assert app.state.fake.closed.is_set()
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 400),
+        (b"{", 400),
+        (b"[]", 400),
+        (b'{"model":"auto"}', 400),
+        (b'{"model":"auto","messages":[]}', 400),
+        (b'{"model":5,"messages":[{"role":"user","content":"x"}]}', 400),
+        (b'{"messages":[{"role":"user","content":""}]}', 400),
+        (b'{"messages":[{"role":"robot","content":"x"}]}', 400),
+        (b'{"model":"nope-1b","messages":[{"role":"user","content":"x"}]}', 404),
+        (b"[" * 100_000, 400),
+        (b'{"messages":[{"role":"user","content":"\xff"}]}', 400),
+        (b"x" * 1_100_000, 413),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+async def test_bad_input_is_refused_in_the_callers_format(body: bytes, status: int, path: str) -> None:
+    async with serving(openai_app()) as upstream, gateway(upstream) as url, aiohttp.ClientSession() as session:
+        async with session.post(url + path, data=body) as reply:
+            answer = json.loads(await reply.read())
+    assert reply.status == status
+    assert answer["error"]["message"]
+    assert "Traceback" not in str(answer)
+
+
+async def test_another_host_is_refused() -> None:
+    async with serving(openai_app()) as upstream, gateway(upstream) as url, aiohttp.ClientSession() as session:
+        async with session.get(f"{url}/v1/models", headers={"Host": "evil.example"}) as reply:
+            assert reply.status == 421
+        async with session.get(f"{url}/v1/models", headers={"Host": "localhost:1"}) as reply:
+            assert reply.status == 200
+
+
+async def test_the_model_list_satisfies_both_sdks_and_tells_the_window(llama: LlamaServer) -> None:
+    async with gateway(llama.url) as url:
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="x") as one:
+            listed = [m.id async for m in one.models.list()]
+        async with anthropic.AsyncAnthropic(base_url=url, api_key="x") as other:
+            shown = [m.id async for m in other.models.list()]
+        async with aiohttp.ClientSession() as session, session.get(f"{url}/v1/models") as reply:
+            rows = {row["id"]: row for row in (await reply.json())["data"]}
+    assert listed == shown == ["smol", "auto", "analysis", "coding", "documentation", "reasoning"]
+    assert rows["smol"]["context_length"] == rows["smol"]["max_model_len"] == 2048
