@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -165,7 +166,7 @@ async def test_a_client_that_leaves_frees_the_server() -> None:
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
 async def test_bad_input_is_refused_in_the_callers_format(body: bytes, status: int, path: str) -> None:
     async with serving(openai_app()) as upstream, gateway(upstream) as url, aiohttp.ClientSession() as session:
-        async with session.post(url + path, data=body) as reply:
+        async with session.post(url + path, data=io.BytesIO(body)) as reply:
             answer = json.loads(await reply.read())
     assert reply.status == status
     assert answer["error"]["message"]

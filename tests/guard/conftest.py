@@ -1,16 +1,26 @@
-"""Tests that could dial beyond loopback if the guard failed run only where nothing but loopback exists."""
+"""Tests that could dial beyond loopback if the guard failed run only where nothing is beyond loopback."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
-from tests.isolated import is_isolated
+from tests.isolated import is_isolated, lead_everywhere_home
+
+HOW = "NOT ISOLATED: this test needs a network namespace: run `make test` or `python tests/isolated.py pytest`"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if is_isolated():
-        return
-    reason = "needs a network namespace with loopback alone: run `make test`, or python tests/isolated.py pytest ..."
-    for item in items:
-        if item.get_closest_marker("isolated"):
-            item.add_marker(pytest.mark.skip(reason=reason))
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("isolated") is not None and not is_isolated():
+        pytest.skip(HOW)
+
+
+@pytest.fixture(scope="session")
+def whole_world_is_here() -> Iterator[None]:
+    """Every address, public ones too, leads to this machine: what a failing guard dials reaches the test's listener."""
+    if not is_isolated():
+        pytest.skip(HOW)
+    lead_everywhere_home()
+    yield
+    lead_everywhere_home(undo=True)

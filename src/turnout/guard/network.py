@@ -8,7 +8,9 @@ proxies from the environment, no cookies, no cached DNS answers.
 from __future__ import annotations
 
 import asyncio
+import io
 import errno
+import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -37,7 +39,9 @@ Resolve: TypeAlias = Callable[[str, int], Awaitable[list[str]]]
 OnRefusal: TypeAlias = Callable[[GuardError], None]
 _AddrInfo: TypeAlias = tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]
 
+LARGE_BODY_BYTES = 1_000_000
 MAX_HEADER_BYTES = 16_384
+LARGE_BODY_BYTES = 1_000_000
 MAX_HEADERS = 128
 MAX_CONNECTIONS = 512
 # Below the 5 s after which common servers close an idle connection: a POST must not meet one that is being closed.
@@ -78,7 +82,7 @@ class StreamReply:
         self._response, self._limits, self._endpoint = response, limits, endpoint
         self._loop = asyncio.get_running_loop()
         self._end = started + limits.total
-        self._quiet = limits.first_byte
+        self._begun, self._quiet = False, limits.first_byte
         self._waiting_since = started  # 0 while the reader is busy: its own slowness is not the server's silence
         self._expired: PhaseTimeoutError | None = None
         self._timer = self._loop.call_at(min(self._end, started + self._quiet), self._check)
@@ -94,7 +98,7 @@ class StreamReply:
         while True:
             try:
                 data = await read()
-            except (aiohttp.ClientError, OSError, RuntimeError) as error:
+            except (aiohttp.ClientError, OSError) as error:
                 if self._expired is not None:
                     raise self._expired from error
                 what = f"{self._endpoint} cut the connection in the middle of its answer"
@@ -103,7 +107,7 @@ class StreamReply:
                 if self._expired is not None:
                     raise self._expired
                 return
-            if self._quiet is not self._limits.silence:
+            if not self._begun:
                 self._begin()
             self._waiting_since = 0.0
             yield data
@@ -134,7 +138,7 @@ class StreamReply:
         self._response.close()
 
     def _begin(self) -> None:
-        self._quiet = self._limits.silence
+        self._begun, self._quiet = True, self._limits.silence
         self._timer.cancel()
         self._timer = self._loop.call_at(min(self._end, self._loop.time() + self._quiet), self._check)
 
@@ -144,7 +148,7 @@ class StreamReply:
         if now >= self._end:
             self._expired = _too_long("total", self._limits.total, self._endpoint)
         elif now >= since + self._quiet:
-            phase = "silence" if self._quiet is self._limits.silence else "first byte"
+            phase = "silence" if self._begun else "first byte"
             self._expired = _too_long(phase, self._quiet, self._endpoint)
         else:
             self._timer = self._loop.call_at(min(self._end, since + self._quiet), self._check)
@@ -360,6 +364,11 @@ def _socket_factory(allow: AllowList) -> Callable[[_AddrInfo], socket.socket]:
     return make
 
 
+def _payload(body: bytes | None) -> bytes | io.BytesIO | None:
+    """A large body is handed over as a file, so that it is written in pieces."""
+    return io.BytesIO(body) if body is not None and len(body) > LARGE_BODY_BYTES else body
+
+
 async def _request(
     session: aiohttp.ClientSession,
     method: str,
@@ -377,7 +386,7 @@ async def _request(
             return await session.request(
                 method,
                 address,
-                data=body,
+                data=_payload(body),
                 headers=headers,
                 allow_redirects=False,
                 timeout=_connect_within(limits.connect),
@@ -417,7 +426,9 @@ def _mapped(error: Exception, endpoint: str) -> BackendError | GuardError:
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return EndpointDownError(f"the host name of {endpoint} is unknown here", endpoint=endpoint)
     if isinstance(error, aiohttp.ClientConnectorError):
-        return EndpointDownError(f"nothing answers at {endpoint}", endpoint=endpoint, hint="is the server running?")
+        reason = os.strerror(error.errno).lower() if error.errno else "no connection"
+        hint = "is the server running?"
+        return EndpointDownError(f"nothing answers at {endpoint}: {reason}", endpoint=endpoint, hint=hint)
     if isinstance(error, aiohttp.ClientResponseError | aiohttp.ClientPayloadError):
         return NonsenseError(f"{endpoint} does not speak HTTP as it should", endpoint=endpoint)
     if isinstance(error, ValueError):
