@@ -32,12 +32,40 @@ LATER = "deferred: no issue filed yet"
 REAL = "test_pipeline_real.py::"
 
 ROWS: tuple[tuple[str, str, Proven | str], ...] = (
-    ("LIB-1", "quick_route answers", by(REAL + "test_quick_route_answers_with_the_real_model", code="turnout.api:quick_route")),
-    ("LIB-1", "NoServiceError says what was probed", by(REAL + "test_nothing_listening_is_no_service", code="turnout.router:Router._select")),
-    ("LIB-2", "streaming twin", by(REAL + "test_the_stream_says_its_route_first_and_reports_usage", code="turnout.api:LocalLLMRouter.events")),
-    ("LIB-2", "session_id", by(REAL + "test_a_session_survives_a_restart", code="turnout.api:LocalLLMRouter._open_store")),
-    ("LIB-3", "the ten steps", by(REAL + "test_quick_route_answers_with_the_real_model", code="turnout.router:Router.route")),
+    (
+        "LIB-1",
+        "quick_route answers",
+        by(REAL + "test_quick_route_answers_with_the_real_model", code="turnout.api:quick_route"),
+    ),
+    (
+        "LIB-1",
+        "NoServiceError says what was probed",
+        by(REAL + "test_nothing_listening_is_no_service", code="turnout.router:Router._select"),
+    ),
+    (
+        "LIB-2",
+        "streaming twin",
+        by(REAL + "test_the_stream_says_its_route_first_and_reports_usage", code="turnout.api:LocalLLMRouter.events"),
+    ),
+    (
+        "LIB-2",
+        "session_id",
+        by(REAL + "test_a_session_survives_a_restart", code="turnout.api:LocalLLMRouter._open_store"),
+    ),
+    (
+        "LIB-3",
+        "the ten steps",
+        by(REAL + "test_quick_route_answers_with_the_real_model", code="turnout.router:Router.route"),
+    ),
     ("LIB-3", "apply edits when asked", CODE),
-    ("FB-1", "every attempt is named", by(REAL + "test_a_second_server_takes_over_before_the_first_byte", code="turnout.router:Router._execute")),
-    ("FB-2", "overflow leads to level 2", by(REAL + "test_a_real_overflow_leads_to_level_2_and_succeeds", code="turnout.routing.fallback:after_error")),
+    (
+        "FB-1",
+        "every attempt is named",
+        by(REAL + "test_a_second_server_takes_over_before_the_first_byte", code="turnout.router:Router._execute"),
+    ),
+    (
+        "FB-2",
+        "overflow leads to level 2",
+        by(REAL + "test_a_real_overflow_leads_to_level_2_and_succeeds", code="turnout.routing.fallback:after_error"),
+    ),
 )

@@ -78,9 +78,7 @@ async def test_an_unknown_model_is_an_error_that_names_what_there_is(llama: Llam
 async def test_a_real_overflow_leads_to_level_2_and_succeeds(llama_factory, tmp_path: Path) -> None:
     server = await llama_factory(n_ctx=512)
     # Rare symbols cost the model far more tokens than any estimate says, so the server refuses first.
-    turns = [
-        message("user" if n % 2 == 0 else "assistant", "∮∯∰⨌⨍⨎⨏⨐⨑⨒ " * 6 + f" turn {n}.") for n in range(6)
-    ]
+    turns = [message("user" if n % 2 == 0 else "assistant", "∮∯∰⨌⨍⨎⨏⨐⨑⨒ " * 6 + f" turn {n}.") for n in range(6)]
     config = config_for(server.url, audit=tmp_path / "a.log", context={"preserve_recent_messages": 2})
     async with open_router(load_any(config)) as router:
         request = ChatRequest((*turns, message("user", "Say hello in one word.")), max_tokens=8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -212,14 +212,14 @@ class LocalLLMRouter:
         async with aclosing(self.events(query, file_context)) as events:
             return await collect(events)
 
-    async def stream(self, query: str, file_context: Mapping[str, object] | None = None) -> AsyncIterator[str]:
+    async def stream(self, query: str, file_context: Mapping[str, object] | None = None) -> AsyncGenerator[str, None]:
         """The answer's text, piece by piece. Close the iterator (``aclosing``) to cancel."""
         async with aclosing(self.events(query, file_context)) as events:
             async for event in events:
                 if isinstance(event, TextDelta):
                     yield event.text
 
-    async def events(self, query: str, file_context: Mapping[str, object] | None = None) -> AsyncIterator[Event]:
+    async def events(self, query: str, file_context: Mapping[str, object] | None = None) -> AsyncGenerator[Event, None]:
         """Everything that happens, as events (types.py)."""
         await self.initialize()
         router = self._router

@@ -198,7 +198,7 @@ def audit_path(loaded: LoadedConfig, env: Mapping[str, str] = os.environ) -> Pat
 def redacted(config: RouterConfig) -> dict[str, Json]:
     """The configuration as plain values, keys replaced by asterisks."""
     data: dict[str, Json] = msgspec.to_builtins(config)
-    for section in (*dict(data["services"]).values(), *list(data["custom_endpoints"])):  # type: ignore[arg-type,call-overload]
+    for section in (*dict(data["services"]).values(), *list(data["custom_endpoints"])):  # type: ignore[arg-type]
         if isinstance(section, dict) and section.get("key"):
             section["key"] = "********"
     return data

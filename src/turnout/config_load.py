@@ -444,6 +444,10 @@ def _other_values(config: RouterConfig) -> Iterator[tuple[tuple[str, ...], str, 
             if any(not name.strip() for name in getattr(routing, key)):
                 yield (*here, key), "a model has no name", "remove the empty entry"
     yield from _security_values(config)
+    yield from _program_values(config)
+
+
+def _program_values(config: RouterConfig) -> Iterator[tuple[tuple[str, ...], str, str]]:
     if not 0 < config.discovery.timeout <= 60_000:
         yield ("discovery", "timeout"), f"{config.discovery.timeout} ms is impossible", "1 to 60000"
     if not 1000 <= config.discovery.interval <= LONGEST_MS:
@@ -492,3 +496,37 @@ def _network_hint(text: str) -> str:
         return f"did you mean {ipaddress.ip_network(text, strict=False)}?"
     except ValueError:
         return "for example 192.168.0.0/16"
+
+
+def example_yaml(kinds: Mapping[str, str]) -> str:
+    """A commented configuration to start from; it loads without a warning."""
+    services = "\n".join(f"  # {kind}:\n  #   endpoint: {url}\n  #   priority: 1" for kind, url in kinds.items())
+    return f"""\
+# Turnout's configuration. Every key is described in docs/configuration.md; all of them may be left out.
+version: "1.0"
+environment: air-gapped        # air-gapped, internal or development
+
+# Servers at their default addresses on this machine are found without configuration.
+services:
+{services}
+  ollama:
+    enabled: true
+
+# Any other server: name, address, and how it speaks.
+# custom_endpoints:
+#   - name: gpu-box
+#     endpoint: http://192.168.1.100:8000
+#     priority: 0
+#     key: file:/etc/turnout/gpu-box.key
+
+# Which models for which work; leave it out to rank by score.
+# task_routing:
+#   coding:
+#     primary_models: [qwen2.5-coder-32b]
+#     fallback_models: [phi-4]
+#     min_context: 8192
+
+security:
+  allow_external: false
+  audit_enabled: true
+"""

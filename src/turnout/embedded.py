@@ -202,13 +202,11 @@ async def start(data_dir: Path, config: EmbeddedConfig) -> RunningEmbedded:
     if not path.is_file():
         raise EmbeddedError("the bundled model is not installed", hint="run `turnout embedded install`")
     if await asyncio.to_thread(_sha256, path) != GGUF_SHA256:
-        raise EmbeddedError(f"the weights in {path} are damaged", hint="delete the file and run `turnout embedded install`")
+        raise EmbeddedError(f"the weights in {path} are damaged", hint="run `turnout embedded install` again")
     key = secrets.token_urlsafe(32)
     child, url = await start_child(Start(str(path), key, config.context, config.threads))
     limits = Limits(first_byte=300.0, silence=120.0, max_retries=1)
-    endpoint = Endpoint(
-        name="embedded", kind="llamacpp", url=url, priority=1000, limits=limits, key=key, embedded=True
-    )
+    endpoint = Endpoint(name="embedded", kind="llamacpp", url=url, priority=1000, limits=limits, key=key, embedded=True)
     return RunningEmbedded(child, endpoint)
 
 

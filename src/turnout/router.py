@@ -7,7 +7,7 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -147,7 +147,7 @@ class Router:
         self.catalog = catalog
         return catalog
 
-    async def route(self, request: ChatRequest, principal: Principal = LOCAL) -> AsyncIterator[Event]:
+    async def route(self, request: ChatRequest, principal: Principal = LOCAL) -> AsyncGenerator[Event, None]:
         """Answer ``request`` as a stream of events. Close the stream to cancel (``aclosing``).
 
         Raises:
@@ -222,7 +222,7 @@ class Router:
             return plan_attempts(selection.ranked, selection.too_small, selection.smallest, selection.target)
         return plan_attempts((*selection.ranked, *selection.too_small), (), None, 0)
 
-    async def _execute(self, run: Run, request: ChatRequest, selection: Selection) -> AsyncIterator[Event]:
+    async def _execute(self, run: Run, request: ChatRequest, selection: Selection) -> AsyncGenerator[Event, None]:
         plan = self._plan(request, selection)
         while plan:
             attempt, *rest = plan
@@ -295,7 +295,7 @@ class Router:
                 hint="shorten or compact the conversation",
             )
 
-    def _lane(self, request: ChatRequest, attempt: Attempt, fitted: Fitted) -> AsyncIterator[Event]:
+    def _lane(self, request: ChatRequest, attempt: Attempt, fitted: Fitted) -> AsyncGenerator[Event, None]:
         candidate = attempt.candidate
         backend = BY_KIND[candidate.endpoint.kind]
         same_format = request.raw is not None and request.raw.format is backend.wire is WireFormat.OPENAI_CHAT

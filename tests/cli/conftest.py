@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.fakes.llm import openai_app, running
+from tests.servers import WEIGHTS
 from turnout.cli import cli
 
 
@@ -83,7 +84,7 @@ def as_terminal(*args: str, answer: bytes = b"") -> tuple[int, str]:
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ.update(TERM="xterm", COLUMNS="200", LINES="50")
-        os.execv(sys.executable, [sys.executable, "-c", "from turnout.cli import main; main()", *args])  # noqa: S606
+        os.execv(sys.executable, [sys.executable, "-c", "from turnout.cli import main; main()", *args])
     shown = b""
     while True:
         try:
@@ -98,3 +99,11 @@ def as_terminal(*args: str, answer: bytes = b"") -> tuple[int, str]:
             answer = b""
     os.close(terminal)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown.decode()
+
+
+@pytest.fixture
+def with_weights(tmp_path: Path) -> None:
+    """The bundled model, installed in this test's data directory."""
+    folder = tmp_path / "data" / "embedded"
+    folder.mkdir(parents=True)
+    (folder / WEIGHTS.name).symlink_to(WEIGHTS)

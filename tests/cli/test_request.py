@@ -90,9 +90,10 @@ def test_a_configured_workspace_that_is_gone_is_named() -> None:
 def test_piped_text_is_attached_after_the_query() -> None:
     done = program("classify", "--json", "Explain", input="the error: refactor")
     assert "refactor" in done.stdout
-    assert program("classify", "--json", "-", input="refactor").stdout == program(
-        "classify", "--json", "refactor", stdin=subprocess.DEVNULL
-    ).stdout
+    assert (
+        program("classify", "--json", "-", input="refactor").stdout
+        == program("classify", "--json", "refactor", stdin=subprocess.DEVNULL).stdout
+    )
 
 
 def test_a_query_at_hand_never_waits_for_a_socket() -> None:

@@ -98,9 +98,7 @@ def _whole(model: str) -> dict[str, object]:
         "object": "chat.completion",
         "created": 1,
         "model": model,
-        "choices": [
-            {"index": 0, "message": {"role": "assistant", "content": "".join(WORDS)}, "finish_reason": "stop"}
-        ],
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "".join(WORDS)}, "finish_reason": "stop"}],
         "usage": {"prompt_tokens": 11, "completion_tokens": 4, "total_tokens": 15},
     }
 

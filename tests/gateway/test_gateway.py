@@ -71,7 +71,10 @@ async def test_one_tool_call_reaches_the_anthropic_sdk() -> None:
     async with serving(openai_app()) as upstream, gateway(upstream) as url:
         async with anthropic.AsyncAnthropic(base_url=url, api_key="x") as client:
             async with client.messages.stream(
-                model="auto", messages=QUESTION, max_tokens=50, tools=[tool]  # type: ignore[arg-type,list-item]
+                model="auto",
+                messages=QUESTION,
+                max_tokens=50,
+                tools=[tool],  # type: ignore[arg-type,list-item]
             ) as stream:
                 final = await stream.get_final_message()
     assert final.stop_reason == "tool_use"

@@ -281,6 +281,6 @@ async def test_what_is_allowed_is_allowed(url: str) -> None:
 
 
 async def test_the_refusal_says_which_line_to_add() -> None:
-    with pytest.raises(GuardError, match="gpu1.lan") as caught:
+    with pytest.raises(GuardError, match=r"gpu1\.lan") as caught:
         AllowList.from_config(SecurityConfig()).check_url("http://gpu1.lan:8000")
     assert 'security.allowed_hosts: ["gpu1.lan"' in caught.value.hint

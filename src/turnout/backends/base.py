@@ -68,7 +68,9 @@ class Inspection:
 class StreamParser(Protocol):
     """Turns a backend's bytes into events (``wire/`` has one per format)."""
 
-    finished: bool
+    @property
+    def finished(self) -> bool:
+        """A proper end was seen."""
 
     def feed(self, data: bytes) -> list[Event]:
         """Events that ``data`` completed."""

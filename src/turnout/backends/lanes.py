@@ -5,7 +5,7 @@ Both are generators that must be closed (``aclosing``): closing one closes the c
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
 from turnout.backends import base
@@ -24,7 +24,7 @@ _FINISH: dict[str, FinishReason] = {"length": "length", "tool_calls": "tool_call
 
 async def event_lane(
     client: HttpClient, backend: Backend, endpoint: Endpoint, model: Model, request: ChatRequest, window: int
-) -> AsyncIterator[Event]:
+) -> AsyncGenerator[Event, None]:
     """Ask ``backend`` in its own format and yield neutral events.
 
     Raises:
@@ -64,7 +64,7 @@ async def raw_lane(
     model: Model,
     request: ChatRequest,
     max_tokens: int | None = None,
-) -> AsyncIterator[Event]:
+) -> AsyncGenerator[Event, None]:
     """Forward the client's bytes with their few named edits, and the answer's bytes back.
 
     ``RawHead`` comes with the first byte of the answer, so everything before it may still fail over.

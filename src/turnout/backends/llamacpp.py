@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class LlamaCpp(OpenAICompatible):
     """The server names itself in every reply's Server header, also while it loads."""
 
-    probes = ("/health", "/v1/models")
+    probes: tuple[str, ...] = ("/health", "/v1/models")
 
     def __init__(self) -> None:
         super().__init__("llamacpp", "http://127.0.0.1:8080")
@@ -30,8 +30,8 @@ class LlamaCpp(OpenAICompatible):
         for path, reply in replies.items():
             if reply.headers.get("server", "") == "llama.cpp":
                 return Identity(self.kind, f"GET {path} has the header Server: llama.cpp")
-        reply = replies.get("/v1/models")
-        listing = rows(json_object(reply.body).get("data")) if reply else []
+        listed = replies.get("/v1/models")
+        listing = rows(json_object(listed.body).get("data")) if listed is not None else []
         if listing and listing[0].get("owned_by") == "llamacpp" and meta_of(listing[0]):
             return Identity(self.kind, "GET /v1/models is owned by llamacpp and has meta")
         return None

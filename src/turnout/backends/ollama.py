@@ -28,9 +28,9 @@ _UNIT = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 class Ollama:
     """The server behind ``ollama serve``."""
 
-    kind = "ollama"
-    default_url = "http://127.0.0.1:11434"
-    wire = WireFormat.OLLAMA
+    kind: str = "ollama"
+    default_url: str = "http://127.0.0.1:11434"
+    wire: WireFormat = WireFormat.OLLAMA
     probes: tuple[str, ...] = ("/", "/api/version", "/api/status", "/api/tags")
 
     def identify(self, replies: Mapping[str, Reply]) -> Identity | None:

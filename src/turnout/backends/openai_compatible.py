@@ -20,7 +20,7 @@ _WINDOW_FIELDS = ("max_model_len", "context_length", "context_window", "max_cont
 class OpenAICompatible:
     """``kind`` and ``default_url`` name a server that has no more to it than this protocol."""
 
-    wire = WireFormat.OPENAI_CHAT
+    wire: WireFormat = WireFormat.OPENAI_CHAT
     probes: tuple[str, ...] = ("/v1/models",)
 
     def __init__(self, kind: str = "openai", default_url: str = "") -> None:

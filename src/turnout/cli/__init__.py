@@ -124,3 +124,4 @@ def cli(ctx: click.Context, config_file: str | None) -> None:
 def main() -> NoReturn:
     """The entry point of the ``turnout`` command."""
     cli.main(prog_name="turnout")
+    raise SystemExit(EXIT_DONE)

@@ -64,7 +64,7 @@ def show(config_file: str | None, as_json: bool) -> None:
 def init(force: bool, as_json: bool) -> None:
     """Write an example configuration to ./turnout.yaml."""
     from turnout.backends import DEFAULT_URLS
-    from turnout.config import example_yaml
+    from turnout.config_load import example_yaml
 
     try:
         with _FILE.open("w" if force else "x", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""The text provider, which always works: names in the query, looked up in the workspace's files within a time budget."""
+"""The text provider, which always works: names in the query, looked up in the workspace within a time budget."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from turnout.types import FileContext, TaskCategory
 
 MAX_FILES, MAX_FILE_BYTES, MAX_NAMES, MAX_FOUND = 5000, 1_000_000, 6, 200
 _SKIPPED = frozenset(
-    {".git", ".hg", ".svn", "node_modules", "__pycache__", ".venv", "venv", ".tox", "dist", "build", "target", ".mypy_cache",
-     ".cache", ".idea", ".vscode", "vendor"}
-)  # fmt: skip
+    (".git", ".hg", ".svn", "node_modules", "__pycache__", ".venv", "venv", ".tox", "dist", "build", "target", ".cache")
+)
 _SECRET_FILE = re.compile(
     r"(?i)^\.env|\.(?:pem|key|p12|pfx|keystore)$|^id_(?:rsa|dsa|ecdsa|ed25519)|credentials|\.netrc$"
 )
 _TICKED = re.compile(r"`([A-Za-z_][\w.]{1,80})(?:\(\))?`")
 _NAME = re.compile(r"\b(?:[A-Za-z]+_\w+|_\w+|[a-z]+[A-Z]\w*|[A-Z][a-z0-9]+(?:[A-Z]\w*)+|[A-Za-z_]\w*(?=\(\)))")
 _FILE = re.compile(r"(?<![\w/])((?:[\w.-]+/)*[\w-]+\.[A-Za-z]{1,5})\b")
-_DEFINES = r"^\s*(?:export\s+|pub(?:\([a-z]+\))?\s+|async\s+|static\s+|public\s+|private\s+|abstract\s+)*" + (
+_DEFINES = (
+    r"^\s*(?:export\s+|pub(?:\([a-z]+\))?\s+|async\s+|static\s+|public\s+|private\s+|abstract\s+)*"
     r"(?:def|class|function|func|fn|struct|enum|interface|trait|type|const|let|var|module)\s+(?:\([^)]*\)\s*)?{name}\b"
     r"|^{name}\s*(?::[^=]+)?="
 )

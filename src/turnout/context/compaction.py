@@ -187,9 +187,8 @@ def _summarised(body: Sequence[Message], cut: int) -> tuple[Message, ...]:
     if not cut:
         return tuple(body)
     points = [line for m in body[:cut] if m.text.startswith(SUMMARY_MARK) for line in m.text.splitlines()[1:]]
-    for message in body[:cut]:
-        if not message.text.startswith(SUMMARY_MARK) and (point := _point(message)):
-            points.append(f"- {point}")
+    told = (_point(message) for message in body[:cut] if not message.text.startswith(SUMMARY_MARK))
+    points += [f"- {point}" for point in told if point]
     text = "\n".join((SUMMARY_MARK, *points[-SUMMARY_POINTS:]))
     return (Message("system", (Text(text),)), *body[cut:])
 

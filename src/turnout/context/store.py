@@ -194,7 +194,8 @@ class SessionStore:
                 "SELECT time, model, reason FROM switches WHERE tenant = ? AND session = ? ORDER BY rowid", key
             ).fetchall()
         stored = tuple(StoredMessage(decode_message(body), at, tokens) for body, at, tokens in messages)
-        return SessionRecord(session_id, *row, messages=stored, model_history=tuple(history))
+        created, updated, prompt, active, compactions = row
+        return SessionRecord(session_id, created, updated, prompt, active, compactions, stored, tuple(history))
 
     def list_sessions(self, tenant: str) -> tuple[tuple[str, float], ...]:
         """``(id, last used)`` of a tenant's sessions, newest first."""

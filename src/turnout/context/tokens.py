@@ -1,4 +1,4 @@
-"""Estimates of token counts, per family of models (SPEC CTX-1). An exact count is the server's (Backend.count_tokens)."""
+"""Estimates of token counts per family of models (SPEC CTX-1); an exact count is the server's."""
 
 from __future__ import annotations
 

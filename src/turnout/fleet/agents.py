@@ -1,4 +1,4 @@
-"""Which coding agent is calling, from the environment and the process tree (SPEC AGENT-1; facts/agents.md section 6)."""
+"""Which coding agent is calling: environment and process tree (SPEC AGENT-1; facts/agents.md section 6)."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ def detect_coding_agent(env: Mapping[str, str] = os.environ, processes: Sequence
     if client := env.get("MCP_CLIENT"):
         return AgentInfo(client, "mcp")
     for process in _ancestors() if processes is None else processes:
-        if name := _PROCESSES.get(Path(process).name.lower()):
-            return AgentInfo(name, "detected")
+        if found := _PROCESSES.get(Path(process).name.lower()):
+            return AgentInfo(found, "detected")
     return AgentInfo()
 
 

@@ -1,4 +1,4 @@
-"""Where we run, and which addresses lead from there to the host's servers (SPEC SVC-6; facts/services.md section 15)."""
+"""Where we run, and which addresses lead to the host's servers (SPEC SVC-6; facts/services.md section 15)."""
 
 from __future__ import annotations
 

@@ -145,12 +145,12 @@ class AllowList:
         Raises:
             GuardError: it is disguised, or not on the list.
         """
+        if ":" not in host and not _NAME.fullmatch(host):
+            raise _refusal(host, "is not a host name")
         if ":" in host or _NUMBER_LAST.fullmatch(host):
             _require_canonical(host)
             self.check_address(host)
             return
-        if not _NAME.fullmatch(host):
-            raise _refusal(host, "is not a host name")
         if host not in self.names and not self.allow_external:
             raise _refusal(host, "is not on the allow-list, so it was not even resolved", _line_to_add(host))
 

@@ -8,8 +8,8 @@ proxies from the environment, no cookies, no cached DNS answers.
 from __future__ import annotations
 
 import asyncio
-import io
 import errno
+import io
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping

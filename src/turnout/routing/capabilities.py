@@ -22,8 +22,17 @@ SMALLEST_GUESS = 8192
 # The owner's last resort (SPEC SVC-5): markers in the name, then the family.
 _WINDOW_MARKS = ((128, 131_072), (131, 131_072), (64, 65_536), (32, 32_768), (16, 16_384))
 _FAMILY_WINDOWS = (("qwen", 131_072), ("deepseek", 128_000), ("codellama", 100_000), ("mixtral", 65_536))
-_BITS = ((r"iq1|tq1|q1", 2.0), (r"iq2|q2|tq2", 2.8), (r"iq3|q3", 3.7), (r"q4|iq4|int4|4_?bit|awq|gptq|mxfp4|nvfp4|w4", 4.7),
-         (r"q5", 5.6), (r"q6", 6.6), (r"q8|int8|8_?bit|fp8|w8", 8.5), (r"f16|fp16|bf16", 16.0), (r"f32|fp32", 32.0))  # fmt: skip
+_BITS = (
+    (r"iq1|tq1|q1", 2.0),
+    (r"iq2|q2|tq2", 2.8),
+    (r"iq3|q3", 3.7),
+    (r"q4|iq4|int4|4_?bit|awq|gptq|mxfp4|nvfp4|w4", 4.7),
+    (r"q5", 5.6),
+    (r"q6", 6.6),
+    (r"q8|int8|8_?bit|fp8|w8", 8.5),
+    (r"f16|fp16|bf16", 16.0),
+    (r"f32|fp32", 32.0),
+)
 _STRONG = {"coder": 4.0, "code": 3.0, "devstral": 5.0, "codestral": 3.0}
 
 

@@ -1,4 +1,4 @@
-"""What a model's name says, as a value (SPEC SEL-4): series, size, variant and quantisation, read from any server's id.
+"""What a model's name says, as a value (SPEC SEL-4): series, size, variant, quantisation.
 
 ``qwen2.5-coder:32b-instruct-q4_K_M``, ``Qwen/Qwen2.5-Coder-32B-Instruct-GGUF`` and ``.../Qwen2.5-Coder-32B-Q4_K_M.gguf``
 name one model. A finetune under a name of its own is a model of its own, never silently its base.
@@ -13,11 +13,17 @@ from functools import lru_cache
 MAX_NAME = 400
 
 # (pattern on the normalised name, series, family, size in billions when the name leaves it out). First match wins, so
-# finetunes come before their bases and longer names before shorter ones. "{v}" stands for an optional separator.
+# finetunes come before their bases and longer names before shorter ones.
+_EMBEDDERS = (
+    r"nomic-embed|mxbai-embed|bge-|gte-|e5-|all-minilm|minilm-l|snowflake-arctic-embed|jina-(?:v\d-)?embed|"
+    r"embeddinggemma|qwen3-embedding|paraphrase-|text-embedding|embed-text|granite-embedding|multilingual-e5"
+)
+_FINETUNES = (
+    r"zephyr|vicuna|openchat|neural-chat|airoboros|samantha|starling|stablelm-zephyr|orca|platypus|alpaca|guanaco|"
+    r"mythomax|everythinglm|xwin|tulu|firefunction|reflection|athene|sky-t1|bespoke|openthinker|marco-o1|acemath"
+)
 _SERIES: tuple[tuple[str, str, str, float], ...] = (
-    (r"(?:nomic-embed|mxbai-embed|bge-|gte-|e5-|all-minilm|minilm-l|snowflake-arctic-embed|jina-(?:v\d-)?embed|"
-     r"embeddinggemma|qwen3-embedding|paraphrase-|text-embedding|embed-text|granite-embedding|multilingual-e5)",
-     "embedding", "embedding", 0.3),
+    (_EMBEDDERS, "embedding", "embedding", 0.3),
     (r"rerank", "reranker", "reranker", 0.3),
     (r"dolphin.*mixtral|mixtral.*dolphin", "dolphin-mixtral", "dolphin", 46.7),
     (r"nous-hermes-?2-mixtral|hermes.*mixtral", "nous-hermes-2-mixtral", "nous", 46.7),
@@ -30,9 +36,7 @@ _SERIES: tuple[tuple[str, str, str, float], ...] = (
     (r"wizardcoder|wizard-coder", "wizardcoder", "wizard", 33),
     (r"wizardlm|wizard-vicuna|wizard-?math", "wizardlm", "wizard", 0),
     (r"magicoder", "magicoder", "magicoder", 7),
-    (r"(?:zephyr|vicuna|openchat|neural-chat|airoboros|samantha|starling|stablelm-zephyr|orca|platypus|alpaca|guanaco|"
-     r"mythomax|everythinglm|xwin|tulu|firefunction|reflection|athene|sky-t1|bespoke|openthinker|marco-o1|acemath)",
-     "finetune", "finetune", 0),
+    (_FINETUNES, "finetune", "finetune", 0),
     (r"nemotron-?3|nemotron-nano|nemotron-super|nemotron-ultra|nemotron", "nemotron", "nemotron", 0),
     (r"deepcoder", "deepcoder", "deepcoder", 14),
     (r"deepseek-?(?:r1|r-1).*(?:distill|qwen|llama)|r1-distill", "deepseek-r1-distill", "deepseek", 0),

@@ -194,7 +194,12 @@ class StreamRenderer:
         return b""
 
     def _start_call(self, index: int, call: _Call) -> bytes:
-        block = {"type": "tool_use", "id": call.call_id or new_id("toolu_"), "name": call.name, "input": {}}
+        block: dict[str, object] = {
+            "type": "tool_use",
+            "id": call.call_id or new_id("toolu_"),
+            "name": call.name,
+            "input": {},
+        }
         self._call = index
         start = self._end_block() + self._start("tool", block)
         return start + self._json("".join(call.arguments))
@@ -234,7 +239,7 @@ class StreamRenderer:
         if self._begun:
             return b""
         self._begun = True
-        message = {
+        message: dict[str, object] = {
             "id": self._id,
             "type": "message",
             "role": "assistant",

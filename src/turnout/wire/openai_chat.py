@@ -201,7 +201,9 @@ def _tool_row(tool: Tool) -> dict[str, object]:
 
 def _rows(message: Message) -> list[dict[str, object]]:
     """A message as this format has it: every tool result is a message of its own, before what the user adds."""
-    results = [{"role": "tool", "tool_call_id": r.call_id, "content": r.content} for r in message.tool_results]
+    results: list[dict[str, object]] = [
+        {"role": "tool", "tool_call_id": r.call_id, "content": r.content} for r in message.tool_results
+    ]
     rest = [part for part in message.parts if not isinstance(part, ToolResult)]
     if not rest and (results or message.role == "tool"):
         return list(results)

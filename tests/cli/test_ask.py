@@ -1,0 +1,252 @@
+"""``turnout ask``: the answer on stdout, the route on stderr, and every failure as one clear message."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from tests.cli.conftest import Fakes, as_terminal, configure, run, run_beside
+from tests.fakes.llm import WORDS, running
+from tests.servers import LlamaServer
+
+ANSWER = "".join(WORDS)
+
+
+async def test_the_real_model_answers(llama: LlamaServer) -> None:
+    configure(llama.url)
+    result = await run_beside("ask", "Write a Python function that adds two numbers", "--max-tokens", "40", stdin=b"")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.strip()
+    assert "route: smol @ fake0, level 0 (primary), category coding," in result.stderr
+    assert "40 out" in result.stderr
+    assert "note: the answer ends at its token limit" in result.stderr
+
+
+@pytest.mark.parametrize("how", [(), ("--no-stream",)])
+async def test_the_answer_is_on_stdout_and_the_route_on_stderr(fakes: Fakes, how: tuple[str, ...]) -> None:
+    configure(await fakes.start())
+    result = await run_beside("ask", "Write a function", *how, stdin=b"")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == ANSWER + "\n"
+    assert "route: qwen2.5-coder-7b-instruct @ fake0, level 0 (primary), category coding, 11 tokens in, 4 out," in (
+        result.stderr
+    )
+
+
+async def test_json_holds_the_whole_answer(fakes: Fakes) -> None:
+    configure(await fakes.start(fault="busy"), await fakes.start(), services={})
+    result = await run_beside("ask", "Write a function", "--json", stdin=b"")
+    assert result.exit_code == 0, result.stderr
+    answer = json.loads(result.stdout)
+    assert answer["text"] == ANSWER
+    assert answer["finish"] == "stop"
+    assert answer["usage"] == {"prompt_tokens": 11, "completion_tokens": 4, "cached_tokens": 0}
+    assert (answer["route"]["service"], answer["route"]["category"]) == ("fake1", "coding")
+    assert [(a["service"], a["error"] and a["error"]["code"]) for a in answer["attempts"]] == [
+        ("fake0", "busy"),
+        ("fake1", None),
+    ]
+    assert [n["code"] for n in answer["notices"]] == ["fallback"]
+
+
+async def test_a_failed_attempt_is_named_with_its_reason(fakes: Fakes) -> None:
+    configure(await fakes.start(fault="error"), await fakes.start())
+    result = await run_beside("ask", "Write a function", stdin=b"")
+    assert result.exit_code == 0
+    assert "tried: qwen2.5-coder-7b-instruct @ fake0: fake0 failed with HTTP 500: boom (" in result.stderr
+    assert "route: qwen2.5-coder-7b-instruct @ fake1" in result.stderr
+
+
+async def test_the_options_reach_the_server(home: Path) -> None:
+    seen: list[dict[str, object]] = []
+    async with running(_speaking(["ok"], seen)) as url:
+        configure(url)
+        args = ("--model", "m", "--max-tokens", "7")
+        result = await run_beside("ask", "Look at this:", *args, stdin="piped text\n")
+    assert result.exit_code == 0, result.stderr
+    assert seen[0]["max_tokens"] == 7
+    assert seen[0]["messages"][-1]["content"] == "Look at this:\n\npiped text\n"  # type: ignore[index]
+    assert "category -" in result.stderr
+
+
+async def test_nothing_that_a_server_says_reaches_the_terminal_raw() -> None:
+    evil = ["a\x1b]0;title\x07b", "\x9b31m", "\x1b", "[2Jc\r\n\td"]
+    async with running(_speaking(evil, [], name="m\x1b[31m")) as url:
+        configure(url)
+        result = await run_beside("ask", "hello", stdin=b"")
+        listed = await run_beside("models")
+        data = await run_beside("ask", "hello", "--json", stdin=b"")
+    assert result.stdout == "a]0;titleb31m[2Jc\n\td\n"
+    assert json.loads(data.stdout)["text"] == "".join(evil)
+    for output in (result.stderr, listed.output, data.output):
+        assert not any(c in output for c in "\x1b\x07\x9b\r")
+
+
+def test_no_server_is_exit_3_and_says_what_was_probed() -> None:
+    configure("http://127.0.0.1:9")
+    result = run("ask", "hello", stdin=b"")
+    assert result.exit_code == 3
+    first, probed, hint = result.stderr.splitlines()
+    assert first == "Error: no local LLM service available"
+    assert probed == "probed fake0 http://127.0.0.1:9: offline: nothing listens there"
+    assert "start a server" in hint
+    assert "turnout ask --embedded" in hint
+    failure = json.loads(run("ask", "hello", "--json", stdin=b"").stdout)
+    assert failure["error"]["code"] == "no_service"
+    assert failure["error"]["probed"][0]["where"] == "fake0 http://127.0.0.1:9"
+
+
+async def test_an_unknown_model_names_what_there_is(fakes: Fakes) -> None:
+    configure(await fakes.start())
+    result = await run_beside("ask", "hello", "--model", "gpt-99-turbo", stdin=b"")
+    assert result.exit_code == 1
+    error, hint = result.stderr.splitlines()
+    assert error == "Error: no server has the model 'gpt-99-turbo'"
+    assert "qwen2.5-coder-7b-instruct" in hint
+
+
+@pytest.mark.parametrize("fault", ["malformed", "html"])
+async def test_a_server_that_answers_nonsense_is_named(home: Path, fault: str) -> None:
+    async with running(_nonsense(fault)) as url:
+        configure(url, custom_endpoints=[{"name": "odd", "endpoint": url, "max_retries": 0}])
+        result = await run_beside("ask", "hello", stdin=b"")
+    assert result.exit_code == 1
+    error, *_ = result.stderr.splitlines()
+    assert error.startswith("Error: no model answered; tried 1: m @ odd: ")
+
+
+async def test_a_broken_stream_keeps_what_came(fakes: Fakes) -> None:
+    url = await fakes.start(fault="drop")
+    configure(url)
+    for how in ((), ("--no-stream",)):
+        result = await run_beside("ask", "hello", *how, stdin=b"")
+        assert result.exit_code == 1
+        assert result.stdout == "".join(WORDS[:2]) + "\n"
+        assert result.stderr.startswith("Error: ")
+    failure = json.loads((await run_beside("ask", "hello", "--json", stdin=b"")).stdout)
+    assert failure["text"] == "".join(WORDS[:2])
+    assert failure["error"]["code"] == "stream_broken"
+
+
+def test_an_endpoint_outside_the_allow_list_is_exit_4() -> None:
+    configure("http://8.8.8.8:11434")
+    for command in (("ask", "hello"), ("discover",), ("config", "check")):
+        result = run(*command, stdin=b"")
+        assert result.exit_code == 4
+        error, hint = result.stderr.splitlines()
+        assert "8.8.8.8" in error
+        assert "security.allowed" in hint
+
+
+def test_a_wrong_configuration_names_the_file_the_key_and_the_nearest() -> None:
+    Path("turnout.yaml").write_text("securty:\n  allow_external: false\n")
+    result = run("ask", "hello", stdin=b"")
+    assert result.exit_code == 2
+    error, hint = result.stderr.splitlines()
+    assert error.startswith("Error: ")
+    assert "turnout.yaml:" in error
+    assert "securty" in error
+    assert "did you mean security?" in hint
+
+
+def test_a_configuration_that_is_not_there_is_named() -> None:
+    result = run("--config", "gone.yaml", "ask", "hello", stdin=b"")
+    assert result.exit_code == 2
+    assert "gone.yaml" in result.stderr
+
+
+def test_a_data_directory_that_cannot_be_written_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TURNOUT_DATA_DIR", str(tmp_path / "file" / "data"))
+    result = run("ask", "hello", stdin=b"")
+    assert result.exit_code == 1
+    error, hint = result.stderr.splitlines()
+    assert str(tmp_path / "file") in error
+    assert hint.startswith("Hint: ")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+async def test_a_full_disk_under_the_audit_log_runs_nothing(fakes: Fakes) -> None:
+    configure(await fakes.start(), security={"audit_log_path": "/dev/full"})
+    result = await run_beside("ask", "hello", stdin=b"")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    error, hint = result.stderr.splitlines()
+    assert "/dev/full" in error
+    assert "security.audit_log_path" in hint
+
+
+def test_the_bundled_model_must_be_installed_first() -> None:
+    result = run("ask", "hello", "--embedded", stdin=b"")
+    assert result.exit_code == 1
+    error, hint = result.stderr.splitlines()
+    assert error == "Error: the bundled model is not installed"
+    assert "turnout embedded install" in hint
+
+
+@pytest.mark.parametrize(("answer", "code"), [(b"n\n", 3), (b"y\n", 0)])
+def test_on_a_terminal_the_bundled_model_is_offered(with_weights: None, answer: bytes, code: int) -> None:
+    configure("http://127.0.0.1:9")
+    exit_code, shown = as_terminal("ask", "Say hello", "--max-tokens", "5", answer=answer)
+    assert "No local server answered. Use the bundled demonstration model (SmolLM2 135M" in shown
+    assert exit_code == code, shown
+    assert ("@ embedded, level 0" in shown) is (code == 0)
+
+
+def test_in_a_pipe_the_bundled_model_is_used_only_when_asked_for_or_configured(with_weights: None) -> None:
+    configure("http://127.0.0.1:9")
+    refused = run("ask", "Say hello", stdin=b"")
+    assert refused.exit_code == 3
+    assert "`turnout ask --embedded` uses the bundled demonstration model" in refused.stderr
+    asked = run("ask", "Say hello", "--embedded", "--max-tokens", "5", stdin=b"")
+    assert asked.exit_code == 0, asked.stderr
+    assert "@ embedded" in asked.stderr
+    configure("http://127.0.0.1:9", embedded={"fallback": True})
+    agreed = run("ask", "Say hello", "--max-tokens", "5", stdin=b"")
+    assert agreed.exit_code == 0, agreed.stderr
+    assert "@ embedded" in agreed.stderr
+
+
+def _speaking(pieces: list[str], seen: list[dict[str, object]], name: str = "m") -> Starlette:
+    """A server whose answer is exactly ``pieces``."""
+
+    async def listing(request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [{"id": name, "object": "model", "max_model_len": 8192}]})
+
+    async def chat(request: Request) -> Response:
+        seen.append(await request.json())
+
+        async def stream() -> AsyncIterator[bytes]:
+            for piece in pieces:
+                choice = {"index": 0, "delta": {"content": piece}, "finish_reason": None}
+                yield (
+                    b"data: " + json.dumps({"object": "chat.completion.chunk", "choices": [choice]}).encode() + b"\n\n"
+                )
+            last = {"index": 0, "delta": {}, "finish_reason": "stop"}
+            yield b"data: " + json.dumps({"choices": [last]}).encode() + b"\n\ndata: [DONE]\n\n"
+
+        return StreamingResponse(stream(), media_type="text/event-stream")
+
+    return Starlette(routes=[Route("/v1/models", listing), Route("/v1/chat/completions", chat, methods=["POST"])])
+
+
+def _nonsense(fault: str) -> Starlette:
+    """A server that lists a model and then answers a chat with something else."""
+    bodies = {"malformed": b"\x00\xffnot json", "html": b"<html>app</html>"}
+
+    async def listing(request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [{"id": "m", "object": "model", "max_model_len": 8192}]})
+
+    async def chat(request: Request) -> Response:
+        return Response(bodies[fault], media_type="text/event-stream" if fault == "malformed" else "text/html")
+
+    return Starlette(routes=[Route("/v1/models", listing), Route("/v1/chat/completions", chat, methods=["POST"])])

@@ -1,0 +1,56 @@
+"""``turnout config``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+
+from tests.cli.conftest import configure, run
+
+
+def test_check_says_which_file_is_right() -> None:
+    assert run("config", "check").stdout == "built-in defaults, no file found: ok\n"
+    configure("http://127.0.0.1:9")
+    assert run("config", "check").stdout.endswith("turnout.yaml: ok\n")
+    assert json.loads(run("config", "check", "--json").stdout)["ok"] is True
+
+
+def test_check_refuses_a_wrong_file() -> None:
+    Path("turnout.yaml").write_text("routing:\n  policy: bset\n")
+    result = run("config", "check")
+    assert result.exit_code == 2
+    assert "turnout.yaml:2" in result.stderr
+    assert "routing.policy" in result.stderr
+    assert "best" in result.stderr
+
+
+def test_show_fills_in_the_defaults_and_hides_keys() -> None:
+    configure(custom_endpoints=[{"name": "a", "endpoint": "http://127.0.0.1:9", "key": "s3cret"}])
+    shown = run("config", "show")
+    assert shown.stdout.splitlines()[0].endswith("turnout.yaml")
+    assert yaml.safe_load(shown.stdout)["gateway"]["port"] == 4747
+    as_json = run("config", "show", "--json")
+    assert json.loads(as_json.stdout)["config"]["custom_endpoints"][0]["name"] == "a"
+    assert "s3cret" not in shown.output + as_json.output
+
+
+def test_init_writes_an_example_that_is_right_and_replaces_only_when_told() -> None:
+    assert run("config", "init").exit_code == 0
+    assert run("config", "check").exit_code == 0
+    file = Path("turnout.yaml")
+    file.write_text("mine: 1")
+    refused = run("config", "init")
+    assert refused.exit_code == 2
+    assert refused.stderr.splitlines() == ["Error: turnout.yaml is there already", "Hint: --force replaces it"]
+    assert file.read_text() == "mine: 1"
+    assert json.loads(run("config", "init", "--force", "--json").stdout) == {"file": "turnout.yaml"}
+    assert run("config", "check").exit_code == 0
+
+
+def test_init_where_nothing_can_be_written_is_one_message() -> None:
+    Path("turnout.yaml").mkdir()
+    result = run("config", "init", "--force")
+    assert result.exit_code == 1
+    assert "turnout.yaml cannot be written: Is a directory" in result.stderr

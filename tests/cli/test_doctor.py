@@ -1,0 +1,84 @@
+"""``turnout doctor``: each check, whether it holds, and the fix."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from tests.cli.conftest import Fakes, configure, run, run_beside
+
+
+def states(result: Result) -> dict[str, str]:
+    return {line.split("\t")[0]: line.split("\t")[1] for line in result.stdout.splitlines()[1:]}
+
+
+async def test_all_is_well_with_a_server_and_without_the_bundled_model(fakes: Fakes) -> None:
+    configure(await fakes.start())
+    result = await run_beside("doctor")
+    assert result.exit_code == 0, result.stdout
+    assert states(result) == {
+        "python": "ok",
+        "configuration": "ok",
+        "data directory": "ok",
+        "audit log": "ok",
+        "allow-list": "ok",
+        "services": "ok",
+        "bundled model": "warn",
+    }
+    report = json.loads((await run_beside("doctor", "--json")).stdout)
+    assert report["ok"] is True
+    assert report["checks"][-1]["fix"] == "run `turnout embedded install`"
+
+
+def test_no_server_fails_and_says_what_to_start() -> None:
+    configure("http://127.0.0.1:9")
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert "services\tfail\tnone can answer\tstart a server" in result.stdout
+
+
+def test_the_bundled_model_makes_a_missing_server_a_warning(with_weights: None) -> None:
+    configure("http://127.0.0.1:9")
+    result = run("doctor")
+    assert result.exit_code == 0
+    assert (states(result)["services"], states(result)["bundled model"]) == ("warn", "ok")
+
+
+def test_damaged_weights_fail(tmp_path: Path, with_weights: None) -> None:
+    (file,) = (tmp_path / "data" / "embedded").iterdir()
+    file.unlink()
+    file.write_bytes(b"GGUF")
+    assert states(run("doctor"))["bundled model"] == "fail"
+
+
+def test_a_wrong_configuration_fails_and_the_rest_is_still_checked() -> None:
+    Path("turnout.yaml").write_text("nonsense: 1\n")
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert states(result)["configuration"] == "fail"
+    assert states(result)["data directory"] == "ok"
+
+
+def test_what_cannot_be_written_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TURNOUT_DATA_DIR", str(tmp_path / "file" / "data"))
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert (states(result)["data directory"], states(result)["audit log"]) == ("fail", "fail")
+    assert "TURNOUT_DATA_DIR" in result.stdout
+
+
+def test_an_endpoint_outside_the_allow_list_fails_with_the_line_to_add() -> None:
+    configure("http://8.8.8.8:1")
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert states(result)["allow-list"] == "fail"
+    assert "security.allowed" in result.stdout
+
+
+def test_a_lifted_allow_list_and_no_audit_are_warnings() -> None:
+    configure(environment="internal", security={"allow_external": True, "audit_enabled": False})
+    assert (states(run("doctor"))["allow-list"], states(run("doctor"))["audit log"]) == ("warn", "warn")

@@ -1,0 +1,46 @@
+"""``turnout serve``."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+
+import aiohttp
+
+from tests.cli.conftest import Fakes, configure, run
+
+
+def test_it_listens_on_loopback_only() -> None:
+    result = run("serve", "--host", "0.0.0.0")
+    assert result.exit_code == 2
+    assert "loopback only" in result.stderr
+    assert run("serve", "--port", "70000").exit_code == 2
+
+
+async def test_it_says_its_address_answers_and_ends_on_ctrl_c(fakes: Fakes) -> None:
+    configure(await fakes.start())
+    command = [sys.executable, "-c", "from turnout.cli import main; main()", "serve", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
+        try:
+            url = await _address(child)
+            async with aiohttp.ClientSession() as session, session.get(f"{url}/v1/models") as reply:
+                listed = json.loads(await reply.text())
+        finally:
+            child.send_signal(signal.SIGINT)
+            rest = child.communicate(timeout=30)[1]
+    assert any(row["id"] == "qwen2.5-coder-7b-instruct" for row in listed["data"])
+    assert "Traceback" not in rest
+    assert child.returncode in (0, 130)
+
+
+async def _address(child: subprocess.Popen[str]) -> str:
+    import asyncio
+
+    assert child.stderr is not None
+    line = await asyncio.to_thread(child.stderr.readline)
+    found = re.search(r"http://\S+", line)
+    assert found is not None, line
+    return found[0]
