@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import signal
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,7 +17,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from tests.cli.conftest import Fakes, as_terminal, configure, run, run_beside
-from tests.fakes.llm import WORDS, running
+from tests.fakes.llm import WORDS, openai_app, running
 from tests.servers import LlamaServer
 
 ANSWER = "".join(WORDS)
@@ -78,14 +82,13 @@ async def test_the_options_reach_the_server(home: Path) -> None:
 
 async def test_nothing_that_a_server_says_reaches_the_terminal_raw() -> None:
     evil = ["a\x1b]0;title\x07b", "\x9b31m", "\x1b", "[2Jc\r\n\td"]
-    async with running(_speaking(evil, [], name="m\x1b[31m")) as url:
+    async with running(_speaking(evil, [])) as url:
         configure(url)
         result = await run_beside("ask", "hello", stdin=b"")
-        listed = await run_beside("models")
         data = await run_beside("ask", "hello", "--json", stdin=b"")
     assert result.stdout == "a]0;titleb31m[2Jc\n\td\n"
     assert json.loads(data.stdout)["text"] == "".join(evil)
-    for output in (result.stderr, listed.output, data.output):
+    for output in (result.stderr, data.output):
         assert not any(c in output for c in "\x1b\x07\x9b\r")
 
 
@@ -133,6 +136,40 @@ async def test_a_broken_stream_keeps_what_came(fakes: Fakes) -> None:
     failure = json.loads((await run_beside("ask", "hello", "--json", stdin=b"")).stdout)
     assert failure["text"] == "".join(WORDS[:2])
     assert failure["error"]["code"] == "stream_broken"
+
+
+async def test_ctrl_c_ends_the_stream_and_frees_the_server() -> None:
+    app = openai_app()
+    app.state.fake.fault = "stall"
+    async with running(app) as url:
+        configure(url)
+        command = [sys.executable, "-c", "from turnout.cli import main; main()", "ask", "hello"]
+        pipe = asyncio.subprocess.PIPE
+        child = await asyncio.create_subprocess_exec(
+            *command, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
+        )
+        assert child.stdout is not None
+        came = await child.stdout.readexactly(len("".join(WORDS[:2])))
+        child.send_signal(signal.SIGINT)
+        rest, err = await child.communicate()
+        await asyncio.wait_for(app.state.fake.closed.wait(), 10)
+    assert (came + rest).decode() == "".join(WORDS[:2]) + "\n"
+    assert err.strip() == b""
+    assert child.returncode == 130
+
+
+async def test_a_reader_that_leaves_ends_the_stream_quietly() -> None:
+    app = openai_app()
+    async with running(app) as url:
+        configure(url)
+        reader, writer = os.pipe()
+        os.close(reader)
+        command = [sys.executable, "-c", "from turnout.cli import main; main()", "ask", "hello"]
+        devnull, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
+        child = await asyncio.create_subprocess_exec(*command, stdin=devnull, stdout=writer, stderr=pipe)
+        os.close(writer)
+        _, err = await child.communicate()
+    assert (err, child.returncode) == (b"", 1)
 
 
 def test_an_endpoint_outside_the_allow_list_is_exit_4() -> None:
@@ -216,11 +253,11 @@ def test_in_a_pipe_the_bundled_model_is_used_only_when_asked_for_or_configured(w
     assert "@ embedded" in agreed.stderr
 
 
-def _speaking(pieces: list[str], seen: list[dict[str, object]], name: str = "m") -> Starlette:
+def _speaking(pieces: list[str], seen: list[dict[str, object]]) -> Starlette:
     """A server whose answer is exactly ``pieces``."""
 
     async def listing(request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [{"id": name, "object": "model", "max_model_len": 8192}]})
+        return JSONResponse({"object": "list", "data": [{"id": "m", "object": "model", "max_model_len": 8192}]})
 
     async def chat(request: Request) -> Response:
         seen.append(await request.json())

@@ -54,3 +54,12 @@ def test_init_where_nothing_can_be_written_is_one_message() -> None:
     result = run("config", "init", "--force")
     assert result.exit_code == 1
     assert "turnout.yaml cannot be written: Is a directory" in result.stderr
+    assert [path.name for path in Path().iterdir()] == ["turnout.yaml"]
+
+
+def test_a_warning_is_told_beside_the_result() -> None:
+    configure(environment="internal", security={"allow_external": True})
+    result = run("config", "check")
+    assert result.exit_code == 0
+    assert result.stderr.startswith("Warning: ")
+    assert "allow_external" in result.stderr

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
@@ -121,7 +121,7 @@ def cli(ctx: click.Context, config_file: str | None) -> None:
     ctx.obj = config_file
 
 
-def main() -> NoReturn:
-    """The entry point of the ``turnout`` command."""
+def main() -> None:
+    """The entry point of the ``turnout`` command; exits."""
     cli.main(prog_name="turnout")
     raise SystemExit(EXIT_DONE)

@@ -73,8 +73,8 @@ class Screen:
 def ask(config_file: str | None, embedded: bool, no_stream: bool, as_json: bool, **given: Unpack[Given]) -> None:
     """Ask a question and stream the answer of the best local model.
 
-    QUERY is the question; `-` reads it from standard input. Text that is piped in is attached after QUERY. The answer
-    goes to stdout, the route it took to stderr.
+    QUERY is the question; `-` reads it from standard input. Text that is piped in is attached after QUERY
+    (`< /dev/null` attaches nothing). The answer goes to stdout, the route it took to stderr.
 
     \b
     turnout ask "Write a Python function that adds two numbers"

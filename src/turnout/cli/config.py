@@ -66,12 +66,15 @@ def init(force: bool, as_json: bool) -> None:
     from turnout.backends import DEFAULT_URLS
     from turnout.config_load import example_yaml
 
+    if _FILE.exists() and not force:
+        raise UsageError(f"{_FILE} is there already", hint="--force replaces it")
+    part = Path(f"{_FILE}.part")
     try:
-        with _FILE.open("w" if force else "x", encoding="utf-8") as file:
-            file.write(example_yaml(DEFAULT_URLS))
-    except FileExistsError:
-        raise UsageError(f"{_FILE} is there already", hint="--force replaces it") from None
+        # Written aside first: a full disk must not cost the file that is there.
+        part.write_text(example_yaml(DEFAULT_URLS), "utf-8")
+        part.replace(_FILE)
     except OSError as error:
+        part.unlink(missing_ok=True)
         raise StorageError(f"{_FILE} cannot be written: {error.strerror}", hint="choose another directory") from error
     if as_json:
         print_json({"file": str(_FILE)})

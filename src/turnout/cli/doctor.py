@@ -9,7 +9,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
@@ -98,18 +97,13 @@ def _configuration(config_file: str | None) -> tuple[LoadedConfig | None, Check]
 def _data_dir() -> Check:
     from turnout.config import data_dir
 
-    try:
-        return _writable("data directory", data_dir(), "set TURNOUT_DATA_DIR to a directory you can write")
-    except TurnoutError as error:
-        return _failed("data directory", error)
-
-
-def _writable(name: str, directory: Path, fix: str) -> Check:
+    name, directory = "data directory", data_dir()
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
             free = shutil.disk_usage(directory).free
     except OSError as error:
+        fix = "set TURNOUT_DATA_DIR to a directory you can write"
         return Check(name, "fail", f"{directory} cannot be written: {error.strerror}", fix)
     if free < _LITTLE_SPACE:
         return Check(name, "warn", f"{directory} has {free / 1e6:.0f} MB free", "free some space")

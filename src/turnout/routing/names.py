@@ -1,7 +1,6 @@
 """What a model's name says, as a value (SPEC SEL-4): series, size, variant, quantisation.
 
-``qwen2.5-coder:32b-instruct-q4_K_M``, ``Qwen/Qwen2.5-Coder-32B-Instruct-GGUF`` and ``.../Qwen2.5-Coder-32B-Q4_K_M.gguf``
-name one model. A finetune under a name of its own is a model of its own, never silently its base.
+``qwen2.5-coder:32b-instruct-q4_K_M`` and ``Qwen/Qwen2.5-Coder-32B-Instruct-GGUF`` name one model. A finetune under a name of its own is a model of its own, never silently its base.
 """
 
 from __future__ import annotations
