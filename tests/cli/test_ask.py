@@ -66,6 +66,7 @@ async def test_a_failed_attempt_is_named_with_its_reason(fakes: Fakes) -> None:
     assert result.exit_code == 0
     assert "tried: qwen2.5-coder-7b-instruct @ fake0: fake0 failed with HTTP 500: boom (" in result.stderr
     assert "route: qwen2.5-coder-7b-instruct @ fake1" in result.stderr
+    assert "note:" not in result.stderr
 
 
 async def test_the_options_reach_the_server(home: Path) -> None:
@@ -251,6 +252,16 @@ def test_in_a_pipe_the_bundled_model_is_used_only_when_asked_for_or_configured(w
     agreed = run("ask", "Say hello", "--max-tokens", "5", stdin=b"")
     assert agreed.exit_code == 0, agreed.stderr
     assert "@ embedded" in agreed.stderr
+
+
+async def test_asked_for_the_bundled_model_looks_for_no_server(with_weights: None) -> None:
+    app = openai_app()
+    async with running(app) as url:
+        configure(url, services={"ollama": {"endpoint": url + "/x"}})
+        result = await run_beside("ask", "Say hello", "--embedded", "--max-tokens", "5", stdin=b"")
+    assert result.exit_code == 0, result.stderr
+    assert "@ embedded" in result.stderr
+    assert app.state.fake.paths == []
 
 
 def _speaking(pieces: list[str], seen: list[dict[str, object]]) -> Starlette:

@@ -58,8 +58,10 @@ def test_init_where_nothing_can_be_written_is_one_message() -> None:
 
 
 def test_a_warning_is_told_beside_the_result() -> None:
-    configure(environment="internal", security={"allow_external": True})
+    key = {"name": "a", "endpoint": "http://127.0.0.1:9", "key": "${TURNOUT_TEST_UNSET}"}
+    configure(environment="internal", security={"allow_external": True}, custom_endpoints=[key])
     result = run("config", "check")
     assert result.exit_code == 0
-    assert result.stderr.startswith("Warning: ")
-    assert "allow_external" in result.stderr
+    unset, lifted = result.stderr.splitlines()
+    assert unset.startswith("Warning: custom_endpoints.0.key: ")
+    assert lifted == "Warning: security.allow_external is true: any address may be dialled"

@@ -96,11 +96,17 @@ def test_piped_text_is_attached_after_the_query() -> None:
     )
 
 
-def test_a_query_at_hand_never_waits_for_a_socket() -> None:
+def test_a_socket_is_read_only_when_there_is_no_query() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         done = program("classify", "hello", stdin=theirs)
     assert done.returncode == 0
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(b"refactor this")
+        ours.shutdown(socket.SHUT_WR)
+        alone = program("classify", stdin=theirs)
+    assert "refactor this" in alone.stdout
 
 
 def test_positions_are_from_1_outside_and_from_0_inside(home: Path) -> None:

@@ -6,7 +6,6 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import click
@@ -59,20 +58,16 @@ class CommandLine(click.Group):
 
 
 def guarded(run: Callable[[], object]) -> int:
-    """Run a command; returns its exit code, having told on stderr what went wrong."""
+    """Run a command; returns its exit code, having told on stderr what went wrong. (Click ends a closed pipe itself.)"""
     try:
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="replace")
         code = run()
-        sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        _drop_stdout()
-        return EXIT_FAILED
     except TurnoutError as error:
         from turnout.cli.output import report_error
 
@@ -90,21 +85,12 @@ def _report_unexpected(error: Exception) -> int:
 
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
-        _drop_stdout()
         click.echo(safe(f"Error: {error.strerror}{where}"), err=True)
         return EXIT_FAILED
     text = " ".join(str(error).split())
     again = "run again with TURNOUT_DEBUG=1 for the traceback"
     click.echo(safe(f"internal error: {type(error).__name__}: {text}; {again}"), err=True)
     return EXIT_FAILED
-
-
-def _drop_stdout() -> None:
-    """What is still buffered cannot be written: keep the interpreter from trying again when it ends."""
-    with suppress(OSError, ValueError):
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
 
 
 @click.group(cls=CommandLine, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})

@@ -90,7 +90,7 @@ def waiting(text: str) -> Iterator[Callable[[str], None]]:
 
 
 def loaded_config(path: str | None) -> LoadedConfig:
-    """The configuration, its warnings told on stderr.
+    """The configuration, its warnings told on stderr; a lifted allow-list is never silent (SPEC SEC-1).
 
     Raises:
         ConfigError: it is wrong.
@@ -101,6 +101,8 @@ def loaded_config(path: str | None) -> LoadedConfig:
     loaded = load_config(path, kinds=DEFAULT_URLS)
     for warning in loaded.warnings:
         note(f"Warning: {warning}")
+    if loaded.config.security.allow_external:
+        note("Warning: security.allow_external is true: any address may be dialled")
     return loaded
 
 

@@ -41,7 +41,6 @@ _AddrInfo: TypeAlias = tuple[int, int, int, str, tuple[str, int] | tuple[str, in
 
 LARGE_BODY_BYTES = 1_000_000
 MAX_HEADER_BYTES = 16_384
-LARGE_BODY_BYTES = 1_000_000
 MAX_HEADERS = 128
 MAX_CONNECTIONS = 512
 # Below the 5 s after which common servers close an idle connection: a POST must not meet one that is being closed.
@@ -355,8 +354,8 @@ def _socket_factory(allow: AllowList) -> Callable[[_AddrInfo], socket.socket]:
         try:
             allow.check_address(address[0])
         except GuardError as error:
-            # aiohttp's dialler loses what is not an OSError when there is more than one address.
-            raise PermissionError(errno.EACCES, error.message) from error
+            # Of several addresses aiohttp's dialler loses what is no OSError, and the cause of those that read unalike.
+            raise PermissionError(errno.EACCES, "refused by the guard") from error
         made = socket.socket(family, kind, proto)
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return made

@@ -104,7 +104,7 @@ class CapabilityTable:
         ]
         if not fitting:
             return None
-        return min(fitting, key=lambda row: (_variant_distance(row.name, name), abs(row.params - name.size)))
+        return min(fitting, key=lambda row: _distance(row, name))
 
     def matches(self, listed: str, server_id: str) -> bool:
         """Whether a name from a list or a user means this server's model."""
@@ -153,8 +153,9 @@ def _near(one: float, other: float) -> bool:
     return one > 0 and other > 0 and abs(one - other) <= 0.09 * max(one, other)
 
 
-def _variant_distance(row: ModelName, name: ModelName) -> int:
-    return len((row.variants ^ name.variants) - {"instruct", "altered"})
+def _distance(row: ModelCapability, name: ModelName) -> tuple[int, float, int]:
+    differing = row.name.variants ^ name.variants
+    return len(differing - {"instruct", "altered"}), abs(row.params - name.size), len(differing)
 
 
 def _bits(quantization: str) -> float:

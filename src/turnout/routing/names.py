@@ -58,7 +58,7 @@ _SERIES: tuple[tuple[str, str, str, float], ...] = (
     (r"qwen-?3-?vl", "qwen3-vl", "qwen", 8),
     (r"qwen-?3-?omni", "qwen3-omni", "qwen", 30),
     (r"qwen-?3(?![.\d])", "qwen3", "qwen", 8),
-    (r"qwen-?2\.5-?coder", "qwen2.5-coder", "qwen", 7),
+    (r"qwen-?2\.5(?:\.1)?-?coder", "qwen2.5-coder", "qwen", 7),
     (r"qwen-?2\.5-?vl", "qwen2.5-vl", "qwen", 7),
     (r"qwen-?2\.5-?math", "qwen2.5-math", "qwen", 7),
     (r"qwen-?2\.5", "qwen2.5", "qwen", 7),
@@ -215,6 +215,9 @@ def parse_model_name(server_id: str) -> ModelName:
         series = "deepseek-coder-v2-lite"
     if series == "mistral-small" and size == 22:
         series = "mistral-small-2409"
+    if series.startswith("llama-4"):
+        # Its names state the active size: 17B of 109 or 400.
+        size, stated = usual, False
     active = _ACTIVE.search(rest)
     return ModelName(
         series,

@@ -33,10 +33,6 @@ from turnout.wire.openai_chat import collect_calls, status_of
 _BILLING = "x-anthropic-billing-header:"
 _STOP = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
 _ERROR_TYPE = {400: "invalid_request_error", 403: "permission_error", 404: "not_found_error", 503: "overloaded_error"}
-_READ = frozenset(
-    {"model", "messages", "system", "tools", "tool_choice", "max_tokens", "temperature", "top_p", "stop_sequences",
-     "stream"}
-)  # fmt: skip
 
 
 def parse_request(body: bytes) -> ChatRequest:
@@ -53,14 +49,15 @@ def parse_request(body: bytes) -> ChatRequest:
     rows = objects(data.get("messages"), "messages")
     if not rows:
         raise UsageError("messages is missing or empty")
-    system = _system(data.get("system"))
+    system = [_system(data.get("system"))]
     messages: list[Message] = []
     for row in rows:
         if row.get("role") == "system":
-            system += _system(row.get("content"))
+            system.append(_system(row.get("content")))
         else:
             messages.append(_message(row))
-    head = (Message("system", tuple(system)),) if system else ()
+    leading = "\n\n".join(text for text in system if text)
+    head = (Message("system", (Text(leading),)),) if leading else ()
     stop = data.get("stop_sequences")
     return ChatRequest(
         messages=(*head, *messages),
@@ -71,15 +68,14 @@ def parse_request(body: bytes) -> ChatRequest:
         temperature=base.number_field(data, "temperature"),
         top_p=base.number_field(data, "top_p"),
         stop=tuple(as_text(s) for s in stop) if isinstance(stop, list) else (),
-        stream=data.get("stream") is True,
+        stream=base.flag_field(data, "stream"),
     )
 
 
-def _system(value: Json) -> list[Part]:
+def _system(value: Json) -> str:
     parts = _content(value)
     texts = [part for part in parts if isinstance(part, Text) and not part.text.startswith(_BILLING)]
-    joined = "\n\n".join(part.text for part in texts if part.text)
-    return [Text(joined)] if joined else []
+    return "\n\n".join(part.text for part in texts if part.text)
 
 
 def _message(row: Mapping[str, Json]) -> Message:
@@ -92,26 +88,29 @@ def _message(row: Mapping[str, Json]) -> Message:
 def _content(value: Json) -> list[Part]:
     if isinstance(value, str):
         return [Text(value)] if value else []
-    return [part for row in objects(value, "content") if (part := _part(row)) is not None]
+    return [part for row in objects(value, "content") for part in _parts(row)]
 
 
-def _part(row: Mapping[str, Json]) -> Part | None:
+def _parts(row: Mapping[str, Json]) -> list[Part]:
+    """The neutral parts of one block; a tool result's images follow it, because results carry text alone."""
     match as_text(row.get("type")):
         case "text":
-            return Text(text_field(row.get("text", ""), "a text block"))
+            return [Text(text_field(row.get("text", ""), "a text block"))]
         case "image":
             source = as_dict(row.get("source"))
-            return Image(as_text(source.get("media_type")), as_text(source.get("data")), as_text(source.get("url")))
+            return [Image(as_text(source.get("media_type")), as_text(source.get("data")), as_text(source.get("url")))]
         case "thinking":
-            return Reasoning(as_text(row.get("thinking")), as_text(row.get("signature")))
+            return [Reasoning(as_text(row.get("thinking")), as_text(row.get("signature")))]
         case "tool_use":
             arguments = base.arguments_text(row.get("input", {}))
-            return ToolCall(as_text(row.get("id")), as_text(row.get("name")), arguments)
+            return [ToolCall(as_text(row.get("id")), as_text(row.get("name")), arguments)]
         case "tool_result":
-            content = "".join(part.text for part in _content(row.get("content")) if isinstance(part, Text))
-            return ToolResult(as_text(row.get("tool_use_id")), content, is_error=row.get("is_error") is True)
+            inner = _content(row.get("content"))
+            content = "".join(part.text for part in inner if isinstance(part, Text))
+            result = ToolResult(as_text(row.get("tool_use_id")), content, is_error=row.get("is_error") is True)
+            return [result, *(part for part in inner if isinstance(part, Image))]
         case "redacted_thinking" | "tool_reference":
-            return None
+            return []
         case other:
             raise UsageError(f"a message has a block of type {other[:40]!r}, which is not supported")
 
@@ -155,6 +154,7 @@ class StreamRenderer:
         self._open = ""
         self._call = -1
         self._waiting: dict[int, _Call] = {}
+        self._later: list[tuple[str, dict[str, object]]] = []
         self._usage = Usage()
         self._stop = "end_turn"
         self._calls = False
@@ -163,14 +163,11 @@ class StreamRenderer:
         """The bytes of one event, b"" when it has none here."""
         match event:
             case TextDelta(text):
-                return self._in("text", {"type": "text", "text": ""}) + self._delta(
-                    {"type": "text_delta", "text": text}
-                )
+                return self._show("text", [{"type": "text_delta", "text": text}] if text else [])
             case ReasoningDelta(text, signature):
-                start = self._in("thinking", {"type": "thinking", "thinking": "", "signature": ""})
-                if signature:
-                    start += self._delta({"type": "signature_delta", "signature": signature})
-                return start + (self._delta({"type": "thinking_delta", "thinking": text}) if text else b"")
+                deltas: list[dict[str, object]] = [{"type": "thinking_delta", "thinking": text}] if text else []
+                deltas += [{"type": "signature_delta", "signature": signature}] if signature else []
+                return self._show("thinking", deltas)
             case ToolCallDelta():
                 return self._tool(event)
             case UsageReport(usage):
@@ -186,7 +183,7 @@ class StreamRenderer:
         self._calls = True
         if self._open == "tool" and event.index == self._call:
             return self._json(event.arguments)
-        if self._open != "tool" and event.index not in self._waiting and not self._waiting:
+        if self._open != "tool":
             return self._start_call(event.index, _Call(event.call_id, event.name, [event.arguments]))
         if event.index not in self._waiting:
             self._waiting[event.index] = _Call(event.call_id, event.name)
@@ -207,17 +204,28 @@ class StreamRenderer:
     def _json(self, text: str) -> bytes:
         return self._delta({"type": "input_json_delta", "partial_json": text}) if text else b""
 
-    def _in(self, kind: str, block: dict[str, object]) -> bytes:
+    def _show(self, kind: str, deltas: list[dict[str, object]]) -> bytes:
+        """Text or reasoning, in a block of its own; it waits for the end once a call is open, which may still grow."""
+        if self._open == "tool":
+            self._later += [(kind, delta) for delta in deltas]
+            return b""
+        return b"".join(self._in(kind) + self._delta(delta) for delta in deltas)
+
+    def _in(self, kind: str) -> bytes:
         if self._open == kind:
             return b""
-        return self._flush_calls() + self._start(kind, block)
+        block: dict[str, object] = {"type": kind, kind: ""}
+        if kind == "thinking":
+            block["signature"] = ""
+        return self._end_block() + self._start(kind, block)
 
-    def _flush_calls(self) -> bytes:
+    def _flush(self) -> bytes:
         data = self._end_block()
-        waiting, self._waiting = self._waiting, {}
-        for index in sorted(waiting):
-            data += self._start_call(index, waiting[index]) + self._end_block()
-        return data
+        for index in sorted(self._waiting):
+            data += self._start_call(index, self._waiting[index]) + self._end_block()
+        for kind, delta in self._later:
+            data += self._in(kind) + self._delta(delta)
+        return data + self._end_block()
 
     def _start(self, kind: str, block: dict[str, object]) -> bytes:
         self._block += 1
@@ -261,7 +269,7 @@ class StreamRenderer:
 
     def close(self) -> bytes:
         """Every open block stopped, then the end of the message."""
-        data = self._head() + self._flush_calls()
+        data = self._head() + self._flush()
         delta = {"stop_reason": self._stop, "stop_sequence": None}
         data += _sse("message_delta", {"type": "message_delta", "delta": delta, "usage": _usage_value(self._usage)})
         return data + _sse("message_stop", {"type": "message_stop"})
@@ -317,4 +325,4 @@ def render_error(error: TurnoutError) -> tuple[int, bytes]:
     kind = _ERROR_TYPE.get(status, "api_error")
     if isinstance(error, EndpointLoadingError | NoServiceError):
         kind = "overloaded_error"
-    return status, encode({"type": "error", "error": {"type": kind, "message": text}})
+    return status, encode({"type": "error", "error": {"type": kind, "message": text, "code": error.code}})

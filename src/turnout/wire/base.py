@@ -32,11 +32,18 @@ def decode_object(body: bytes) -> dict[str, Json]:
 
 
 def encode(value: object) -> bytes:
-    """JSON bytes; a lone surrogate, which no encoding can carry, becomes a question mark."""
+    """JSON bytes; a lone surrogate, which no encoding can carry, becomes a question mark.
+
+    Raises:
+        UsageError: it is nested too deeply to be written.
+    """
     try:
-        return msgspec.json.encode(value)
-    except (UnicodeEncodeError, msgspec.EncodeError):
-        return msgspec.json.encode(_without_surrogates(value))
+        try:
+            return msgspec.json.encode(value)
+        except UnicodeEncodeError:
+            return msgspec.json.encode(_without_surrogates(value))
+    except RecursionError as error:
+        raise UsageError("the request is nested too deeply") from error
 
 
 def _without_surrogates(value: object) -> object:
@@ -88,7 +95,7 @@ class Lines:
         """
         lines = (self._rest + data).split(b"\n")
         self._rest = lines.pop()
-        if len(self._rest) > MAX_LINE_BYTES:
+        if len(self._rest) > MAX_LINE_BYTES or any(len(line) > MAX_LINE_BYTES for line in lines):
             raise NonsenseError(f"the server sent a line of more than {MAX_LINE_BYTES:,} bytes")
         return [line.removesuffix(b"\r") for line in lines]
 
@@ -123,23 +130,35 @@ def number_field(data: Mapping[str, Json], key: str) -> float | None:
     value = data.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -1e18 < value < 1e18:
         raise UsageError(f"{key} is not a number")
     return float(value)
 
 
 def whole_field(data: Mapping[str, Json], key: str) -> int | None:
-    """An optional positive whole number the client sent.
+    """An optional positive whole number the client sent; -1 is how local clients write "no limit".
 
     Raises:
         UsageError: it is something else.
     """
     value = number_field(data, key)
-    if value is None:
+    if value is None or value == -1:
         return None
-    if value != value or value < 1 or value > 1e9:
+    if not value.is_integer() or value < 1 or value > 1e9:
         raise UsageError(f"{key} is not a whole number from 1 on")
     return int(value)
+
+
+def flag_field(data: Mapping[str, Json], key: str) -> bool:
+    """An optional true or false the client sent; false when it is missing.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    value = data.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise UsageError(f"{key} is not true or false")
+    return value is True
 
 
 def objects(value: Json, what: str) -> list[dict[str, Json]]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from turnout.errors import NonsenseError, UsageError
 from turnout.types import (
     ChatRequest,
     Event,
@@ -16,6 +17,7 @@ from turnout.types import (
     Message,
     Reasoning,
     ReasoningDelta,
+    Text,
     TextDelta,
     ToolCallDelta,
     Usage,
@@ -24,6 +26,10 @@ from turnout.types import (
 from turnout.wire import base
 from turnout.wire.base import as_count, as_dict, as_text, encode, new_id
 
+# What the server takes for ``think`` (facts/services.md, section 1, Chat row), from the efforts that clients know.
+_THINK: dict[str, bool | str] = {
+    "none": False, "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "max", "max": "max",
+}  # fmt: skip
 _FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 
@@ -38,6 +44,9 @@ def render_request(request: ChatRequest, model: str, *, stream: bool, num_ctx: i
         model: the server's own id.
         stream: NDJSON or one object.
         num_ctx: the window in tokens, the same for every request to a model; None leaves the server's.
+
+    Raises:
+        UsageError: an image is given by address, which this format cannot carry and nobody may fetch.
     """
     options: dict[str, object] = {
         "num_ctx": num_ctx,
@@ -65,7 +74,7 @@ def render_request(request: ChatRequest, model: str, *, stream: bool, num_ctx: i
     if (wanted := _format(request.response_format)) is not None:
         data["format"] = wanted
     if request.reasoning_effort:
-        data["think"] = False if request.reasoning_effort == "none" else request.reasoning_effort
+        data["think"] = _THINK.get(request.reasoning_effort, True)
     return encode(data)
 
 
@@ -89,13 +98,17 @@ def _rows(message: Message, names: Mapping[str, str]) -> list[dict[str, object]]
     ]
     if message.role == "tool" or (results and len(results) == len(message.parts)):
         return results
-    row: dict[str, object] = {"role": message.role, "content": message.text}
+    # Agents send several blocks of text: glued together, the last word of one would run into the next.
+    text = "\n".join(part.text for part in message.parts if isinstance(part, Text))
+    row: dict[str, object] = {"role": message.role, "content": text}
     thinking = "".join(part.text for part in message.parts if isinstance(part, Reasoning))
     if thinking:
         row["thinking"] = thinking
-    images = [part.data for part in message.parts if isinstance(part, Image) and part.data]
+    images = [part for part in message.parts if isinstance(part, Image)]
+    if any(not image.data for image in images):
+        raise UsageError("an image is given by its address, which Ollama cannot take", hint="send it as base64")
     if images:
-        row["images"] = images
+        row["images"] = [image.data for image in images]
     calls = [
         {"id": c.call_id, "function": {"name": c.name, "arguments": arguments_object(c.arguments)}}
         for c in message.tool_calls
@@ -109,7 +122,7 @@ def arguments_object(text: str) -> dict[str, Json]:
     """Arguments as the object this format wants; what is no object is kept under ``input``."""
     try:
         value = msgspec.json.decode(text or "{}")
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
         value = text
     return value if isinstance(value, dict) else {"input": value}
 
@@ -161,6 +174,13 @@ class StreamParser:
 
 
 def parse_response(body: bytes) -> list[Event]:
-    """A whole answer as events."""
+    """A whole answer as events.
+
+    Raises:
+        NonsenseError: it is not an answer.
+    """
     parser = StreamParser()
-    return parser.feed(body) + parser.close()
+    events = parser.feed(body) + parser.close()
+    if not parser.finished:
+        raise NonsenseError("the server's answer has no end mark")
+    return events

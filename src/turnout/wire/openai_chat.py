@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-
-import msgspec
+from dataclasses import dataclass
 
 from turnout.errors import (
     ContextOverflowError,
@@ -43,8 +42,26 @@ from turnout.types import (
     UsageReport,
     WireFormat,
 )
-from turnout.wire import base
-from turnout.wire.base import as_count, as_dict, as_text, encode, new_id, objects, text_field
+from turnout.wire import base, scan
+from turnout.wire.base import as_dict, as_text, encode, new_id, objects, text_field
+from turnout.wire.scan import Peek, Scanner, edit_request, peek, usage_of
+
+__all__ = [
+    "Peek",
+    "Scanner",
+    "StreamParser",
+    "StreamRenderer",
+    "collect_calls",
+    "edit_request",
+    "overflow_text",
+    "parse_request",
+    "parse_response",
+    "peek",
+    "render_error",
+    "render_request",
+    "render_response",
+    "status_of",
+]
 
 _ROLES: dict[str, Role] = {
     "system": "system",
@@ -82,6 +99,7 @@ def parse_request(body: bytes) -> ChatRequest:
     rows = objects(data.get("messages"), "messages")
     if not rows:
         raise UsageError("messages is missing or empty")
+    scan.peek(body)
     stop = data.get("stop")
     response_format = data.get("response_format")
     return ChatRequest(
@@ -95,7 +113,7 @@ def parse_request(body: bytes) -> ChatRequest:
         stop=tuple(as_text(s) for s in stop) if isinstance(stop, list) else (stop,) if isinstance(stop, str) else (),
         response_format=response_format if isinstance(response_format, dict) else None,
         reasoning_effort=as_text(data.get("reasoning_effort")),
-        stream=data.get("stream") is True,
+        stream=base.flag_field(data, "stream"),
         raw=RawBody(WireFormat.OPENAI_CHAT, body),
         extras={key: value for key, value in data.items() if key not in _READ},
     )
@@ -201,12 +219,10 @@ def _tool_row(tool: Tool) -> dict[str, object]:
 
 def _rows(message: Message) -> list[dict[str, object]]:
     """A message as this format has it: every tool result is a message of its own, before what the user adds."""
-    results: list[dict[str, object]] = [
-        {"role": "tool", "tool_call_id": r.call_id, "content": r.content} for r in message.tool_results
-    ]
+    results = [_result_row(result) for result in message.tool_results]
     rest = [part for part in message.parts if not isinstance(part, ToolResult)]
     if not rest and (results or message.role == "tool"):
-        return list(results)
+        return results
     row: dict[str, object] = {"role": message.role, "content": _content_value(rest)}
     name = message.extras.get("name")
     if name:
@@ -222,6 +238,11 @@ def _rows(message: Message) -> list[dict[str, object]]:
     if reasoning:
         row["reasoning_content"] = reasoning
     return [*results, row]
+
+
+def _result_row(result: ToolResult) -> dict[str, object]:
+    named: dict[str, object] = {"name": result.name} if result.name else {}
+    return {"role": "tool", "tool_call_id": result.call_id, "content": result.content, **named}
 
 
 def _content_value(parts: Sequence[Part]) -> object:
@@ -241,62 +262,84 @@ def _content_value(parts: Sequence[Part]) -> object:
 # The server's answer.
 
 
-def usage_of(data: Mapping[str, Json]) -> Usage | None:
-    """Usage from an answer or a chunk; llama.cpp's ``timings`` tell the cached tokens too."""
-    usage = as_dict(data.get("usage"))
-    timings = as_dict(data.get("timings"))
-    if not usage and not timings:
-        return None
-    cached = as_count(as_dict(usage.get("prompt_tokens_details")).get("cached_tokens")) or as_count(
-        timings.get("cache_n")
-    )
-    if not usage:
-        return Usage(as_count(timings.get("prompt_n")) + cached, as_count(timings.get("predicted_n")), cached)
-    return Usage(as_count(usage.get("prompt_tokens")), as_count(usage.get("completion_tokens")), cached)
+@dataclass(slots=True)
+class _Call:
+    """A call under way; ``held`` are arguments that came before its name."""
+
+    index: int
+    call_id: str
+    named: bool = False
+    held: str = ""
 
 
 class _Calls:
-    """Tool-call deltas of one answer: index and id are invented where a server leaves them out."""
+    """Tool-call deltas of one answer: index and id are invented where a server leaves them out.
+
+    A server's index is no more than a hint: some give parallel calls the same one, with ids of their own.
+    """
 
     def __init__(self) -> None:
-        self._known: dict[int, str] = {}
+        self._all: list[_Call] = []
+        self._at: dict[int, _Call] = {}
 
     def events(self, value: Json) -> list[Event]:
+        """The events of one ``tool_calls`` list."""
         rows = [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
-        return [self._event(row, place) for place, row in enumerate(rows)]
+        return [event for place, row in enumerate(rows) for event in self._row(row, place)]
 
-    def _event(self, row: Mapping[str, Json], place: int) -> Event:
+    def end(self) -> list[Event]:
+        """Calls whose name never came."""
+        return [ToolCallDelta(c.index, c.call_id, "", c.held) for c in self._all if not c.named]
+
+    def _row(self, row: Mapping[str, Json], place: int) -> list[Event]:
         function = as_dict(row.get("function"))
         name, call_id = as_text(function.get("name")), as_text(row.get("id"))
-        index = row.get("index")
-        if not isinstance(index, int) or isinstance(index, bool) or index < 0:
-            starts = bool(name) and (not call_id or call_id not in self._known.values())
-            index = len(self._known) if starts or not self._known else max(self._known) if place == 0 else place
-        arguments = base.arguments_text(function.get("arguments"))
-        if index in self._known:
-            return ToolCallDelta(index, arguments=arguments)
-        self._known[index] = call_id or new_id("call_")
-        return ToolCallDelta(index, self._known[index], name, arguments)
+        call = self._find(row.get("index"), call_id, name, place)
+        text = base.arguments_text(function.get("arguments"))
+        if call.named:
+            return [ToolCallDelta(call.index, arguments=text)] if text else []
+        call.held += text
+        if not name:
+            return []
+        call.named = True
+        return [ToolCallDelta(call.index, call.call_id, name, call.held)]
+
+    def _find(self, hint: Json, call_id: str, name: str, place: int) -> _Call:
+        if isinstance(hint, int) and not isinstance(hint, bool):
+            call = self._at.get(hint)
+            # A changed id alone is no new call: some servers draw a fresh id for every delta.
+            if call is None or (call.named and name and call_id not in ("", call.call_id)):
+                call = self._at[hint] = self._new(call_id)
+            return call
+        known = next((c for c in self._all if call_id and c.call_id == call_id), None)
+        if known is not None:
+            return known
+        if not self._all or call_id or name:
+            return self._new(call_id)
+        return self._all[min(place, len(self._all) - 1)] if place else self._all[-1]
+
+    def _new(self, call_id: str) -> _Call:
+        taken = {call.call_id for call in self._all}
+        call = _Call(len(self._all), call_id if call_id and call_id not in taken else new_id("call_"))
+        self._all.append(call)
+        return call
 
     def __bool__(self) -> bool:
-        return bool(self._known)
+        return bool(self._all)
 
 
 class StreamParser:
-    """A server's SSE bytes, cut anywhere, as events."""
+    """A server's SSE bytes, cut anywhere, as events. ``finished``: a finish reason or the end mark was seen."""
 
     def __init__(self) -> None:
         self._lines = base.Lines()
         self._calls = _Calls()
         self._finish: FinishReason | None = None
         self._usage: Usage | None = None
-        self._done = False
+        self._closed = False
+        self.finished = False
         self._data: list[bytes] = []
-
-    @property
-    def finished(self) -> bool:
-        """A finish reason or the end mark was seen."""
-        return self._done or self._finish is not None
+        self._held = 0
 
     def feed(self, data: bytes) -> list[Event]:
         """The events that ``data`` completed.
@@ -311,6 +354,10 @@ class StreamParser:
         """Usage and finish, once, at the end."""
         events = [event for line in self._lines.close() for event in self._line(line)]
         events += self._line(b"")
+        if self._closed:
+            return events
+        self._closed = True
+        events += self._calls.end()
         if self._usage is not None:
             events.append(UsageReport(self._usage))
         if self.finished:
@@ -321,16 +368,21 @@ class StreamParser:
     def _line(self, line: bytes) -> list[Event]:
         if line.startswith(b"data:"):
             self._data.append(line[5:].removeprefix(b" "))
+            self._held += len(line)
+            if self._held > base.MAX_LINE_BYTES:
+                raise NonsenseError("the server sent an event that does not end")
             return []
         if line:
             if line.startswith((b":", b"event:", b"id:", b"retry:")):
                 return []
+            if line.startswith(b"{"):
+                base.server_object(line)
             raise NonsenseError(f"the server sent {base.excerpt(line)!r} where an event belongs")
-        data, self._data = b"\n".join(self._data), []
+        data, self._data, self._held = b"\n".join(self._data), [], 0
         if not data:
             return []
         if data.strip() == b"[DONE]":
-            self._done = True
+            self.finished = True
             return []
         return self._chunk(base.server_object(data))
 
@@ -340,8 +392,9 @@ class StreamParser:
         choice = choices[0] if isinstance(choices, list) and choices else None
         if not isinstance(choice, dict):
             return []
-        finish = _FINISH.get(as_text(choice.get("finish_reason")))
-        self._finish = finish or self._finish
+        if finish := as_text(choice.get("finish_reason")):
+            self._finish = _FINISH.get(finish, "stop")
+            self.finished = True
         return _delta_events(as_dict(choice.get("delta")), self._calls)
 
 
@@ -367,7 +420,7 @@ def parse_response(body: bytes) -> list[Event]:
     if not isinstance(choice, dict):
         raise NonsenseError("the server's answer has no choices")
     calls = _Calls()
-    events = _delta_events(as_dict(choice.get("message")), calls)
+    events = [*_delta_events(as_dict(choice.get("message")), calls), *calls.end()]
     if (usage := usage_of(data)) is not None:
         events.append(UsageReport(usage))
     reason = _FINISH.get(as_text(choice.get("finish_reason")), "stop")
@@ -402,7 +455,7 @@ class StreamRenderer:
         """The bytes of one event, b"" when it has none here."""
         match event:
             case TextDelta(text):
-                return self._chunk({"content": text})
+                return self._chunk({"content": text}) if text else b""
             case ReasoningDelta(text, _):
                 return self._chunk({"reasoning_content": text}) if text else b""
             case ToolCallDelta():
@@ -531,126 +584,3 @@ def render_error(error: TurnoutError) -> tuple[int, bytes]:
     text = overflow_text(error) if isinstance(error, ContextOverflowError) else str(error)
     kind = "invalid_request_error" if status in (400, 403, 404) else "server_error"
     return status, encode({"error": {"message": text, "type": kind, "param": None, "code": error.code}})
-
-
-# The raw lane.
-
-
-class _StreamOptions(msgspec.Struct):
-    include_usage: bool | None = None
-
-
-class Peek(msgspec.Struct):
-    """What the raw lane needs of a request."""
-
-    model: str = "auto"
-    stream: bool | None = False
-    stream_options: _StreamOptions | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-
-    @property
-    def include_usage(self) -> bool:
-        """The client asked for a usage chunk."""
-        return bool(self.stream_options and self.stream_options.include_usage)
-
-
-_PEEK = msgspec.json.Decoder(Peek)
-_TOP = msgspec.json.Decoder(dict[str, msgspec.Raw])
-
-
-def peek(body: bytes) -> Peek:
-    """Read the few fields that routing needs, skipping the rest.
-
-    Raises:
-        UsageError: they are not of the right type.
-    """
-    try:
-        return _PEEK.decode(body)
-    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError, UnicodeDecodeError) as error:
-        raise UsageError(f"the body is not a chat request: {str(error)[:120]}") from error
-
-
-def edit_request(body: bytes, *, model: str, max_tokens: int | None = None, ask_usage: bool = False) -> bytes:
-    """The client's body with the named edits: model, clamped answer length, usage asked for. The rest is untouched.
-
-    Args:
-        body: the client's JSON.
-        model: RequestModel.
-        max_tokens: upper bound of the answer in tokens, or None.
-        ask_usage: have the server report usage.
-    """
-    data = _TOP.decode(body)
-    edits: dict[str, object] = {"model": model}
-    for key in ("max_tokens", "max_completion_tokens"):
-        if max_tokens is not None and key in data and bytes(data[key]).strip() != b"null":
-            edits[key] = max_tokens
-    if ask_usage:
-        options = msgspec.json.decode(data["stream_options"]) if "stream_options" in data else None
-        edits["stream_options"] = (options or {}) | {"include_usage": True}
-    return msgspec.json.encode({**data, **edits})
-
-
-class Scanner:
-    """Reads usage and finish while the bytes of an answer pass by.
-
-    Args:
-        strip_usage: hold back the usage chunk, which we asked for and the client did not.
-        stream: the answer is SSE.
-    """
-
-    def __init__(self, *, strip_usage: bool, stream: bool) -> None:
-        self._strip, self._stream = strip_usage, stream
-        self._rest = b""
-        self.usage: Usage | None = None
-        self.finish = ""
-        self.done = False
-
-    def feed(self, chunk: bytes) -> bytes:
-        """The bytes to hand on."""
-        if not self._stream:
-            self._read(chunk)
-            self.done = True
-            return chunk
-        events = (self._rest + chunk).replace(b"\r\n", b"\n").split(b"\n\n")
-        self._rest = events.pop()
-        if len(self._rest) > base.MAX_LINE_BYTES:
-            raise NonsenseError("the server sent an event that does not end")
-        kept = [event for event in events if self._keep(event)]
-        return b"\n\n".join(kept) + b"\n\n" if kept else b""
-
-    def close(self) -> bytes:
-        """What was held back without an end."""
-        rest, self._rest = self._rest, b""
-        return rest + b"\n\n" if rest.strip() and self._keep(rest) else b""
-
-    def _keep(self, event: bytes) -> bool:
-        if (
-            b'"usage"' in event
-            or b'"timings"' in event
-            or b'"finish_reason":"' in event
-            or b'"finish_reason": "' in event
-        ):
-            choices = self._read(event.partition(b"data:")[2])
-            return not (self._strip and choices == 0)
-        if b"[DONE]" in event:
-            self.done = True
-        elif b'"error"' in event and b'"choices"' not in event:
-            base.server_object(event.partition(b"data:")[2])
-        return True
-
-    def _read(self, data: bytes) -> int:
-        """Read one JSON object; the number of its choices, -1 when it is none."""
-        try:
-            value = msgspec.json.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return -1
-        if not isinstance(value, dict):
-            return -1
-        self.usage = usage_of(value) or self.usage
-        choices = value.get("choices")
-        if not isinstance(choices, list):
-            return -1
-        if choices and isinstance(choices[0], dict):
-            self.finish = as_text(choices[0].get("finish_reason")) or self.finish
-        return len(choices)

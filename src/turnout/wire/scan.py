@@ -1,0 +1,174 @@
+"""The raw lane of OpenAI chat completions: a client's bytes with a few named edits, and a scanner beside the answer.
+
+The closed list of edits is ``edit_request``'s; everything else of the body stays as the client wrote it (SPEC GW-2).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import msgspec
+
+from turnout.errors import NonsenseError, UsageError
+from turnout.types import Json, Usage
+from turnout.wire import base
+from turnout.wire.base import as_count, as_dict, as_text
+
+
+def usage_of(data: Mapping[str, Json]) -> Usage | None:
+    """Usage from an answer or a chunk; llama.cpp's ``timings`` tell the cached tokens too."""
+    usage = as_dict(data.get("usage"))
+    timings = as_dict(data.get("timings"))
+    if not usage and not timings:
+        return None
+    cached = as_count(as_dict(usage.get("prompt_tokens_details")).get("cached_tokens")) or as_count(
+        timings.get("cache_n")
+    )
+    if not usage:
+        return Usage(as_count(timings.get("prompt_n")) + cached, as_count(timings.get("predicted_n")), cached)
+    return Usage(as_count(usage.get("prompt_tokens")), as_count(usage.get("completion_tokens")), cached)
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+class Peek(msgspec.Struct):
+    """What the raw lane needs of a request."""
+
+    model: str | None = "auto"
+    stream: bool | None = False
+    stream_options: _StreamOptions | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        """The client asked for a usage chunk."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+_PEEK = msgspec.json.Decoder(Peek)
+# In JSON text these bytes are keys or whole strings, never part of what a model wrote: there the quotes are escaped.
+_FACTS = re.compile(rb'"usage"|"timings"|"finish_reason": ?"')
+_MARK = re.compile(rb'"usage"|"timings"|"finish_reason": ?"|"error"|\[DONE\]')
+_EVENT = re.compile(rb".*?\n\r?\n", re.DOTALL)
+_TOP = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def peek(body: bytes) -> Peek:
+    """Read the few fields that routing needs, skipping the rest.
+
+    Raises:
+        UsageError: they are not of the right type.
+    """
+    try:
+        return _PEEK.decode(body)
+    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError, UnicodeDecodeError) as error:
+        raise UsageError(f"the body is not a chat request: {str(error)[:120]}") from error
+
+
+def edit_request(body: bytes, *, model: str, max_tokens: int | None = None, ask_usage: bool = False) -> bytes:
+    """The client's body with the named edits: model, clamped answer length, usage asked for. The rest is untouched.
+
+    Args:
+        body: the client's JSON.
+        model: RequestModel.
+        max_tokens: upper bound of the answer in tokens, or None.
+        ask_usage: have the server report usage.
+
+    Raises:
+        UsageError: the body is not a JSON object.
+    """
+    try:
+        data = _TOP.decode(body)
+        options = _options(data.get("stream_options")) if ask_usage else {}
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise UsageError(f"the body is not a chat request: {str(error)[:120]}") from error
+    edits: dict[str, object] = {"model": model}
+    for key in ("max_tokens", "max_completion_tokens"):
+        if max_tokens is not None and key in data and _exceeds(bytes(data[key]), max_tokens):
+            edits[key] = max_tokens
+    if ask_usage:
+        edits["stream_options"] = {**options, "include_usage": True}
+    return msgspec.json.encode({**data, **edits})
+
+
+def _options(raw: msgspec.Raw | None) -> dict[str, msgspec.Raw]:
+    return _TOP.decode(raw) if raw is not None and bytes(raw).strip() != b"null" else {}
+
+
+def _exceeds(raw: bytes, limit: int) -> bool:
+    value = msgspec.json.decode(raw)
+    # A negative number is how local servers are told "no limit".
+    return isinstance(value, int | float) and (value > limit or value < 0)
+
+
+class Scanner:
+    """Reads usage and finish while the bytes of an answer pass by unchanged, but for the usage chunk.
+
+    Args:
+        strip_usage: hold back the usage chunk, which we asked for and the client did not; whole events alone pass then.
+        stream: the answer is SSE.
+    """
+
+    def __init__(self, *, strip_usage: bool, stream: bool) -> None:
+        self._strip, self._stream = strip_usage, stream
+        self._rest = b""
+        self.usage: Usage | None = None
+        self.finish = ""
+        self.done = False
+
+    def feed(self, chunk: bytes) -> bytes:
+        """The bytes to hand on.
+
+        Raises:
+            NonsenseError: an event does not end.
+            ServerFailedError: the server reports an error in the middle, under 200.
+        """
+        if not self._stream:
+            self._read(chunk)
+            self.done = True
+            return chunk
+        data = self._rest + chunk
+        end = max(data.rfind(b"\n\n") + 2, data.rfind(b"\n\r\n") + 3)
+        end = end if end > 2 else 0
+        whole, self._rest = data[:end], data[end:]
+        if len(self._rest) > base.MAX_LINE_BYTES:
+            raise NonsenseError("the server sent an event that does not end")
+        if _MARK.search(whole):
+            whole = b"".join([event for event in _EVENT.findall(whole) if self._keep(event)])
+        return whole if self._strip else chunk
+
+    def close(self) -> bytes:
+        """What was held back without an end."""
+        rest, self._rest = self._rest, b""
+        keep = bool(rest.strip()) and self._keep(rest)
+        return rest + b"\n\n" if keep and self._strip else b""
+
+    def _keep(self, event: bytes) -> bool:
+        data = event.rpartition(b"data:")[2] if b"[DONE]" in event else event.partition(b"data:")[2]
+        if data.strip() == b"[DONE]":
+            self.done = True
+            return True
+        if _FACTS.search(event):
+            return not (self._read(event.partition(b"data:")[2]) and self._strip)
+        if b'"error"' in event and b'"choices"' not in event:
+            base.server_object(event.partition(b"data:")[2])
+        return True
+
+    def _read(self, data: bytes) -> bool:
+        """Read one JSON object; whether it is a usage chunk and nothing else."""
+        try:
+            value = msgspec.json.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return False
+        if not isinstance(value, dict):
+            return False
+        usage = usage_of(value)
+        self.usage = usage or self.usage
+        choices = value.get("choices")
+        if isinstance(choices, list) and choices and isinstance(choices[0], dict):
+            self.finish = as_text(choices[0].get("finish_reason")) or self.finish
+        return usage is not None and choices == []

@@ -1,0 +1,62 @@
+"""Show from the coverage data that every bound test executes the code it is about: ``python -m tests.check_requirements``.
+
+Needs a run of the whole suite under ``coverage run`` before it. Prints what is bound and what is deferred.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+from coverage import CoverageData
+
+from tests.requirements import ROWS, Proven
+
+ROOT = Path(__file__).parents[1]
+
+
+def lines_of(code: str) -> tuple[Path, range]:
+    """The file and the body's lines of ``module:qualified.name``."""
+    module, _, name = code.partition(":")
+    base = ROOT / "src" / Path(*module.split("."))
+    path = base.with_suffix(".py") if base.with_suffix(".py").exists() else base / "__init__.py"
+    nodes: list[ast.stmt] = ast.parse(path.read_text()).body
+    found: ast.stmt | None = None
+    for part in name.split("."):
+        found = next(n for n in nodes if getattr(n, "name", None) == part)
+        nodes = found.body  # type: ignore[attr-defined]
+    return path, range(nodes[0].lineno, (nodes[-1].end_lineno or 0) + 1)
+
+
+def problems(data: CoverageData) -> list[str]:
+    contexts = data.measured_contexts()
+    found: list[str] = []
+    for requirement, what, proof in ROWS:
+        if not isinstance(proof, Proven):
+            continue
+        for test in proof.tests:
+            mine = [c for c in contexts if c.split("[")[0].removesuffix("|run") == f"tests/{test}"]
+            if not mine:
+                found.append(f"{requirement} ({what}): the test {test} did not run")
+                continue
+            data.set_query_contexts([c.replace("[", r"\[").replace("|", r"\|") + "$" for c in mine[:3]])
+            for code in proof.code:
+                path, body = lines_of(code)
+                if not set(data.lines(str(path)) or ()) & set(body):
+                    found.append(f"{requirement} ({what}): {test} does not execute {code}")
+    return found
+
+
+def main() -> int:
+    data = CoverageData(str(ROOT / ".coverage"))
+    data.read()
+    found = problems(data)
+    bound = sum(isinstance(proof, Proven) for _, _, proof in ROWS)
+    sys.stdout.write("".join(f"{line}\n" for line in found))
+    sys.stdout.write(f"requirements: {bound} rows proven, {len(ROWS) - bound} deferred, {len(found)} problems\n")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,278 @@
+"""Clients' requests as real agents and SDKs send them (facts/agents.md, section 3), and hostile ones."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turnout.errors import TurnoutError, UsageError
+from turnout.types import ChatRequest, Image, Message, Reasoning, Text, ToolCall, ToolResult, WireFormat, message
+from turnout.wire import anthropic, ollama, openai_chat
+
+USER = {"role": "user", "content": "hello"}
+FORMATS = [openai_chat, anthropic]
+
+
+def body(**fields: object) -> bytes:
+    return json.dumps({"model": "m", "messages": [USER], **fields}).encode()
+
+
+BROKEN = {
+    "empty": b"",
+    "not JSON": b"{",
+    "a list": b"[]",
+    "a string": b'"x"',
+    "invalid UTF-8": b'{"messages":[{"role":"user","content":"\xff"}]}',
+    "a lone surrogate": b'{"messages":[{"role":"user","content":"\\ud800"}]}',
+    "a nesting bomb of lists": b'{"messages":' + b"[" * 10_000 + b"]" * 10_000 + b"}",
+    "a nesting bomb of objects": b'{"a":' * 10_000 + b"1" + b"}" * 10_000,
+    "an endless number": b'{"messages":[{"role":"user","content":"x"}],"temperature":' + b"1" * 400 + b"}",
+    "a number out of range": b'{"messages":[{"role":"user","content":"x"}],"temperature":1e999}',
+    "no messages": b'{"model":"m"}',
+    "empty messages": b'{"messages":[]}',
+    "messages a string": b'{"messages":"x"}',
+    "a message a string": b'{"messages":["x"]}',
+    "an unknown role": b'{"messages":[{"role":"wizard","content":"x"}]}',
+    "no role": b'{"messages":[{"content":"x"}]}',
+    "content a number": b'{"messages":[{"role":"user","content":5}]}',
+    "a text part without text": b'{"messages":[{"role":"user","content":[{"type":"text","text":5}]}]}',
+    "an unknown part": b'{"messages":[{"role":"user","content":[{"type":"smell"}]}]}',
+    "model a number": body(model=5),
+    "max_tokens a string": body(max_tokens="5"),
+    "max_tokens zero": body(max_tokens=0),
+    "max_tokens a fraction": body(max_tokens=1.5),
+    "temperature a string": body(temperature="hot"),
+    "temperature true": body(temperature=True),
+    "stream a string": body(stream="yes"),
+    "tools an object": body(tools={}),
+}
+
+
+@pytest.mark.parametrize("wire", FORMATS, ids=lambda wire: wire.__name__.rpartition(".")[2])
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_request_is_one_clear_line(wire, case):
+    with pytest.raises(UsageError) as caught:
+        wire.parse_request(BROKEN[case])
+    assert 10 < len(str(caught.value)) < 250
+    assert str(caught.value).isprintable()
+
+
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
+    max_leaves=8,
+)
+FIELD = st.sampled_from(
+    ["model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature", "stop", "tools",
+     "system", "tool_choice", "response_format", "stop_sequences", "reasoning_effort"]
+)  # fmt: skip
+
+
+@given(st.dictionaries(FIELD, JSON, max_size=4))
+def test_what_is_accepted_can_be_peeked_at_edited_and_rendered(fields):
+    sent = body(**fields)
+    for wire in FORMATS:
+        try:
+            request = wire.parse_request(sent)
+        except UsageError:
+            continue
+        assert openai_chat.render_request(request, "x", stream=True)
+        assert ollama.render_request(request, "x", stream=True, num_ctx=None)
+        if wire is openai_chat:
+            assert bool(openai_chat.peek(sent).stream) is request.stream
+            edited = json.loads(openai_chat.edit_request(sent, model="x", max_tokens=9, ask_usage=True))
+            assert edited["stream_options"]["include_usage"] is True
+
+
+@given(st.binary(max_size=80))
+def test_binary_input_raises_only_our_errors(data):
+    for read in (openai_chat.parse_request, anthropic.parse_request):
+        with pytest.raises(TurnoutError):
+            read(b"{" + data)
+
+
+def test_ten_megabytes_are_read():
+    text = "x" * 10_000_000
+    request = openai_chat.parse_request(body(messages=[{"role": "user", "content": text}]))
+    assert len(request.messages[0].text) == 10_000_000
+
+
+def test_a_value_too_deep_to_write_and_a_lone_surrogate_are_ours():
+    deep: list[object] = []
+    for _ in range(5_000):
+        deep = [deep]
+    request = ChatRequest((message("user", "bad \ud800 text"),), extras={"deep": deep})
+    with pytest.raises(UsageError, match="nested too deeply"):
+        openai_chat.render_request(request, "m", stream=True)
+    sent = json.loads(openai_chat.render_request(ChatRequest(request.messages), "m", stream=True))
+    assert sent["messages"][0]["content"] == "bad ? text"
+
+
+def test_openai_fields():
+    sent = body(
+        messages=[
+            {"role": "developer", "content": "be brief"},
+            {"role": "user", "content": [
+                {"type": "text", "text": "look"},
+                {"type": "image_url", "image_url": {"url": "data:image/png;base64,QUJD"}},
+                {"type": "image_url", "image_url": {"url": "http://10.0.0.5/x.png"}},
+            ]},
+            {"role": "assistant", "content": None, "reasoning_content": "hm", "tool_calls": [
+                {"id": "c1", "type": "function", "function": {"name": "ls", "arguments": '{"p":1}'}},
+                {"id": "c2", "type": "function", "function": {"name": "ls", "arguments": {"p": 2}}},
+            ]},
+            {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "a.py"}]},
+            {"role": "tool", "tool_call_id": "c2", "content": None},
+        ],
+        tools=[{"type": "function", "function": {"name": "ls", "parameters": {"type": "object"}, "strict": False}}],
+        tool_choice={"type": "function", "function": {"name": "ls"}},
+        max_tokens=32000, max_completion_tokens=4096, stop="END", store=False,
+    )  # fmt: skip
+    request = openai_chat.parse_request(sent)
+    assert request.messages == (
+        Message("system", (Text("be brief"),)),
+        Message("user", (Text("look"), Image("image/png", "QUJD"), Image(url="http://10.0.0.5/x.png"))),
+        Message("assistant", (Reasoning("hm"), ToolCall("c1", "ls", '{"p":1}'), ToolCall("c2", "ls", '{"p":2}'))),
+        Message("tool", (ToolResult("c1", "a.py"),)),
+        Message("tool", (ToolResult("c2", ""),)),
+    )
+    assert (request.tools[0].name, request.tools[0].extras) == ("ls", {"strict": False})
+    assert (request.tool_choice, request.max_tokens, request.stop) == ("tool:ls", 4096, ("END",))
+    assert (request.extras, request.stream) == ({"store": False}, False)
+    assert (request.raw.format, request.raw.body) == (WireFormat.OPENAI_CHAT, sent)
+
+
+@pytest.mark.parametrize("wire", FORMATS)
+def test_minus_one_means_no_limit(wire):
+    assert wire.parse_request(body(max_tokens=-1)).max_tokens is None
+
+
+def claude_request() -> bytes:
+    return body(
+        system=[
+            {"type": "text", "text": "x-anthropic-billing-header: cc_version=2.1.330; cch=abc;"},
+            {"type": "text", "text": "You are an agent.", "cache_control": {"type": "ephemeral"}},
+        ],
+        messages=[
+            {"role": "user", "content": [{"type": "text", "text": "go", "cache_control": {"type": "ephemeral"}}]},
+            {"role": "system", "content": [{"type": "text", "text": "# Environment"}]},
+            {"role": "assistant", "content": [
+                {"type": "thinking", "thinking": "hm", "signature": ""},
+                {"type": "tool_use", "id": "t1", "name": "Read", "input": {"path": "a"}},
+            ]},
+            {"role": "user", "content": [
+                {"type": "tool_result", "tool_use_id": "t1", "is_error": True, "content": [
+                    {"type": "text", "text": "broken"},
+                    {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "QUJD"}},
+                ]},
+                {"type": "text", "text": "again"},
+            ]},
+        ],
+        tools=[{"name": "Read", "input_schema": {"type": "object"}, "defer_loading": True}],
+        thinking={"type": "adaptive"}, metadata={"user_id": "{}"}, stop_sequences=["END"], stream=True,
+    )  # fmt: skip
+
+
+def test_claude_code_request():
+    request = anthropic.parse_request(claude_request())
+    assert request.messages == (
+        Message("system", (Text("You are an agent.\n\n# Environment"),)),
+        Message("user", (Text("go"),)),
+        Message("assistant", (Reasoning("hm"), ToolCall("t1", "Read", '{"path":"a"}'))),
+        Message("user", (ToolResult("t1", "broken", is_error=True), Image("image/png", "QUJD"), Text("again"))),
+    )
+    assert (request.stream, request.stop, request.raw) == (True, ("END",), None)
+
+
+def test_claude_code_request_reaches_a_server_whole_and_in_order():
+    request = anthropic.parse_request(claude_request())
+    rows = json.loads(openai_chat.render_request(request, "m", stream=True))["messages"]
+    assert [row["role"] for row in rows] == ["system", "user", "assistant", "tool", "user"]
+    assert [part["type"] for part in rows[4]["content"]] == ["image_url", "text"]
+    native = json.loads(ollama.render_request(request, "m", stream=True, num_ctx=None))["messages"]
+    assert [row["role"] for row in native] == ["system", "user", "assistant", "tool", "user"]
+    assert (native[3]["tool_name"], native[4]["images"]) == ("Read", ["QUJD"])
+
+
+def test_a_system_message_is_the_same_as_blocks_and_as_a_string():
+    blocks = body(messages=[USER, {"role": "system", "content": [{"type": "text", "text": "env"}]}])
+    string = body(messages=[USER, {"role": "system", "content": "env"}])
+    assert anthropic.parse_request(blocks).messages == anthropic.parse_request(string).messages
+
+
+@pytest.mark.parametrize(
+    ("choice", "neutral"),
+    [({"type": "auto"}, "auto"), ({"type": "any"}, "required"), ({"type": "none"}, "none"),
+     ({"type": "tool", "name": "f"}, "tool:f"), (None, "")],
+)  # fmt: skip
+def test_anthropic_tool_choice(choice, neutral):
+    assert anthropic.parse_request(body(tool_choice=choice)).tool_choice == neutral
+
+
+def ollama_body(**fields: object) -> dict[str, object]:
+    request = ChatRequest((message("user", "x"),), **fields)
+    return json.loads(ollama.render_request(request, "m", stream=True, num_ctx=8192))
+
+
+def test_ollama_options():
+    sent = ollama_body(max_tokens=5, temperature=0.0, top_p=0.5, stop=("END",))
+    assert sent["options"] == {"num_ctx": 8192, "num_predict": 5, "temperature": 0.0, "top_p": 0.5, "stop": ["END"]}
+    assert sent["truncate"] is False
+    assert not {"shift", "think", "format", "tools"} & sent.keys()
+
+
+@pytest.mark.parametrize(
+    ("effort", "think"), [("none", False), ("minimal", "low"), ("high", "high"), ("xhigh", "max"), ("odd", True)]
+)
+def test_ollama_thinks_as_far_as_it_knows_how(effort, think):
+    assert ollama_body(reasoning_effort=effort)["think"] == think
+
+
+def test_ollama_formats():
+    schema = {"type": "object"}
+    assert ollama_body(response_format={"type": "json_object"})["format"] == "json"
+    assert ollama_body(response_format={"type": "json_schema", "json_schema": {"schema": schema}})["format"] == schema
+    assert "format" not in ollama_body(response_format={"type": "text"})
+
+
+def test_ollama_is_never_sent_an_image_by_address():
+    request = ChatRequest((Message("user", (Image(url="http://example.invalid/x.png"),)),))
+    with pytest.raises(UsageError, match="by its address"):
+        ollama.render_request(request, "m", stream=True, num_ctx=None)
+
+
+@pytest.mark.parametrize(("text", "value"), [("", {}), ('{"a":1}', {"a": 1}), ('"Paris"', {"input": "Paris"}),
+                                             ("{bad", {"input": "{bad"}), ("\ud800", {"input": "\ud800"})])  # fmt: skip
+def test_arguments_become_an_object_and_lose_nothing(text, value):
+    assert ollama.arguments_object(text) == value
+
+
+def test_edit_request_changes_what_it_names_and_nothing_else():
+    sent = (
+        b'{"model":"a","odd": {"x" : [1, 2.50]},"max_tokens":5,"max_completion_tokens":9000,"stream_options":{"y":1}}'
+    )
+    edited = openai_chat.edit_request(sent, model="b", max_tokens=100, ask_usage=True)
+    top = msgspec.json.decode(edited, type=dict[str, msgspec.Raw])
+    assert {key: bytes(raw) for key, raw in top.items()} == {
+        "model": b'"b"',
+        "odd": b'{"x" : [1, 2.50]}',
+        "max_tokens": b"5",
+        "max_completion_tokens": b"100",
+        "stream_options": b'{"y":1,"include_usage":true}',
+    }
+
+
+@pytest.mark.parametrize(("given", "sent"), [(b"-1", b"100"), (b"null", b"null"), (b"100", b"100"), (b"101", b"100")])
+def test_edit_request_clamps_only_what_is_larger(given, sent):
+    edited = openai_chat.edit_request(b'{"max_tokens":' + given + b"}", model="m", max_tokens=100)
+    assert b'"max_tokens":' + sent + b"," in edited
+
+
+@pytest.mark.parametrize("bad", [b"[]", b"", b"{", b'{"stream_options":"x"}'])
+def test_edit_request_refuses_what_is_no_request(bad):
+    with pytest.raises(UsageError):
+        openai_chat.edit_request(bad, model="m", ask_usage=True)
