@@ -58,7 +58,7 @@ class CommandLine(click.Group):
 
 
 def guarded(run: Callable[[], object]) -> int:
-    """Run a command; returns its exit code, having told on stderr what went wrong. (Click ends a closed pipe itself.)"""
+    """Run a command; returns its exit code, having told on stderr what went wrong. Click itself ends a closed pipe."""
     try:
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="replace")
