@@ -55,6 +55,10 @@ class Listener:
             self._servers.append(server)
             self.port = server.sockets[0].getsockname()[1]
 
+    async def start_on(self, bound: socket.socket) -> None:
+        self._servers.append(await asyncio.start_server(self._serve, sock=bound))
+        self.port = bound.getsockname()[1]
+
     async def start_unix(self, path: Path) -> None:
         self._servers.append(await asyncio.start_unix_server(self._serve, path))
 
@@ -200,6 +204,17 @@ async def test_the_connector_alone_refuses_addresses(everywhere: Listener, url: 
             await session.get(url.replace("{p}", str(everywhere.port)))
     assert isinstance(_mapped(caught.value, "box"), GuardError)
     assert everywhere.dialled == []
+
+
+@pytest.mark.isolated
+async def test_the_resolver_alone_refuses_names(everywhere: Listener, asked_of_system: list[str]) -> None:
+    resolver = Resolver(["10.0.0.5"])
+    client = open_client(AllowList.from_config(SECURITY), resolve=resolver)
+    async with client, client._open_session("") as session:
+        for name in ("evil.example", "gateway.docker.internal", "gpu1.lan.", "0x7f000001"):
+            with pytest.raises((GuardError, aiohttp.InvalidURL)):
+                await session.get(f"http://{name}:{everywhere.port}/")
+    assert (everywhere.dialled, resolver.asked, asked_of_system) == ([], [], [])
 
 
 @pytest.mark.isolated
@@ -655,12 +670,19 @@ async def test_leaving_does_not_wait_for_an_upload_that_nobody_reads(client: Htt
         counted.set()
 
     left, counted, received = asyncio.Event(), asyncio.Event(), list[int]()
-    body = bytes(60_000_000)
-    async with listening(answer_then_read) as listener:
+    body = bytes(900_000)
+    narrow = socket.socket()
+    narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    narrow.bind(("127.0.0.1", 0))
+    listener = Listener(answer_then_read)
+    await listener.start_on(narrow)
+    try:
         async with stream(client, url_of(listener), Limits(), body=body) as reply:
             await anext(reply.chunks())
         left.set()
         await asyncio.wait_for(counted.wait(), 20)
+    finally:
+        await listener.stop()
     assert sum(received) < len(body)
 
 

@@ -103,8 +103,6 @@ class StreamReply:
                 what = f"{self._endpoint} cut the connection in the middle of its answer"
                 raise StreamBrokenError(what, endpoint=self._endpoint) from error
             if not data:
-                if self._expired is not None:
-                    raise self._expired
                 return
             if not self._begun:
                 self._begin()

@@ -1,6 +1,7 @@
 """What a model's name says, as a value (SPEC SEL-4): series, size, variant, quantisation.
 
-``qwen2.5-coder:32b-instruct-q4_K_M`` and ``Qwen/Qwen2.5-Coder-32B-Instruct-GGUF`` name one model. A finetune under a name of its own is a model of its own, never silently its base.
+``qwen2.5-coder:32b-instruct-q4_K_M`` and ``Qwen/Qwen2.5-Coder-32B-Instruct-GGUF`` name one model. A finetune under a
+name of its own is a model of its own, never silently its base.
 """
 
 from __future__ import annotations

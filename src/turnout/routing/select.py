@@ -72,7 +72,7 @@ def select(pool: Sequence[Candidate], needs: Needs, config: RouterConfig, table:
     """Filter, then rank. Same input, same choice."""
     routing = config.task_routing.get(needs.category) if needs.category and not needs.model else None
     minimum = routing.min_context if routing else 0
-    wanted = [c for c in pool if not needs.model or is_model(needs.model, c, table)]
+    wanted = _asked_for(pool, needs.model, table) if needs.model else list(pool)
     usable: list[Candidate] = []
     small: list[Candidate] = []
     rejected = [(c, f"not the model asked for ({needs.model})") for c in pool if c not in wanted] if needs.model else []
@@ -91,11 +91,16 @@ def select(pool: Sequence[Candidate], needs: Needs, config: RouterConfig, table:
     return Selection(tuple(ranked), tuple(too_small), tuple(rejected), smallest, policy, minimum)
 
 
+def _asked_for(pool: Sequence[Candidate], asked: str, table: CapabilityTable) -> list[Candidate]:
+    """``id`` or a canonical name anywhere, or ``id@endpoint`` there alone."""
+    name, _, place = asked.rpartition("@")
+    if name and any(c.endpoint.name == place for c in pool):
+        return [c for c in pool if c.endpoint.name == place and is_model(name, c, table)]
+    return [c for c in pool if is_model(asked, c, table)]
+
+
 def is_model(asked: str, candidate: Candidate, table: CapabilityTable) -> bool:
-    """Whether ``asked`` (a server's id, optionally ``id@endpoint``, or a canonical name) means this candidate."""
-    name, _, endpoint = asked.rpartition("@")
-    if name and endpoint == candidate.endpoint.name:
-        return is_model(name, candidate, table)
+    """Whether ``asked``, a server's id or a canonical name, means this candidate."""
     return asked == candidate.model.id or table.matches(asked, candidate.model.id)
 
 
