@@ -1,6 +1,6 @@
 """Show from the coverage data that every bound test executes the code it is about.
 
-``python -m tests.check_requirements`` needs a run of the whole suite under ``coverage run`` before it. Prints what is bound and what is deferred.
+Needs a run of the whole suite under ``coverage run`` first; then ``python -m tests.check_requirements``.
 """
 
 from __future__ import annotations

@@ -341,13 +341,17 @@ def test_compaction_marks_what_it_did() -> None:
             Message("tool", (ToolResult(f"c{n}", "line " * 700),)),
         ]
     history.append(message("user", "And now?"))
-    fitted = fit(history, window=8000, reserve=500, counter=get_token_counter("x"), config=ContextConfig())
-    text = "\n".join(
-        p.text if isinstance(p, Text) else getattr(p, "content", "") for m in fitted.messages for p in m.parts
-    )
-    assert SUMMARY_MARK in text
-    assert f"{STUB_MARK}read_file]" in text
-    assert fitted.steps
+    counter, config = get_token_counter("x"), ContextConfig()
+    gentle = fit(history, window=20_000, reserve=500, counter=counter, config=config)
+    assert gentle.steps == ("old tool outputs shortened",)
+    stubs = [r.content for m in gentle.messages for r in m.tool_results if r.content.startswith(STUB_MARK)]
+    assert stubs[0].startswith(f"{STUB_MARK}read_file] (was ")
+    assert gentle.messages[-2].tool_results[0].content == "line " * 700, "the newest outputs stay"
+    hard = fit(history, window=8000, reserve=500, counter=counter, config=config)
+    summary = hard.messages[1].text.splitlines()
+    assert summary[0] == SUMMARY_MARK
+    assert 1 < len(summary) <= 11
+    assert all(len(line) <= 102 for line in summary[1:])
 
 
 def attempt_at(
