@@ -421,6 +421,8 @@ def check(request: ChatRequest) -> None:
     size = sum(len(part.text) for m in request.messages for part in m.parts if isinstance(part, Text))
     if not request.last_user_text.strip() and size == 0 and not any(m.tool_results for m in request.messages):
         raise UsageError("the query is empty", hint="give a question")
+    if any(isinstance(part, Image) and part.url for m in request.messages for part in m.parts):
+        raise UsageError("an image is given by its address, which a server would fetch", hint="send it as base64 data")
     longest = len(request.last_user_text)
     if longest > MAX_QUERY_CHARS:
         raise UsageError(

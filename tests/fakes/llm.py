@@ -59,6 +59,8 @@ def openai_app(models: tuple[str, ...] = ("qwen2.5-coder-7b-instruct",), window:
         fault = state.take_fault()
         if refused := await _refusal(state, fault):
             return refused
+        if fault == "error_200" and not body.get("stream"):
+            return JSONResponse({"error": {"message": "boom"}})
         if not body.get("stream"):
             return JSONResponse(_whole(body["model"]))
         return StreamingResponse(_openai_stream(state, body, fault), media_type="text/event-stream")
@@ -112,6 +114,9 @@ async def _openai_stream(state: State, body: dict[str, object], fault: str) -> A
     try:
         if fault == "drop_first":
             raise ConnectionResetError
+        if fault == "error_200":
+            yield b'data: {"error":{"message":"boom"}}\n\n'
+            return
         yield chunk({"role": "assistant", "content": None})
         if body.get("tools"):
             call = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "weather", "arguments": ""}}

@@ -123,6 +123,32 @@ async def test_a_failure_has_the_status_and_code_that_agents_understand(fault: s
             assert ("Retry-After" in reply.headers) == (status == 503)
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_error_under_200_before_any_output_fails_over(stream: bool) -> None:
+    bad, good = openai_app(), openai_app()
+    async with serving(bad) as first, serving(good) as second, gateway(first, second) as url:
+        bad.state.fake.fault = "error_200"
+        async with aiohttp.ClientSession() as session:
+            body = {"model": good.state.fake.models[0], "messages": QUESTION, "stream": stream}
+            async with session.post(f"{url}/v1/chat/completions", json=body) as reply:
+                assert reply.status == 200
+                assert reply.headers["x-turnout-service"] == "s1"
+                assert "boom" not in (await reply.read()).decode()
+
+
+async def test_an_image_by_address_is_refused_and_nothing_is_asked() -> None:
+    app = openai_app()
+    async with serving(app) as upstream, gateway(upstream) as url, aiohttp.ClientSession() as session:
+        content = [
+            {"type": "image_url", "image_url": {"url": "http://203.0.113.5/x.png"}},
+            {"type": "text", "text": "?"},
+        ]
+        body = {"model": "auto", "messages": [{"role": "user", "content": content}]}
+        async with session.post(f"{url}/v1/chat/completions", json=body) as reply:
+            assert reply.status == 400
+    assert app.state.fake.seen == []
+
+
 async def test_a_stream_that_breaks_ends_with_an_error_event_and_is_not_retried() -> None:
     app, other = openai_app(), openai_app()
     async with serving(app) as upstream, serving(other) as second, gateway(upstream, second) as url:

@@ -16,7 +16,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(HOW)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def whole_world_is_here() -> Iterator[None]:
     """Every address, public ones too, leads to this machine: what a failing guard dials reaches the test's listener."""
     if not is_isolated():

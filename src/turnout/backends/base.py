@@ -174,6 +174,11 @@ def error_text(body: bytes) -> str:
     return clean(error if isinstance(error, str) and error else body.decode("utf-8", "replace"))
 
 
+def is_overflow(body: bytes) -> bool:
+    """Whether an error's words mean that the prompt exceeds the window."""
+    return bool(_OVERFLOW.search(error_text(body)))
+
+
 def overflow_counts(body: bytes, text: str) -> tuple[int, int]:
     """``(prompt tokens, window)`` named in an overflow error, 0 for what it does not name."""
     error = dict_of(json_object(body).get("error"))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from turnout.backends import base
 from turnout.backends.base import Backend
-from turnout.errors import BackendError, NonsenseError, StreamBrokenError
+from turnout.errors import BackendError, NonsenseError, ServerFailedError, StreamBrokenError
 from turnout.types import ChatRequest, Endpoint, Event, Finish, FinishReason, Model, RawChunk, RawHead, UsageReport
 from turnout.wire import openai_chat
 
@@ -47,7 +47,7 @@ async def event_lane(
             for event in parser.close():
                 yield event
         except BackendError as error:
-            raise _after_output(error, endpoint) if begun else error from error
+            raise _after_output(error, endpoint) if begun else _in_its_words(error, endpoint) from error
         if not parser.finished:
             what = f"{endpoint.name} ended its answer without an end mark"
             raise (
@@ -84,28 +84,29 @@ async def raw_lane(
         await _raise_refusal(backend, endpoint, reply)
         if not peek.stream:
             whole = await reply.read_all(WHOLE_ANSWER_BYTES)
-            if not base.json_object(whole):
-                raise NonsenseError(f"{endpoint.name} did not answer with a JSON object", endpoint=endpoint.name)
+            if not isinstance(base.json_object(whole).get("choices"), list):
+                raise _not_an_answer(endpoint, whole)
+            forward = scanner.feed(whole)
             yield RawHead(200, "application/json")
-            yield RawChunk(scanner.feed(whole))
+            yield RawChunk(forward)
         else:
             _require_stream(reply, endpoint)
             begun = False
             try:
                 async for data in reply.chunks():
                     forward = scanner.feed(data)
+                    if not forward:
+                        continue
                     if not begun:
                         begun = True
                         yield RawHead(200, "text/event-stream; charset=utf-8")
-                    if forward:
-                        yield RawChunk(forward)
+                    yield RawChunk(forward)
+                if rest := scanner.close():
+                    yield RawChunk(rest)
             except BackendError as error:
-                raise _after_output(error, endpoint) if begun else error from error
+                raise _after_output(error, endpoint) if begun else _in_its_words(error, endpoint) from error
             if not begun:
                 raise NonsenseError(f"{endpoint.name} answered with an empty stream", endpoint=endpoint.name)
-        rest = scanner.close()
-        if rest:
-            yield RawChunk(rest)
         if peek.stream and not scanner.done and not scanner.finish:
             raise StreamBrokenError(f"{endpoint.name} ended its answer without an end mark", endpoint=endpoint.name)
     if scanner.usage is not None:
@@ -125,6 +126,21 @@ async def _raise_refusal(backend: Backend, endpoint: Endpoint, reply: StreamRepl
         return
     body = await reply.read_all(ERROR_BYTES)
     raise backend.error(endpoint, reply.status, reply.headers, body)
+
+
+def _not_an_answer(endpoint: Endpoint, body: bytes) -> BackendError:
+    """A 200 that is none: an error in disguise, or nonsense."""
+    if base.json_object(body).get("error"):
+        return base.classify_error(endpoint, 400 if base.is_overflow(body) else 500, {}, body)
+    return NonsenseError(f"{endpoint.name} did not answer with a chat completion", endpoint=endpoint.name)
+
+
+def _in_its_words(error: BackendError, endpoint: Endpoint) -> BackendError:
+    """An error that a server reports under 200 before any output, in the class its words mean."""
+    body = error.message.encode("utf-8", "replace")
+    if isinstance(error, ServerFailedError) and base.is_overflow(body):
+        return base.classify_error(endpoint, 400, {}, body)
+    return error
 
 
 def _after_output(error: BackendError, endpoint: Endpoint) -> BackendError:

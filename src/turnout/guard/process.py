@@ -1,49 +1,92 @@
-"""The one place where children are started: a short environment, their own group, always reaped."""
+"""The one place where children are started: a short environment, their own group, always reaped.
+
+A child does not outlive us. Its standard input is a pipe that we hold open: when we are gone, however we went, it reads
+the end there. On Linux the kernel also kills it when the thread that started it ends; that is the thread of its event
+loop, which could not look after it any longer. Other systems have the pipe alone.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import sys
-from collections import deque
+from asyncio.subprocess import PIPE, SubprocessStreamProtocol
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TEMP", "SYSTEMROOT", "USERPROFILE", "VIRTUAL_ENV")
-_KEPT_LINES = 200
+_KEPT_ERRORS = 65_536
+_LINE_BYTES = 65_536
+_DRAIN_SECONDS = 1.0
+_KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
+
+# PR_SET_PDEATHSIG, then the program in the same process. Set by a small program of our own, because Python code between
+# fork and exec (preexec_fn) may deadlock where threads run. A parent that died before it was set is noticed.
+_LAUNCHER = """\
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 9)
+if os.getppid() != int(sys.argv[1]):
+    os._exit(1)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+class _Protocol(SubprocessStreamProtocol):
+    """Tells of the child's end at once; asyncio's own ``wait`` waits for every grandchild that holds a pipe, too."""
+
+    def __init__(self) -> None:
+        super().__init__(limit=_LINE_BYTES, loop=asyncio.get_running_loop())
+        self.exited = asyncio.Event()
+
+    def process_exited(self) -> None:
+        super().process_exited()
+        self.exited.set()
 
 
 class Child:
-    """A running child. Its standard input stays open: when it closes, the child knows that we are gone."""
+    """A running child. Made by ``spawn``; whoever made it calls ``stop``, and a loop that shuts down kills it."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-        self._errors: deque[str] = deque(maxlen=_KEPT_LINES)
+    def __init__(self, transport: asyncio.SubprocessTransport, protocol: _Protocol) -> None:
+        self._transport, self._protocol = transport, protocol
+        self._pid = transport.get_pid()
+        self._errors = bytearray()
         self._drain = asyncio.create_task(self._read_errors())
+        self._reaper = asyncio.create_task(self._reap())
 
     @property
     def pid(self) -> int:
-        """The child's process id."""
-        return self._process.pid
+        """The child's process id, also of its group."""
+        return self._pid
 
     @property
     def returncode(self) -> int | None:
-        """How it ended, None while it runs."""
-        return self._process.returncode
+        """How it ended, None while it runs; minus the signal's number when a signal ended it."""
+        return self._transport.get_returncode()
 
     @property
     def errors(self) -> str:
-        """The end of what it wrote to standard error."""
-        return "\n".join(self._errors)
+        """The last 64 KB of what it wrote to standard error."""
+        return self._errors.decode("utf-8", "replace")
 
     async def _read_errors(self) -> None:
-        stream = self._process.stderr
-        if stream is None:
-            return
-        while line := await stream.read(4096):
-            self._errors.extend(line.decode("utf-8", "replace").splitlines())
+        stream = self._protocol.stderr
+        while stream is not None and (data := await stream.read(4096)):
+            self._errors += data
+            del self._errors[:-_KEPT_ERRORS]
+
+    async def _reap(self) -> None:
+        """When the child ends, what is left of its group ends with it; when the loop shuts down, both do."""
+        try:
+            await self._protocol.exited.wait()
+            self._signal(_KILL)
+        except asyncio.CancelledError:
+            self._signal(_KILL)
+            await self._protocol.exited.wait()
+            self._transport.close()
+            raise
 
     async def write(self, data: bytes) -> None:
         """Write to its standard input.
@@ -51,7 +94,7 @@ class Child:
         Raises:
             ConnectionError: it has ended.
         """
-        stream = self._process.stdin
+        stream = self._protocol.stdin
         if stream is None:
             raise ConnectionResetError("the child has no standard input")
         stream.write(data)
@@ -62,61 +105,79 @@ class Child:
 
         Raises:
             TimeoutError: it wrote none in time.
+            OSError: it wrote more than 64 KB without an end of line.
         """
-        stream = self._process.stdout
+        stream = self._protocol.stdout
         if stream is None:
             return b""
-        async with asyncio.timeout(timeout):
-            return await stream.readline()
+        try:
+            async with asyncio.timeout(timeout):
+                return await stream.readline()
+        except ValueError as error:
+            raise OSError(f"the child wrote a line of more than {_LINE_BYTES} bytes") from error
 
     async def read_all(self) -> bytes:
         """Everything it writes to standard output until it ends."""
-        stream = self._process.stdout
+        stream = self._protocol.stdout
         data = await stream.read() if stream is not None else b""
-        await self._process.wait()
+        await self._protocol.exited.wait()
         return data
 
     async def stop(self, grace: float = 2.0) -> None:
-        """Ask it to end, then make it; ``grace`` in seconds. Safe to call twice."""
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        if self._process.returncode is None:
-            self._signal(signal.SIGTERM)
-            with suppress(TimeoutError):
+        """Ask it and its whole group to end, and after ``grace`` seconds make them. Safe to call twice."""
+        if self._protocol.stdin is not None:
+            self._protocol.stdin.close()
+        try:
+            if not self._protocol.exited.is_set():
+                self._signal(signal.SIGTERM)
                 async with asyncio.timeout(grace):
-                    await self._process.wait()
-        if self._process.returncode is None:
-            self._signal(getattr(signal, "SIGKILL", signal.SIGTERM))
-            await self._process.wait()
+                    await self._protocol.exited.wait()
+        except TimeoutError:
+            pass
+        finally:
+            if not self._protocol.exited.is_set():
+                self._signal(_KILL)
+        await self._reaper
+        # A grandchild that left the group may hold the pipes for ever.
+        await asyncio.wait([self._drain], timeout=_DRAIN_SECONDS)
+        self._transport.close()
         await self._drain
 
     def _signal(self, number: int) -> None:
-        with suppress(ProcessLookupError):
+        """Signal the group; it may be empty already. Never long after the child's end: its number may be another's."""
+        with suppress(ProcessLookupError, PermissionError):
             if sys.platform == "win32":
-                self._process.terminate()
+                self._transport.terminate()
             else:
-                os.killpg(self._process.pid, number)
+                os.killpg(self._pid, number)
 
 
 async def spawn(command: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Child:
     """Start a child with pipes for all three streams.
 
     Args:
-        command: program and arguments; never a shell line.
+        command: program (a name on PATH, or an absolute path) and arguments; never a shell line.
         env: variables beside the few that are passed on.
         cwd: its working directory.
 
     Raises:
         OSError: it cannot be started.
     """
-    environment = {name: value for name in _PASSED_ON if (value := os.environ.get(name)) is not None}
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={**environment, **(env or {})},
+    environment = {name: value for name in _PASSED_ON if (value := os.environ.get(name)) is not None} | dict(env or {})
+    program = shutil.which(command[0], path=environment.get("PATH"))
+    if program is None:
+        raise FileNotFoundError(f"there is no program {command[0]}")
+    start = [program, *command[1:]]
+    if sys.platform == "linux" and sys.executable:
+        start = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *start]
+    transport, protocol = await asyncio.get_running_loop().subprocess_exec(
+        _Protocol,
+        *start,
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
+        env=environment,
         cwd=cwd,
         start_new_session=sys.platform != "win32",
     )
-    return Child(process)
+    return Child(transport, protocol)
