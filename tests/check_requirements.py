@@ -24,7 +24,9 @@ def lines_of(code: str) -> tuple[Path, range]:
     nodes: list[ast.stmt] = ast.parse(path.read_text()).body
     found: ast.stmt | None = None
     for part in name.split("."):
-        found = next(n for n in nodes if getattr(n, "name", None) == part)
+        found = next((n for n in nodes if getattr(n, "name", None) == part), None)
+        if found is None:
+            raise SystemExit(f"tests/requirements.py names {code}, which does not exist")
         nodes = found.body  # type: ignore[attr-defined]
     return path, range(nodes[0].lineno, (nodes[-1].end_lineno or 0) + 1)
 

@@ -368,7 +368,7 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
     (
         "GW-2",
         "the same format passes through",
-        by(GATE + "test_unknown_fields_survive_the_raw_lane", code="turnout.wire.openai_chat:edit_request"),
+        by(GATE + "test_unknown_fields_survive_the_raw_lane", code="turnout.wire.scan:edit_request"),
     ),
     ("GW-3", "real agents", GATEWAY),
     (
