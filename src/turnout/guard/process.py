@@ -137,11 +137,11 @@ class Child:
         finally:
             if not self._protocol.exited.is_set():
                 self._signal(_KILL)
-        await self._reaper
+        await asyncio.wait([self._reaper])
         # A grandchild that left the group may hold the pipes for ever.
         await asyncio.wait([self._drain], timeout=_DRAIN_SECONDS)
         self._transport.close()
-        await self._drain
+        await asyncio.wait([self._drain])
 
     def _signal(self, number: int) -> None:
         """Signal the group; it may be empty already. Never long after the child's end: its number may be another's."""
