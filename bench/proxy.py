@@ -20,6 +20,7 @@ import time
 
 import aiohttp
 import uvicorn
+import uvloop
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -178,9 +179,10 @@ if __name__ == "__main__":
         role, port, *rest = sys.argv[2:]
         started = time.monotonic()
         os.environ.setdefault("TURNOUT_DATA_DIR", f"/tmp/turnout-bench-{os.getpid()}")
-        if role == "gateway":
-            asyncio.run(_gateway(rest[0], int(port)))
-        else:
-            asyncio.run(_uvicorn(stub() if role == "stub" else bare(rest[0]), int(port)))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            if role == "gateway":
+                runner.run(_gateway(rest[0], int(port)))
+            else:
+                runner.run(_uvicorn(stub() if role == "stub" else bare(rest[0]), int(port)))
     else:
         asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else 2000))

@@ -104,7 +104,7 @@ def start_llama(
     wait: bool = True,
     delay_load: bool = False,
 ) -> LlamaServer:
-    """Start a server on loopback.
+    """Start a server on loopback. It answers the same to the same prompt (temperature 0).
 
     Args:
         n_ctx: tokens, shared by ``parallel`` slots.
@@ -119,7 +119,7 @@ def start_llama(
         port = _free_port()
     held = HeldWeights() if delay_load else None
     path = held.path if held is not None else WEIGHTS
-    wanted = Start(str(path), api_key, n_ctx, 1, alias, parallel, port)
+    wanted = Start(str(path), api_key, n_ctx, 1, alias, parallel, port, temperature=0.0)
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "turnout.embedded"],

@@ -276,6 +276,7 @@ class Start(msgspec.Struct):
         key: what a client must send, or "" for none.
         context: tokens shared by the ``parallel`` slots.
         socket: the path to listen on, or "" for ``port`` on loopback (0: any that is free).
+        temperature: for requests that name none; at the engine's own 0.8 so small a model rambles.
     """
 
     path: str
@@ -286,6 +287,7 @@ class Start(msgspec.Struct):
     parallel: int = 1
     port: int = 0
     socket: str = ""
+    temperature: float = 0.2
 
 
 class Ready(msgspec.Struct):
@@ -381,6 +383,7 @@ def _serve() -> None:
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = wanted.threads
     params.model_alias = {wanted.alias}
     params.api_keys = [wanted.key] if wanted.key else []
+    params.sampling.temp = wanted.temperature
     params.cache_ram_mib = PROMPT_CACHE_MIB
     params.endpoint_metrics, params.ui, params.warmup, params.verbosity = True, False, False, 0
     server = xllamacpp.Server(params)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -125,12 +126,12 @@ class SessionStore:
                 except sqlite3.DatabaseError as error:
                     if not _is_damage(error):
                         raise
-                    self._set_aside(error)
                 return self._connect()
         except (sqlite3.Error, OSError) as error:
             raise self._failure(error) from error
 
     def _connect(self, *, check: bool = False) -> sqlite3.Connection:
+        """The database, made when it is not there; a damaged one is set aside, and the damage raised."""
         self._path.touch(mode=0o600, exist_ok=True)
         db = sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
@@ -140,7 +141,12 @@ class SessionStore:
             found = db.execute("PRAGMA quick_check(1)").fetchone()[0] if check else "ok"
             if found != "ok":
                 raise _Damage(found)
-        except BaseException:
+        except BaseException as error:
+            if sys.platform == "win32":
+                db.close()  # an open file cannot be renamed there
+            if isinstance(error, sqlite3.Error) and _is_damage(error):
+                # Elsewhere before it is closed: SQLite then leaves the journal as it is.
+                self._set_aside(error)
             db.close()
             raise
         return db
@@ -182,8 +188,8 @@ class SessionStore:
                     yield self._db
             except sqlite3.Error as error:
                 if _is_damage(error):
-                    self._db.close()
-                    self._db = self._open(check=True)
+                    damaged, self._db = self._db, self._open(check=True)
+                    damaged.close()
                 raise self._failure(error) from error
 
     def append(self, tenant: str, session_id: str, added: Exchange) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import uvicorn
@@ -83,7 +83,18 @@ def serve(loaded: LoadedConfig, host: str | None = None, port: int | None = None
     address = host or gateway.host
     if address not in LOOPBACK:
         raise UsageError(f"the gateway listens on loopback only, not on {address}", hint="use --host 127.0.0.1")
-    asyncio.run(_serve(loaded, address, gateway.port if port is None else port))
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(loaded, address, gateway.port if port is None else port))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where it is installed; it has no build for Windows."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
 
 
 async def _serve(loaded: LoadedConfig, host: str, port: int) -> None:
