@@ -1,6 +1,7 @@
 """Configuration: typed sections, YAML and environment in, unknown keys refused with the nearest valid one.
 
-The owner's keys (SPEC CFG-1) keep their names and units: times are in milliseconds, windows in tokens.
+The owner's keys (SPEC CFG-1) keep their names and units: times are in milliseconds, windows in tokens. What a key
+means and which values it takes stands beside it, once: checks, JSON Schema and docs/configuration.md follow from it.
 """
 
 from __future__ import annotations
@@ -9,128 +10,227 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
+from turnout.errors import ConfigError
 from turnout.types import Json, TaskCategory
+
+MASK = "********"
+
+Milliseconds: TypeAlias = Annotated[int, Meta(ge=1, le=86_400_000, extra={"unit": "ms"})]
+Tokens: TypeAlias = Annotated[int, Meta(ge=1, le=100_000_000, extra={"unit": "tokens"})]
+Window: TypeAlias = Annotated[int, Meta(ge=256, le=100_000_000, extra={"unit": "tokens"})]
+Share: TypeAlias = Annotated[float, Meta(gt=0, le=1, extra={"unit": "share of the window"})]
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=1_000_000)]
+Priority: TypeAlias = Annotated[int, Meta(ge=0, le=1000, description="Lower is preferred.")]
+Retries: TypeAlias = Annotated[
+    int, Meta(ge=0, le=100, description="How often a failed attempt is tried again at the same server.")
+]
+Silence: TypeAlias = Annotated[Milliseconds, Meta(description="The longest silence once an answer has begun.")]
+FirstByte: TypeAlias = Annotated[Milliseconds, Meta(description="The longest wait for the answer to begin.")]
+Total: TypeAlias = Annotated[Milliseconds, Meta(description="The longest that one attempt may take.")]
+Key: TypeAlias = Annotated[
+    str | None,
+    Meta(
+        description="The secret sent to the server. `${NAME}` takes it from the environment, `file:/path` from a file "
+        "(relative to the configuration file). It is never shown."
+    ),
+]
+ModelNames: TypeAlias = tuple[Annotated[str, Meta(pattern=r"\S")], ...]
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of all sections: immutable, and a key nobody knows is an error."""
+    """Base of all sections: immutable, a key nobody knows is an error, and a secret is never in what is printed."""
+
+    def __rich_repr__(self) -> list[tuple[str, object]]:
+        """Names and values for people, the secret masked."""
+        pairs = [(name, getattr(self, name)) for name in self.__struct_fields__]
+        return [(name, MASK if name == "key" and value else value) for name, value in pairs]
+
+    def __repr__(self) -> str:
+        pairs = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"{type(self).__name__}({pairs})"
 
 
 class ServiceConfig(Section, frozen=True, kw_only=True):
-    """A known kind of server. ``enabled: false`` means that it is never probed."""
+    """A known kind of server. Without a section, or without an endpoint in it, its default address is looked at."""
 
-    enabled: bool = True
-    endpoint: str | None = None
-    priority: int = 1
-    timeout: int = 30_000
-    max_retries: int = 3
-    key: str | None = None
-    first_byte_timeout: int = 300_000
-    total_timeout: int = 1_800_000
+    enabled: Annotated[bool, Meta(description="`false` means that it is never probed and never used.")] = True
+    endpoint: Annotated[
+        str | None,
+        Meta(description="Its address: `http://`, `https://` or `unix:/path`. Default: see the kinds below."),
+    ] = None
+    priority: Priority = 1
+    timeout: Silence = 30_000
+    max_retries: Retries = 3
+    key: Key = None
+    first_byte_timeout: FirstByte = 300_000
+    total_timeout: Total = 1_800_000
 
 
 class CustomEndpoint(Section, frozen=True, kw_only=True):
     """Any other server: name, address, how it speaks, and where."""
 
-    name: str
-    endpoint: str
-    priority: int = 1
-    timeout: int = 30_000
-    max_retries: int = 3
-    api_style: Literal["native", "openai", "custom"] = "openai"
-    key: str | None = None
-    chat_path: str | None = None
-    models_path: str | None = None
-    window: int | None = None
-    first_byte_timeout: int = 300_000
-    total_timeout: int = 1_800_000
+    name: Annotated[str, Meta(description="What it is called in answers and logs; unique, and no kind's name.")]
+    endpoint: Annotated[str, Meta(description="Its address: `http://`, `https://` or `unix:/path`.")]
+    priority: Priority = 1
+    timeout: Silence = 30_000
+    max_retries: Retries = 3
+    api_style: Annotated[
+        Literal["native", "openai", "custom"],
+        Meta(
+            description="`openai`: it speaks the OpenAI format. `native`: it is one of the known kinds, found out by "
+            "what it answers. `custom`: the OpenAI format at the paths given here."
+        ),
+    ] = "openai"
+    key: Key = None
+    chat_path: Annotated[str | None, Meta(description="Where it takes chats, when not at the usual path.")] = None
+    models_path: Annotated[str | None, Meta(description="Where it lists its models, when not at the usual path.")] = (
+        None
+    )
+    window: Annotated[
+        Window | None, Meta(description="The window it has really allocated per request, when it does not tell.")
+    ] = None
+    first_byte_timeout: FirstByte = 300_000
+    total_timeout: Total = 1_800_000
 
 
 class TaskRouting(Section, frozen=True, kw_only=True):
-    """The owner's lists for one category (SPEC SEL-2)."""
+    """The owner's lists for one category: when they are given, they rule (SPEC SEL-2)."""
 
-    primary_models: tuple[str, ...] = ()
-    fallback_models: tuple[str, ...] = ()
-    min_context: int = 8192
-    require_serena: bool = False
+    primary_models: Annotated[ModelNames, Meta(description="Tried first, in this order.")] = ()
+    fallback_models: Annotated[ModelNames, Meta(description="Tried next, in this order.")] = ()
+    min_context: Annotated[
+        Tokens,
+        Meta(description="A model with a smaller window is left out; also what a conversation is compacted to fit."),
+    ] = 8192
+    require_serena: Annotated[
+        bool, Meta(description="Code context is mandatory: an answer made without it says so.")
+    ] = False
 
 
 class RoutingConfig(Section, frozen=True, kw_only=True):
-    """How a model is chosen when no ``task_routing`` is given."""
+    """How a model is chosen for a category that has no ``task_routing``."""
 
-    policy: Literal["lists", "best"] = "best"
-    models_file: str | None = None
-    memory_limit_gb: float | None = None
+    policy: Annotated[
+        Literal["lists", "best"], Meta(description="`best`: by score. `lists`: by the shipped lists, then by score.")
+    ] = "best"
+    models_file: Annotated[
+        str | None,
+        Meta(description="Your own capability table, added to the shipped one. Relative to the configuration file."),
+    ] = None
+    memory_limit_gb: Annotated[
+        Annotated[float, Meta(gt=0, le=1e6, extra={"unit": "GB"})] | None,
+        Meta(description="Models that need more memory are left out."),
+    ] = None
 
 
 class SerenaConfig(Section, frozen=True, kw_only=True):
-    """Code context first. ``always_first`` asks before any model, ``on_demand`` only for code-related queries that
-    name a symbol or file, ``off`` never."""
+    """Code context first: what is gathered from the workspace before any model is asked."""
 
-    enabled: bool = True
-    priority: Literal["always_first", "on_demand", "off"] = "always_first"
-    workspace: str | None = None
+    enabled: Annotated[bool, Meta(description="`false` is the same as `priority: off`.")] = True
+    priority: Annotated[
+        Literal["always_first", "on_demand", "off"],
+        Meta(
+            description="`always_first`: before every query in a workspace. `on_demand`: only when the query needs "
+            "code context. `off`: never."
+        ),
+    ] = "always_first"
+    workspace: Annotated[
+        str | None,
+        Meta(description="Whose code may be read. Default: the nearest directory up from the current one with `.git`."),
+    ] = None
 
 
 class ContextConfig(Section, frozen=True, kw_only=True):
     """When and how a conversation is compacted (SPEC CTX-3)."""
 
-    compaction_threshold: float = 0.8
-    compaction_target: float = 0.5
-    preserve_recent_messages: int = 10
-    preserve_recent_tool_calls: int = 5
-    max_tool_output_tokens: int = 500
+    compaction_threshold: Annotated[Share, Meta(description="A conversation above it is compacted.")] = 0.8
+    compaction_target: Annotated[Share, Meta(description="What it is compacted down to; below the threshold.")] = 0.5
+    preserve_recent_messages: Annotated[Count, Meta(description="The last messages that are kept verbatim.")] = 10
+    preserve_recent_tool_calls: Annotated[Count, Meta(description="The last tool calls that are kept verbatim.")] = 5
+    max_tool_output_tokens: Annotated[
+        Count, Meta(description="Longer outputs of older tool calls become a stub.", extra={"unit": "tokens"})
+    ] = 500
 
 
 class SecurityConfig(Section, frozen=True, kw_only=True):
-    """What may be dialled, and what is written down (SPEC SEC-1 to SEC-4)."""
+    """What may be dialled, and what is written down (SPEC SEC-1 to SEC-4). Loopback always may be dialled."""
 
-    allow_external: bool = False
-    allowed_hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "host.docker.internal")
-    allowed_cidrs: tuple[str, ...] = ("192.168.0.0/16", "10.0.0.0/8", "172.16.0.0/12")
-    audit_enabled: bool = True
-    audit_log_path: str | None = None
-    log_queries: bool = True
-    log_responses: bool = False
-    verify_checksums: bool = True
+    allow_external: Annotated[
+        bool, Meta(description="Lifts the allow-list, loudly. Refused while `environment` is `air-gapped`.")
+    ] = False
+    allowed_hosts: Annotated[
+        tuple[str, ...], Meta(description="Names (matched whole), addresses or CIDRs, without scheme and port.")
+    ] = ("localhost", "127.0.0.1", "host.docker.internal")
+    allowed_cidrs: Annotated[
+        tuple[str, ...], Meta(description="Networks; `[]` for none. What an allowed name leads to must be in one.")
+    ] = ("192.168.0.0/16", "10.0.0.0/8", "172.16.0.0/12")
+    audit_enabled: Annotated[bool, Meta(description="Write the audit log; when it cannot be opened, nothing runs.")] = (
+        True
+    )
+    audit_log_path: Annotated[
+        str | None,
+        Meta(description="Relative to the configuration file. Default: `audit.log` in the data directory."),
+    ] = None
+    log_queries: Annotated[bool, Meta(description="Log a keyed hash of each query, never its text.")] = True
+    log_responses: Annotated[bool, Meta(description="Log the text of the answers.")] = False
+    verify_checksums: Annotated[
+        bool,
+        Meta(description="Verify models against recorded digests. Nothing is recorded yet, so nothing is verified."),
+    ] = True
 
 
 class DiscoveryConfig(Section, frozen=True, kw_only=True):
-    """How servers are found. Nothing beyond loopback is dialled unless it is configured."""
+    """How servers are found. Nothing beyond this machine is dialled unless it is configured."""
 
-    enabled: bool = True
-    timeout: int = 800
-    interval: int = 15_000
+    enabled: Annotated[bool, Meta(description="`false`: only configured endpoints are looked at.")] = True
+    timeout: Annotated[
+        int, Meta(ge=1, le=60_000, description="The longest wait for one probe.", extra={"unit": "ms"})
+    ] = 800
+    interval: Annotated[
+        int,
+        Meta(ge=1000, le=86_400_000, description="How often `turnout serve` looks again.", extra={"unit": "ms"}),
+    ] = 15_000
 
 
 class EmbeddedConfig(Section, frozen=True, kw_only=True):
-    """The bundled demonstration model. ``fallback: true`` is the agreement to use it when nothing else answers."""
+    """The bundled demonstration model."""
 
-    fallback: bool = False
-    context: int = 4096
-    threads: int = 1
+    fallback: Annotated[bool, Meta(description="`true` is the agreement to use it when nothing else answers.")] = False
+    context: Annotated[int, Meta(ge=256, le=8192, description="Its window.", extra={"unit": "tokens"})] = 4096
+    threads: Annotated[
+        int,
+        Meta(ge=1, le=256, description="On a busy machine, more than one is much slower.", extra={"unit": "threads"}),
+    ] = 1
 
 
 class GatewayConfig(Section, frozen=True, kw_only=True):
     """``turnout serve``: loopback only until keys exist."""
 
-    host: str = "127.0.0.1"
-    port: int = 4747
-    max_body_mb: int = 32
+    host: Annotated[str, Meta(description="`127.0.0.1`, `::1` or `localhost`.")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=1, le=65_535, description="The TCP port.")] = 4747
+    max_body_mb: Annotated[
+        int, Meta(ge=1, le=1024, description="Larger requests are refused.", extra={"unit": "MB"})
+    ] = 32
 
 
 class RouterConfig(Section, frozen=True, kw_only=True):
     """The whole configuration. Build it with ``load_config`` or ``load_config_from_dict``."""
 
-    version: str = "1.0"
-    environment: Literal["air-gapped", "internal", "development"] = "air-gapped"
-    services: dict[str, ServiceConfig] = {}
-    custom_endpoints: tuple[CustomEndpoint, ...] = ()
-    task_routing: dict[TaskCategory, TaskRouting] = {}
+    version: Annotated[str, Meta(description='Version of this format: `"1.0"`.')] = "1.0"
+    environment: Annotated[
+        Literal["air-gapped", "internal", "development"],
+        Meta(description="`air-gapped` forbids `security.allow_external`; the others allow it."),
+    ] = "air-gapped"
+    services: Annotated[dict[str, ServiceConfig], Meta(description="The known kinds of server.")] = {}
+    custom_endpoints: Annotated[tuple[CustomEndpoint, ...], Meta(description="Any other servers.")] = ()
+    task_routing: Annotated[
+        dict[TaskCategory, TaskRouting], Meta(description="Which models for which kind of work.")
+    ] = {}
     routing: RoutingConfig = RoutingConfig()
     serena: SerenaConfig = SerenaConfig()
     context: ContextConfig = ContextConfig()
@@ -154,7 +254,7 @@ class LoadedConfig(msgspec.Struct, frozen=True):
     warnings: tuple[str, ...] = ()
 
 
-# The owner's defaults that depend on the category (data/spec-config.yaml, last lines).
+# The owner's defaults that depend on the category (last lines of the owner's file).
 TASK_DEFAULTS: dict[TaskCategory, dict[str, object]] = {
     TaskCategory.REASONING: {"min_context": 16_384},
     TaskCategory.ANALYSIS: {
@@ -167,28 +267,46 @@ TASK_DEFAULTS: dict[TaskCategory, dict[str, object]] = {
 
 
 def data_dir(env: Mapping[str, str] = os.environ) -> Path:
-    """Where our own files are kept: ``TURNOUT_DATA_DIR``, else the platform's place for them."""
+    """Where our own files are kept: ``TURNOUT_DATA_DIR``, else the platform's place for them.
+
+    Raises:
+        ConfigError: there is no home directory.
+    """
     if given := env.get("TURNOUT_DATA_DIR"):
         return Path(given)
     return _user_dir(env, "XDG_DATA_HOME", ".local/share", "LOCALAPPDATA")
 
 
 def _user_dir(env: Mapping[str, str], xdg: str, fallback: str, windows: str) -> Path:
-    home = Path(env.get("HOME") or Path.home())
+    place = env.get(windows if sys.platform == "win32" else xdg, "")
+    # The XDG specification has relative paths ignored.
+    if Path(place).is_absolute():
+        return Path(place) / "turnout"
+    try:
+        home = Path(env.get("HOME") or Path.home())
+    except RuntimeError as error:
+        hint = "set HOME, or TURNOUT_DATA_DIR and TURNOUT_CONFIG"
+        raise ConfigError("this user has no home directory", hint=hint) from error
     if sys.platform == "win32":
-        return Path(env.get(windows) or home) / "turnout"
-    if sys.platform == "darwin" and not env.get(xdg):
-        return home / "Library/Application Support/turnout"
-    return Path(env.get(xdg) or home / fallback) / "turnout"
+        return home / "turnout"
+    return home / ("Library/Application Support" if sys.platform == "darwin" else fallback) / "turnout"
 
 
 def user_config_dir(env: Mapping[str, str] = os.environ) -> Path:
-    """The user's configuration directory."""
+    """The user's configuration directory.
+
+    Raises:
+        ConfigError: there is no home directory.
+    """
     return _user_dir(env, "XDG_CONFIG_HOME", ".config", "APPDATA")
 
 
 def audit_path(loaded: LoadedConfig, env: Mapping[str, str] = os.environ) -> Path:
-    """The audit log: relative to the configuration file, or in the data directory when no path is configured."""
+    """The audit log: relative to the configuration file, or in the data directory when no path is configured.
+
+    Raises:
+        ConfigError: no path is configured, and there is no home directory.
+    """
     given = loaded.config.security.audit_log_path
     if not given:
         return data_dir(env) / "audit.log"
@@ -200,5 +318,5 @@ def redacted(config: RouterConfig) -> dict[str, Json]:
     data: dict[str, Json] = msgspec.to_builtins(config)
     for section in (*dict(data["services"]).values(), *list(data["custom_endpoints"])):  # type: ignore[arg-type]
         if isinstance(section, dict) and section.get("key"):
-            section["key"] = "********"
+            section["key"] = MASK
     return data

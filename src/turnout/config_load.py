@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, cast, get_args, get_origin, get_type_hints
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Annotated, NoReturn, get_args, get_origin
 
 import msgspec
+from msgspec import inspect
 
-from turnout.config import (
-    TASK_DEFAULTS,
-    CustomEndpoint,
-    LoadedConfig,
-    RouterConfig,
-    Section,
-    ServiceConfig,
-    user_config_dir,
-)
+from turnout.config import TASK_DEFAULTS, LoadedConfig, RouterConfig, Section, user_config_dir
+from turnout.config_values import KeyPath, dotted, doubtful, impossible, shown
 from turnout.errors import ConfigError
 from turnout.types import TaskCategory
 
@@ -29,33 +22,49 @@ if TYPE_CHECKING:
     import yaml
 
 MAX_FILE_BYTES = 1_000_000
-LONGEST_MS = 24 * 3600 * 1000
+MAX_DEPTH, MAX_VALUES = 12, 20_000
+
 _VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)(?::-([^}]*))?\}")
-_AT = re.compile(r" - at `\$(.*)`\Z")
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_DURATION = re.compile(r"(\d{1,9})\s*(ms|s|m|min|h)")
+_MS = {"ms": 1, "s": 1000, "m": 60_000, "min": 60_000, "h": 3_600_000}
 
 
 class _Unset(Exception):
-    """A variable without a value: the key counts as not given."""
+    """A variable without a value."""
 
 
 class _Source:
-    """Where a configuration came from, so that an error can say the line of a key."""
+    """Where a configuration comes from: what an error needs to say the line, and what is noted on the way.
 
-    def __init__(self, file: Path | None, lines: Mapping[tuple[str, ...], int]) -> None:
-        self.file, self._lines = file, lines
+    Attributes:
+        lines: the line of every key path; empty for a dict.
+        names: the valid names in the sections whose keys are names.
+        unset: the key paths that are missing because of a variable, and which.
+        expanded: the key paths whose text came from a variable: ``"30000"`` may stand for a number there.
+    """
 
-    def fail(self, message: str, path: tuple[str, ...], hint: str = "") -> NoReturn:
+    def __init__(self, file: Path | None, kinds: Mapping[str, str]) -> None:
+        self.file = file
+        self.lines: dict[KeyPath, int] = {}
+        self.names: dict[str, tuple[str, ...]] = {"services": tuple(kinds), "task_routing": tuple(TaskCategory)}
+        self.expanded: set[KeyPath] = set()
+        self.unset: dict[KeyPath, str] = {}
+        self.warnings: list[str] = []
+
+    def fail(self, message: str, path: KeyPath, hint: str = "") -> NoReturn:
         near = path
-        while near and near not in self._lines:
+        while near and near not in self.lines:
             near = near[:-1]
-        raise ConfigError(
-            message,
-            file=str(self.file) if self.file else "",
-            line=self._lines.get(near, 0),
-            key=".".join(path),
-            hint=hint,
-        )
+        file = str(self.file) if self.file else ""
+        raise ConfigError(message, file=file, line=self.lines.get(near, 0), key=dotted(path), hint=hint)
+
+    def warn(self, path: KeyPath, message: str) -> None:
+        self.warnings.append(f"{dotted(path)}: {message}")
+
+    def place(self, path: str) -> Path:
+        """A path of the configuration, relative to its file (of a dict: to the current directory)."""
+        return (self.file.parent if self.file else Path.cwd()) / Path(path).expanduser()
 
 
 def find_config(
@@ -66,15 +75,32 @@ def find_config(
     Raises:
         ConfigError: a file that was named does not exist.
     """
-    named = explicit or env.get("TURNOUT_CONFIG")
-    if named:
-        path = Path(named).expanduser()
-        if not path.exists():
-            raise ConfigError("there is no such file", file=str(path), hint="`turnout config init` writes an example")
-        return path
+    named = explicit if explicit is not None else env.get("TURNOUT_CONFIG") or None
+    if named == "":
+        raise ConfigError("the name of the configuration file is empty", hint="name a file, or leave it out")
+    if named is not None:
+        return _named(str(named))
     here = cwd or Path.cwd()
-    places = (here / "turnout.yaml", here / "local-llm-router.yaml", user_config_dir(env) / "turnout.yaml")
-    return next((path for path in places if path.is_file()), None)
+    places = [here / "turnout.yaml", here / "local-llm-router.yaml"]
+    # Who has no home directory (a container's user) has no file there either.
+    with suppress(ConfigError):
+        places.append(user_config_dir(env) / "turnout.yaml")
+    # A dangling link or a directory of that name is taken too: reading it says so, passing it over would not.
+    return next((path for path in places if os.path.lexists(path)), None)
+
+
+def _named(name: str) -> Path:
+    try:
+        path = Path(name).expanduser()
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        hint = "`turnout config init` writes an example"
+        raise ConfigError("there is no such file", file=name, hint=hint) from error
+    except OSError as error:
+        raise ConfigError(f"the file cannot be read: {error.strerror}", file=shown(name)) from error
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"not a path: {error}", file=shown(name)) from error
+    return path
 
 
 def load_config(
@@ -93,440 +119,406 @@ def load_config(
     found = find_config(path, env)
     if found is None:
         return LoadedConfig(RouterConfig())
+    source = _Source(found, kinds)
     node = _compose(found)
-    if node is None:
-        return LoadedConfig(RouterConfig(), found)
-    lines: dict[tuple[str, ...], int] = {}
-    source = _Source(found, lines)
-    data = _value(node, (), lines, source, 0)
-    return _checked(data, source, kinds, env)
+    data = {} if node is None else _plain(node, (), source)
+    return _checked({} if data is None else data, source, kinds, env)
 
 
 def load_config_from_dict(
     data: Mapping[str, object], *, kinds: Mapping[str, str], env: Mapping[str, str] = os.environ
 ) -> LoadedConfig:
-    """The same from a dict.
+    """The same from a dict with the keys of the file.
 
     Raises:
         ConfigError: as ``load_config``, with the key path.
     """
-    return _checked(dict(data), _Source(None, {}), kinds, env)
+    return _checked(data, _Source(None, kinds), kinds, env)
+
+
+def _read(path: Path) -> str:
+    try:
+        # Never more than the limit, whatever size the file claims: it may be a pipe or a device.
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"the file cannot be read: {error.strerror}", file=str(path)) from error
+    if len(content) > MAX_FILE_BYTES:
+        raise ConfigError(f"the file is larger than {MAX_FILE_BYTES:,} bytes", file=str(path))
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError("the file is not UTF-8 text", file=str(path), line=line) from error
 
 
 def _compose(path: Path) -> yaml.Node | None:
     import yaml
 
+    text = _read(path)
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ConfigError(f"the file is larger than {MAX_FILE_BYTES:,} bytes", file=str(path))
-        text = path.read_text("utf-8")
-    except OSError as error:
-        raise ConfigError(f"the file cannot be read: {error.strerror}", file=str(path)) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError("the file is not UTF-8 text", file=str(path)) from error
-    try:
-        loader = yaml.SafeLoader(text)
-        return loader.get_single_node()
+        return yaml.SafeLoader(text).get_single_node()
     except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 0
-        tab = "\t" in text
-        raise ConfigError(
-            f"not YAML: {error.problem}", file=str(path), line=line, hint="indent with spaces, not tabs" if tab else ""
-        ) from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError("not YAML: characters that are not allowed", file=str(path)) from error
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 0
+        rows = text.splitlines()
+        tab = bool(rows) and "\t" in rows[min(line, len(rows)) - 1]
+        # The name of an alias may be an unquoted secret that begins with `*`.
+        said = re.sub(r"alias '.*'", "alias", ", ".join(part for part in (error.context, error.problem) if part))
+        hint = "indent with spaces, not tabs" if tab else "text with special characters goes in quotes"
+        raise ConfigError(f"not YAML: {said}", file=str(path), line=line, hint=hint) from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigError("not text: a control character", file=str(path), line=line) from None
+    except (yaml.YAMLError, RecursionError, ValueError):
+        raise ConfigError("not YAML, or nested too deeply", file=str(path)) from None
 
 
-def _value(
-    node: yaml.Node, path: tuple[str, ...], lines: dict[tuple[str, ...], int], source: _Source, depth: int
-) -> object:
+def _plain(node: yaml.Node, path: KeyPath, source: _Source) -> object:
+    """A node as dicts, lists and scalars, the line of each kept; bounded, because aliases can multiply."""
     import yaml
 
-    lines[path] = node.start_mark.line + 1
-    if depth > 12 or len(lines) > 20_000:
-        source.fail("nested too deeply, or endless through aliases", path)
+    source.lines.setdefault(path, node.start_mark.line + 1)
+    if len(path) > MAX_DEPTH or len(source.lines) > MAX_VALUES:
+        source.fail("nested too deeply, or endless through aliases", path[:3])
     if isinstance(node, yaml.MappingNode):
-        found: dict[str, object] = {}
-        for key_node, value_node in node.value:
-            key = str(key_node.value) if isinstance(key_node, yaml.ScalarNode) else ""
-            here = (*path, key)
-            lines[here] = key_node.start_mark.line + 1
-            if not key:
-                source.fail("a key is not a plain word", here)
-            if key in found:
-                source.fail("the key is given twice", here)
-            found[key] = _value(value_node, here, lines, source, depth + 1)
-            lines[here] = key_node.start_mark.line + 1
-        return found
+        return _mapping(node, path, source)
     if isinstance(node, yaml.SequenceNode):
-        return [_value(item, (*path, str(n)), lines, source, depth + 1) for n, item in enumerate(node.value)]
+        return [_plain(item, (*path, str(n)), source) for n, item in enumerate(node.value)]
     try:
         return yaml.SafeLoader("").construct_object(node)
-    except (yaml.YAMLError, ValueError):
-        source.fail(f"{node.value!r} is not a valid value", path)
+    except (yaml.YAMLError, ValueError, ArithmeticError):
+        source.fail("not a valid value", path, "put text in quotes")
+
+
+def _mapping(node: yaml.MappingNode, path: KeyPath, source: _Source) -> dict[str, object]:
+    import yaml
+
+    found: dict[str, object] = {}
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        key = str(key_node.value) if isinstance(key_node, yaml.ScalarNode) else ""
+        here = (*path, key)
+        if key in found:
+            source.lines[here] = line
+            source.fail("the key is given twice", here, "remove one of them")
+        source.lines[here] = line
+        if not key or key == "<<":
+            said = "merged keys are not read" if key else "a key is not a plain word"
+            source.fail(said, here, "write the keys out")
+        found[key] = _plain(value_node, here, source)
+    return found
 
 
 def _checked(data: object, source: _Source, kinds: Mapping[str, str], env: Mapping[str, str]) -> LoadedConfig:
-    if data is None:
-        return LoadedConfig(RouterConfig(), source.file)
-    if not isinstance(data, dict):
-        source.fail("the configuration is not a mapping of keys", ())
-    warnings: list[str] = []
-    data = cast("dict[str, object]", _expanded(data, (), env, warnings))
-    _friendly(data, source)
-    _known_keys(data, RouterConfig, (), source)
-    _known_services(data, source, kinds)
-    _task_defaults(data, source)
-    try:
-        config = msgspec.convert(data, RouterConfig)
-    except msgspec.ValidationError as error:
-        _refuse(error, data, source)
-    config = _with_key_files(config, source)
-    _possible(config, source, kinds)
-    return LoadedConfig(config, source.file, tuple(warnings))
+    if not isinstance(data, Mapping):
+        source.fail("the configuration is not a mapping of keys", (), "for example `environment: air-gapped`")
+    given = _expanded_mapping(data, (), source, env)
+    _as_meant(given, source)
+    values = _section(given, RouterConfig, (), source)
+    routing = values.get("task_routing")
+    if isinstance(routing, dict):
+        values["task_routing"] = {key: TASK_DEFAULTS.get(TaskCategory(key), {}) | own for key, own in routing.items()}
+    config = _with_files(msgspec.convert(values, RouterConfig), source)
+    for path, message, hint in impossible(config, kinds):
+        source.fail(message, path, hint)
+    for path, warning in doubtful(config, given):
+        source.warn(path, warning)
+    return LoadedConfig(config, source.file, tuple(source.warnings))
 
 
-def _expanded(value: object, path: tuple[str, ...], env: Mapping[str, str], warnings: list[str]) -> object:
-    if isinstance(value, dict):
-        found = {}
-        for key, item in value.items():
-            try:
-                found[str(key)] = _expanded(item, (*path, str(key)), env, warnings)
-            except _Unset as unset:
-                warnings.append(f"{'.'.join((*path, str(key)))}: {unset} is not set, so the key counts as not given")
-        return found
+def _expanded_mapping(
+    data: Mapping[object, object], path: KeyPath, source: _Source, env: Mapping[str, str]
+) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for key, value in data.items():
+        here = (*path, str(key))
+        try:
+            found[str(key)] = _expanded(value, here, source, env)
+        except _Unset as unset:
+            source.unset[here] = str(unset)
+            source.warn(here, f"{unset} is not set or empty, so the key counts as not given")
+    return found
+
+
+def _expanded(value: object, path: KeyPath, source: _Source, env: Mapping[str, str]) -> object:
+    if len(path) > MAX_DEPTH:
+        source.fail("nested too deeply", path[:3])
+    if isinstance(value, Mapping):
+        return _expanded_mapping(value, path, source, env)
     if isinstance(value, list | tuple):
-        return [_expanded(item, (*path, str(n)), env, warnings) for n, item in enumerate(value)]
-    return _VARIABLE.sub(lambda m: _variable(m, env), value) if isinstance(value, str) else value
+        return _expanded_list(value, path, source, env)
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, str):
+        return value
+    if "${" in _VARIABLE.sub("", value):
+        source.fail("a variable is malformed", path, "${NAME} or ${NAME:-default}")
+    text = _VARIABLE.sub(lambda match: _variable(match, env), value)
+    if text != value:
+        source.expanded.add(path)
+    if _CONTROL.search(text):
+        source.fail("the text has a line break or a control character", path, "one line of text")
+    return text
+
+
+def _expanded_list(items: Sequence[object], path: KeyPath, source: _Source, env: Mapping[str, str]) -> list[object]:
+    """An item without a value goes alone: were the whole list dropped, its default might allow more than was meant."""
+    found: list[object] = []
+    for number, item in enumerate(items):
+        here = (*path, str(number))
+        try:
+            found.append(_expanded(item, here, source, env))
+        except _Unset as unset:
+            source.warn(here, f"{unset} is not set or empty, so the entry is left out")
+    return found
 
 
 def _variable(match: re.Match[str], env: Mapping[str, str]) -> str:
-    value = env.get(match[1], match[2])
+    # As in a shell, an empty variable takes the default too.
+    value = env.get(match[1]) or match[2]
     if value is None:
         raise _Unset(f"${{{match[1]}}}")
     return value
 
 
-def _friendly(data: dict[str, object], source: _Source) -> None:
-    """What YAML reads otherwise than people mean: ``version: 1.0`` and ``priority: off``."""
+def _as_meant(data: dict[str, object], source: _Source) -> None:
+    """What YAML reads otherwise than people mean: ``version: 1.0`` is a number, ``priority: off`` is false."""
     version = data.get("version", "1.0")
-    if isinstance(version, bool) or str(version) not in ("1", "1.0"):
-        source.fail(f"version {version!r} is not known", ("version",), 'the version is "1.0"')
+    if isinstance(version, bool) or version not in ("1", "1.0", 1):
+        source.fail(f"unknown version {shown(version)}", ("version",), 'the version is "1.0"')
     data["version"] = "1.0"
     serena = data.get("serena")
-    if isinstance(serena, dict) and serena.get("priority") is False:
+    if isinstance(serena, dict) and isinstance(serena.get("priority"), bool):
+        if serena["priority"]:
+            source.fail("`on` is not a value", ("serena", "priority"), "allowed: always_first, on_demand, off")
         serena["priority"] = "off"
-    for key in [key for key, value in data.items() if value is None]:
-        del data[key]
 
 
-def _known_keys(data: object, section: type, path: tuple[str, ...], source: _Source) -> None:
-    if not isinstance(data, dict):
-        return
-    hints = get_type_hints(section)
-    for key, value in data.items():
-        if key not in hints:
-            near = difflib.get_close_matches(key, hints, 1, 0.5)
-            known = f"did you mean {near[0]}?" if near else f"there are: {', '.join(hints)}"
-            source.fail(f"unknown key {key!r}", (*path, key), known)
-        _known_inside(value, hints[key], (*path, key), source)
+def _section(data: object, section: type[Section], path: KeyPath, source: _Source) -> dict[str, object]:
+    """The values of one section, each checked against the type and range that stand beside its key."""
+    fields = {field.name: field for field in msgspec.structs.fields(section)}
+    values: dict[str, object] = {}
+    for key, value in _keys(data, path, source).items():
+        if key not in fields:
+            source.fail(f"unknown key {shown(key)}", (*path, key), _nearest(key, fields))
+        values[key] = _value(value, fields[key].type, (*path, key), source)
+    for field in fields.values():
+        if field.required and field.name not in values:
+            unset = source.unset.get((*path, field.name))
+            hint = f"{unset} is not set or empty" if unset else f"add `{field.name}:`"
+            source.fail(f"the key {field.name!r} is missing", path, hint)
+    return values
 
 
-def _known_inside(value: object, hint: object, path: tuple[str, ...], source: _Source) -> None:
-    inner = [arg for arg in get_args(hint) if isinstance(arg, type) and issubclass(arg, Section)]
-    if isinstance(hint, type) and issubclass(hint, Section):
-        _known_keys(value, hint, path, source)
-    elif get_origin(hint) is dict and inner and isinstance(value, dict):
-        for key, item in value.items():
-            _known_keys(item, inner[0], (*path, key), source)
-    elif get_origin(hint) is tuple and inner and isinstance(value, list):
-        for number, item in enumerate(value):
-            _known_keys(item, inner[0], (*path, str(number)), source)
+def _keys(data: object, path: KeyPath, source: _Source) -> dict[str, object]:
+    # A section whose lines are all commented out is null in YAML: it means the defaults.
+    if data is not None and not isinstance(data, dict):
+        source.fail(f"expected keys and values, got {shown(data)}", path, "for example `key: value`, indented below")
+    return data or {}
 
 
-def _known_services(data: Mapping[str, object], source: _Source, kinds: Mapping[str, str]) -> None:
-    for section, known in (("services", tuple(kinds)), ("task_routing", tuple(TaskCategory))):
-        found = data.get(section)
-        for key in found if isinstance(found, dict) else ():
-            if key not in known:
-                near = difflib.get_close_matches(key, known, 1, 0.5)
-                hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
-                source.fail(
-                    f"unknown {'service' if section == 'services' else 'category'} {key!r}", (section, key), hint
-                )
+def _value(value: object, hint: object, path: KeyPath, source: _Source) -> object:
+    kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    if isinstance(kind, type) and issubclass(kind, Section):
+        return _section(value, kind, path, source)
+    inner = next((arg for arg in get_args(kind) if isinstance(arg, type) and issubclass(arg, Section)), None)
+    if inner is None:
+        return _leaf(value, hint, path, source)
+    if get_origin(kind) is dict:
+        known = source.names[path[-1]]
+        for name in (found := _keys(value, path, source)):
+            if name not in known:
+                what = "service" if path[-1] == "services" else "category"
+                source.fail(f"unknown {what} {shown(name)}", (*path, name), _nearest(name, known))
+        return {name: _section(item, inner, (*path, name), source) for name, item in found.items()}
+    if value is not None and not isinstance(value, list):
+        source.fail(f"expected a list, got {shown(value)}", path, "each entry begins with `- `")
+    return [_section(item, inner, (*path, str(n)), source) for n, item in enumerate(value or ())]
 
 
-def _task_defaults(data: dict[str, object], source: _Source) -> None:
-    routing = data.get("task_routing")
-    if isinstance(routing, dict):
-        for key, section in routing.items():
-            if isinstance(section, dict):
-                routing[key] = {**TASK_DEFAULTS.get(TaskCategory(key), {}), **section}
-
-
-def _refuse(error: msgspec.ValidationError, data: object, source: _Source) -> NoReturn:
-    text = str(error)
-    at = _AT.search(text)
-    path = tuple(re.findall(r"(?<=\[)(?:\.\.\.|\d+)(?=\])|\w+", at[1] if at else ""))
-    path = _real_path(path, data)
-    message = _AT.sub("", text).replace("`", "").replace("Expected", "expected")
-    value = _at(data, path)
-    shown = "" if isinstance(value, dict | list) or path[-1:] == ("key",) else f", got {value!r}"
-    hint = _allowed(path)
-    source.fail(f"{message.split(', got')[0]}{shown}", path, hint)
-
-
-def _real_path(path: tuple[str, ...], data: object) -> tuple[str, ...]:
-    """msgspec writes ``[...]`` for any key of a mapping: find the one that is meant by trying each."""
-    if "..." not in path:
-        return path
-    place = path.index("...")
-    head = path[:place]
-    inner = _at(data, head)
-    rest = path[place + 1 :]
-    keys = (
-        list(inner)
-        if isinstance(inner, dict)
-        else [str(n) for n in range(len(inner))]
-        if isinstance(inner, list)
-        else []
-    )
-    for key in keys:
-        trial = (*head, str(key), *rest)
-        if not rest or _at(data, trial) is not None:
-            if _wrong(trial, data):
-                return _real_path(trial, data)
-    return (*head, *rest)
-
-
-def _wrong(path: tuple[str, ...], data: object) -> bool:
-    """Whether the value at ``path`` is what conversion refuses: it passes when that value alone is removed."""
-    import copy
-
-    trial = copy.deepcopy(data)
-    holder = _at(trial, path[:-1])
-    before = _message(data)
-    if isinstance(holder, dict):
-        holder.pop(path[-1], None)
-    elif isinstance(holder, list) and path[-1].isdigit():
-        del holder[int(path[-1])]
-    return _message(trial) != before
-
-
-def _message(data: object) -> str:
+def _leaf(value: object, hint: object, path: KeyPath, source: _Source) -> object:
     try:
-        msgspec.convert(data, RouterConfig)
+        return msgspec.convert(value, hint, strict=path not in source.expanded)
     except msgspec.ValidationError as error:
-        return str(error)
+        _refuse(str(error), value, inspect.type_info(hint), path, source)
+
+
+def _refuse(error: str, value: object, info: inspect.Type, path: KeyPath, source: _Source) -> NoReturn:
+    wrong = re.search(r" - at `\$\[(\d+)\]`\Z", error)
+    if wrong and isinstance(value, list):
+        path, value, info = (*path, wrong[1]), value[int(wrong[1])], _item(info)
+    got = "" if path[-1] == "key" else f", got {shown(value)}"
+    source.fail(f"expected {expected(info)}{got}", path, _remedy(value, info, path))
+
+
+def _bare(info: inspect.Type) -> inspect.Type:
+    """Without the metadata, and without the None that means "not given"."""
+    if isinstance(info, inspect.Metadata):
+        return _bare(info.type)
+    if isinstance(info, inspect.UnionType):
+        return _bare(next(part for part in info.types if not isinstance(part, inspect.NoneType)))
+    return info
+
+
+def _item(info: inspect.Type) -> inspect.Type:
+    bare = _bare(info)
+    return bare.item_type if isinstance(bare, inspect.VarTupleType) else bare
+
+
+def unit_of(info: inspect.Type) -> str:
+    """The unit of a key, or ""."""
+    if isinstance(info, inspect.Metadata):
+        return str((info.extra or {}).get("unit", "")) or unit_of(info.type)
+    if isinstance(info, inspect.UnionType):
+        return next((unit for part in info.types if (unit := unit_of(part))), "")
     return ""
 
 
-def _at(data: object, path: tuple[str, ...]) -> object:
-    for part in path:
-        if isinstance(data, dict):
-            data = data.get(part)
-        elif isinstance(data, list) and part.isdigit() and int(part) < len(data):
-            data = data[int(part)]
-        else:
-            return None
-    return data
+def expected(info: inspect.Type) -> str:
+    """The type and range of a key for people: ``a whole number, 1 to 65,535``."""
+    bare = _bare(info)
+    if isinstance(bare, inspect.IntType):
+        return f"a whole number, {bare.ge:,} to {bare.le:,}"
+    if isinstance(bare, inspect.FloatType):
+        return f"a number above {bare.gt:g}, at most {bare.le:,.0f}"
+    if isinstance(bare, inspect.LiteralType):
+        return "one of " + ", ".join(str(value) for value in bare.values)
+    if isinstance(bare, inspect.VarTupleType):
+        return "a list of text"
+    if isinstance(bare, inspect.BoolType):
+        return "true or false"
+    return "text"
 
 
-def _allowed(path: tuple[str, ...]) -> str:
-    """The values a key allows, when they are a fixed few."""
-    section: object = RouterConfig
-    hint: object = None
-    for part in path:
-        hints = get_type_hints(section) if isinstance(section, type) and issubclass(section, Section) else {}
-        hint = hints.get(part, hint)
-        inner = [arg for arg in get_args(hint) if isinstance(arg, type) and issubclass(arg, Section)]
-        section = hint if isinstance(hint, type) else inner[0] if inner else section
-    values = [value for value in get_args(hint) if isinstance(value, str)]
-    return f"allowed: {', '.join(values)}" if values else ""
+def _remedy(value: object, info: inspect.Type, path: KeyPath) -> str:
+    bare, unit = _bare(info), unit_of(info)
+    if value is None:
+        return "give a value, or remove the key"
+    if isinstance(bare, inspect.LiteralType) and isinstance(value, str):
+        return _closest(value, [str(allowed) for allowed in bare.values])
+    if isinstance(bare, inspect.StrType) and isinstance(value, bool | int | float):
+        return "put it in quotes"
+    if isinstance(bare, inspect.VarTupleType) and isinstance(value, str):
+        return f"write {path[-1]}: [...]"
+    if unit == "ms" and isinstance(value, str) and (duration := _DURATION.fullmatch(value.strip())):
+        return f"in milliseconds: {int(duration[1]) * _MS[duration[2]]}"
+    return f"unit: {unit}" if unit else ""
 
 
-def _with_key_files(config: RouterConfig, source: _Source) -> RouterConfig:
+def _closest(name: str, known: Iterable[str]) -> str:
+    found = difflib.get_close_matches(name[:64].lower(), list(known), 1, 0.5)
+    return f"did you mean {found[0]}?" if found else ""
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """A hint that names the nearest of ``known``, else all of them."""
+    names = list(known)
+    return _closest(name, names) or f"there are: {', '.join(names)}"
+
+
+def _with_files(config: RouterConfig, source: _Source) -> RouterConfig:
+    """Keys read from their files, and the capability table's path made absolute."""
+    replace = msgspec.structs.replace
     services = {
-        kind: msgspec.structs.replace(s, key=_secret(s.key, ("services", kind, "key"), source))
-        for kind, s in config.services.items()
+        kind: replace(section, key=_secret(section.key, ("services", kind, "key"), source))
+        for kind, section in config.services.items()
     }
     custom = tuple(
-        msgspec.structs.replace(c, key=_secret(c.key, ("custom_endpoints", str(n), "key"), source))
-        for n, c in enumerate(config.custom_endpoints)
+        replace(section, key=_secret(section.key, ("custom_endpoints", str(n), "key"), source))
+        for n, section in enumerate(config.custom_endpoints)
     )
-    return msgspec.structs.replace(config, services=services, custom_endpoints=custom)
+    routing = config.routing
+    for path, name in (
+        (("routing", "models_file"), routing.models_file),
+        (("security", "audit_log_path"), config.security.audit_log_path),
+    ):
+        _require_path(name, path, source)
+    if routing.models_file is not None:
+        routing = replace(routing, models_file=str(source.place(routing.models_file)))
+    return replace(config, services=services, custom_endpoints=custom, routing=routing)
 
 
-def _secret(key: str | None, path: tuple[str, ...], source: _Source) -> str | None:
-    if key is None or not key.startswith("file:"):
-        if key is not None and (not key or not key.isascii() or not key.isprintable()):
-            source.fail("the key is empty or has characters that no header carries", path)
-        return key
+def _require_path(name: str | None, path: KeyPath, source: _Source) -> None:
+    if name is None:
+        return
     try:
-        return Path(key.removeprefix("file:")).expanduser().read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        source.fail("the key's file cannot be read", path, "file:/path/to/a/text/file")
+        Path(name).expanduser()
+    except RuntimeError:
+        source.fail(f"{shown(name)} names a user who has no home directory", path, "write the path out")
+    if not name.strip():
+        source.fail("the path is empty", path, "give a path, or remove the key")
 
 
-def _possible(config: RouterConfig, source: _Source, kinds: Mapping[str, str]) -> None:
-    for path, message, hint in _impossible(config, kinds):
-        source.fail(message, path, hint)
+def _secret(key: str | None, path: KeyPath, source: _Source) -> str | None:
+    if key is not None and key.startswith("file:"):
+        key = _from_file(key.removeprefix("file:"), path, source)
+    # A header carries visible ASCII only; anything else would fail at the first request.
+    if key is not None and not (key and key.isascii() and key.isprintable()):
+        source.fail("the key is empty or has characters that no header carries", path, "printable ASCII")
+    return key
 
 
-def _impossible(config: RouterConfig, kinds: Mapping[str, str]) -> Iterator[tuple[tuple[str, ...], str, str]]:
-    """Values that have the right type and make no sense: (key path, message, hint)."""
-    for kind, service in config.services.items():
-        yield from _endpoint_values(("services", kind), service, service.endpoint)
-    names: set[str] = set()
-    for number, custom in enumerate(config.custom_endpoints):
-        here = ("custom_endpoints", str(number))
-        if not re.fullmatch(r"[A-Za-z0-9][\w. -]{0,63}", custom.name):
-            yield (*here, "name"), f"{custom.name!r} is not a name", "letters, digits, dot, dash, space; at most 64"
-        if custom.name in names or custom.name in kinds:
-            yield (*here, "name"), f"the name {custom.name!r} is taken", "choose another name"
-        names.add(custom.name)
-        if custom.window is not None and not 256 <= custom.window <= 100_000_000:
-            yield (*here, "window"), f"a window of {custom.window} tokens is impossible", "at least 256"
-        for key in ("chat_path", "models_path"):
-            value = getattr(custom, key)
-            if value is not None and not re.fullmatch(r"/[\w./-]*", value):
-                yield (*here, key), f"{value!r} is not a path", "for example /v1/models"
-        yield from _endpoint_values(here, custom, custom.endpoint)
-    yield from _other_values(config)
-
-
-def _endpoint_values(
-    here: tuple[str, ...], section: ServiceConfig | CustomEndpoint, endpoint: str | None
-) -> Iterator[tuple[tuple[str, ...], str, str]]:
-    if endpoint is not None and (problem := _url_problem(endpoint)):
-        yield (*here, "endpoint"), f"{problem}: {re.sub('//[^/@]*@', '//…@', endpoint)!r}", "http://127.0.0.1:11434"
-    for key in ("timeout", "first_byte_timeout", "total_timeout"):
-        if not 0 < getattr(section, key) <= LONGEST_MS:
-            yield (*here, key), f"{getattr(section, key)} ms is impossible", "milliseconds, from 1 to 86400000"
-    if not 0 <= section.max_retries <= 100:
-        yield (*here, "max_retries"), f"{section.max_retries} retries are impossible", "0 to 100"
-    if not 0 <= section.priority <= 1000:
-        yield (*here, "priority"), f"the priority {section.priority} is impossible", "0 to 1000, lower is preferred"
-
-
-def _url_problem(url: str) -> str:
-    if url.startswith("unix:"):
-        return "" if url.startswith("unix:/") else "a socket needs an absolute path"
+def _from_file(name: str, path: KeyPath, source: _Source) -> str:
+    _require_path(name, path, source)
+    file = source.place(name)
     try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        return "the address is malformed"
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        return "the address is not http, https or unix"
-    if parts.username is not None or parts.password is not None:
-        return "the address carries credentials, use `key`"
-    if parts.query or parts.fragment or ".." in parts.path or any(c.isspace() for c in url) or port == 0:
-        return "the address has more than host, port and path"
-    return ""
-
-
-def _other_values(config: RouterConfig) -> Iterator[tuple[tuple[str, ...], str, str]]:
-    context = config.context
-    for key in ("compaction_threshold", "compaction_target"):
-        if not 0 < getattr(context, key) <= 1:
-            yield ("context", key), f"{getattr(context, key)} is not a share of the window", "above 0, at most 1"
-    if context.compaction_target >= context.compaction_threshold:
-        yield ("context", "compaction_target"), "the target is not below the threshold", "for example 0.5 and 0.8"
-    for key in ("preserve_recent_messages", "preserve_recent_tool_calls", "max_tool_output_tokens"):
-        if not 0 <= getattr(context, key) <= 1_000_000:
-            yield ("context", key), f"{getattr(context, key)} is impossible", "0 or more"
-    for category, routing in config.task_routing.items():
-        here = ("task_routing", str(category))
-        if not 0 < routing.min_context <= 100_000_000:
-            yield (*here, "min_context"), f"{routing.min_context} tokens are impossible", "1 or more"
-        for key in ("primary_models", "fallback_models"):
-            if any(not name.strip() for name in getattr(routing, key)):
-                yield (*here, key), "a model has no name", "remove the empty entry"
-    yield from _security_values(config)
-    yield from _program_values(config)
-
-
-def _program_values(config: RouterConfig) -> Iterator[tuple[tuple[str, ...], str, str]]:
-    if not 0 < config.discovery.timeout <= 60_000:
-        yield ("discovery", "timeout"), f"{config.discovery.timeout} ms is impossible", "1 to 60000"
-    if not 1000 <= config.discovery.interval <= LONGEST_MS:
-        yield ("discovery", "interval"), f"{config.discovery.interval} ms is impossible", "1000 or more"
-    if not 256 <= config.embedded.context <= 8192:
-        yield ("embedded", "context"), f"{config.embedded.context} tokens are impossible", "256 to 8192"
-    if not 1 <= config.embedded.threads <= 256:
-        yield ("embedded", "threads"), f"{config.embedded.threads} threads are impossible", "1 or more"
-    if config.gateway.host not in _LOOPBACK:
-        yield ("gateway", "host"), f"{config.gateway.host!r} is not loopback", "allowed: 127.0.0.1, ::1, localhost"
-    if not 0 < config.gateway.port < 65536:
-        yield ("gateway", "port"), f"{config.gateway.port} is no port", "1 to 65535"
-    if not 0 < config.gateway.max_body_mb <= 1024:
-        yield ("gateway", "max_body_mb"), f"{config.gateway.max_body_mb} MB is impossible", "1 to 1024"
-    limit = config.routing.memory_limit_gb
-    if limit is not None and not 0 < limit < 1e6:
-        yield ("routing", "memory_limit_gb"), f"{limit} GB is impossible", "above 0"
-
-
-def _security_values(config: RouterConfig) -> Iterator[tuple[tuple[str, ...], str, str]]:
-    security = config.security
-    if config.environment == "air-gapped" and security.allow_external:
-        yield (
-            ("security", "allow_external"),
-            "an air-gapped environment allows nothing external",
-            "environment: internal",
-        )
-    for number, cidr in enumerate(security.allowed_cidrs):
-        try:
-            ipaddress.ip_network(cidr)
-        except ValueError:
-            yield ("security", "allowed_cidrs", str(number)), f"{cidr!r} is not a network", _network_hint(cidr)
-    for number, host in enumerate(security.allowed_hosts):
-        path = ("security", "allowed_hosts", str(number))
-        if "/" in host:
-            try:
-                ipaddress.ip_network(host)
-            except ValueError:
-                yield path, f"{host!r} is not a network", _network_hint(host)
-        elif not re.fullmatch(r"[A-Za-z0-9_:]([\w.:-]{0,252}[A-Za-z0-9_:])?", host):
-            yield path, f"{host!r} is neither a host name nor an address", "a name, an address, or a CIDR"
-
-
-def _network_hint(text: str) -> str:
-    try:
-        return f"did you mean {ipaddress.ip_network(text, strict=False)}?"
-    except ValueError:
-        return "for example 192.168.0.0/16"
+        with file.open("rb") as opened:
+            return opened.read(65_536).decode("ascii").strip()
+    except OSError as error:
+        source.fail(f"the key's file {file} cannot be read: {error.strerror}", path, "key: file:/path/to/a/text/file")
+    except UnicodeDecodeError:
+        source.fail(f"the key's file {file} is not ASCII text", path, "one line with the key")
 
 
 def example_yaml(kinds: Mapping[str, str]) -> str:
-    """A commented configuration to start from; it loads without a warning."""
-    services = "\n".join(f"  # {kind}:\n  #   endpoint: {url}\n  #   priority: 1" for kind, url in kinds.items())
+    """A commented configuration to start from; it loads without a warning, also with its commented keys taken in."""
+    services = "\n".join(
+        f'#   {kind}: {{enabled: true, endpoint: "{url}", priority: 1}}' for kind, url in kinds.items()
+    )
     return f"""\
-# Turnout's configuration. Every key may be left out; `turnout config show` prints all of them with their values.
+# Turnout's configuration. Every key is described in docs/configuration.md; each may be left out.
+# What is commented out here shows the form; take a line in by removing the first "# ".
+
 version: "1.0"
-environment: air-gapped        # air-gapped, internal or development
+
+# An air-gapped environment refuses allow_external; the others are internal and development.
+environment: air-gapped
 
 # Servers at their default addresses on this machine are found without configuration.
-services:
+# A kind that is not wanted: enabled: false, then it is never probed.
+# services:
 {services}
-  ollama:
-    enabled: true
 
-# Any other server: name, address, and how it speaks.
+# Any other server: name, address, and how it speaks. A key comes from the environment or from a file.
 # custom_endpoints:
 #   - name: gpu-box
-#     endpoint: http://192.168.1.100:8000
+#     endpoint: http://192.168.1.100:9000
 #     priority: 0
-#     key: file:/etc/turnout/gpu-box.key
+#     api_style: openai
+#     key: "${{GPU_BOX_KEY:-none}}"
+#     window: 32768
 
-# Which models for which work; leave it out to rank by score.
+# Which models for which work, first the best; without it, models are ranked by score.
 # task_routing:
 #   coding:
 #     primary_models: [qwen2.5-coder-32b]
 #     fallback_models: [phi-4]
 #     min_context: 8192
 
+# Code context is gathered before any model is asked: always_first, on_demand or off.
+serena:
+  priority: always_first
+
+# A conversation is compacted when it exceeds this share of the model's window.
+context:
+  compaction_threshold: 0.8
+  compaction_target: 0.5
+
+# Loopback may always be dialled. A server elsewhere needs its name, address or network here.
 security:
   allow_external: false
+  allowed_hosts: [localhost, 127.0.0.1, host.docker.internal]
+  allowed_cidrs: [192.168.0.0/16, 10.0.0.0/8, 172.16.0.0/12]
   audit_enabled: true
 """
