@@ -346,6 +346,9 @@ def test_a_dict_may_hold_what_python_has() -> None:
     config = load_dict(data).config
     assert config.serena.workspace == "/w"
     assert config.custom_endpoints == (CustomEndpoint(name="a", endpoint="unix:/run/llama.sock"),)
+    for workspace in ("", "~nobody-here/w"):
+        with pytest.raises(ConfigError, match=r"^serena\.workspace: "):
+            load_dict({"serena": {"workspace": workspace}})
     endless: dict[str, object] = {}
     endless["serena"] = endless
     with pytest.raises(ConfigError, match="nested too deeply"):
@@ -390,8 +393,10 @@ def test_any_dict_loads_or_is_a_config_error(data: dict[str, object]) -> None:
         assert isinstance(loaded, LoadedConfig)
 
 
-MARKS = """: |\n|\n  |\n    |\n  - |[|]|{|}|&a |*a|!t |'|"|%|\t|,|http://x|1|0x1f|1e999|2024-13-45|.inf|~|on|--- |<<: |? |=|!!int x"""  # noqa: E501
-CHUNKS = st.sampled_from([*WORDS, *MARKS.split("|"), "|\n", "${X}", "${", "\u2028"])
+SPACES = ["\n", "\n  ", "\n    ", "\n  - ", "|\n", "\t", "\u2028", ": ", "--- ", "? ", "<<: "]
+MARKS = ["[", "]", "{", "}", "'", '"', "%", ",", "=", "&a ", "*a ", "!t ", "!!int ", "${X}", "${", "http://x"]
+SCALARS = ["~", "on", "1", "0x1f", "1e999", "2024-13-45", ".inf"]
+CHUNKS = st.sampled_from([*WORDS, *SPACES, *MARKS, *SCALARS])
 
 
 @settings(suppress_health_check=list(HealthCheck), max_examples=300, deadline=None)

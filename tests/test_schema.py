@@ -29,30 +29,14 @@ TYPES = {
     "integer": int,
     "number": (int, float),
 }
-WORDS = [
-    "$schema",
-    "$defs",
-    "$ref",
-    "title",
-    "description",
-    "default",
-    "type",
-    "enum",
-    "anyOf",
-    "properties",
-    "required",
-    "additionalProperties",
-    "items",
-    "minimum",
-    "maximum",
-    "exclusiveMinimum",
-    "pattern",
-]
+ABOUT = {"$schema", "$defs", "$ref", "title", "description", "default"}
+SHAPE = {"type", "enum", "anyOf", "properties", "required", "additionalProperties", "items", "pattern"}
+RANGE = {"minimum", "maximum", "exclusiveMinimum"}
 
 
 def refusals(value: Any, schema: dict[str, Any]) -> Iterator[str]:
     """What a JSON Schema validator would say, for the words that the schema uses."""
-    assert set(schema) <= set(WORDS)
+    assert set(schema) <= ABOUT | SHAPE | RANGE
     if "$ref" in schema:
         yield from refusals(value, SCHEMA["$defs"][schema["$ref"].removeprefix("#/$defs/")])
     if "anyOf" in schema and all(any(refusals(value, choice)) for choice in schema["anyOf"]):

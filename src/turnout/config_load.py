@@ -26,6 +26,8 @@ MAX_DEPTH, MAX_VALUES = 12, 20_000
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)(?::-([^}]*))?\}")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_TAG = "tag:yaml.org,2002:"
+_SCALARS = ("str", "int", "float", "bool", "null", "timestamp")
 _DURATION = re.compile(r"(\d{1,9})\s*(ms|s|m|min|h)")
 _MS = {"ms": 1, "s": 1000, "m": 60_000, "min": 60_000, "h": 3_600_000}
 
@@ -97,7 +99,7 @@ def _named(name: str) -> Path:
         hint = "`turnout config init` writes an example"
         raise ConfigError("there is no such file", file=name, hint=hint) from error
     except OSError as error:
-        raise ConfigError(f"the file cannot be read: {error.strerror}", file=shown(name)) from error
+        raise ConfigError(f"the file cannot be read: {error.strerror}", file=name) from error
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"not a path: {error}", file=shown(name)) from error
     return path
@@ -181,13 +183,16 @@ def _plain(node: yaml.Node, path: KeyPath, source: _Source) -> object:
     source.lines.setdefault(path, node.start_mark.line + 1)
     if len(path) > MAX_DEPTH or len(source.lines) > MAX_VALUES:
         source.fail("nested too deeply, or endless through aliases", path[:3])
-    if isinstance(node, yaml.MappingNode):
+    if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
         return _mapping(node, path, source)
-    if isinstance(node, yaml.SequenceNode):
+    if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
         return [_plain(item, (*path, str(n)), source) for n, item in enumerate(node.value)]
+    if not isinstance(node, yaml.ScalarNode) or node.tag.removeprefix(_TAG) not in _SCALARS:
+        source.fail("not a valid value", path, "put text in quotes, and write no tags (!)")
     try:
         return yaml.SafeLoader("").construct_object(node)
-    except (yaml.YAMLError, ValueError, ArithmeticError):
+    # What PyYAML raises for `!!int ""`, `!!bool x`, `!!timestamp x` and numbers out of its range.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, ArithmeticError):
         source.fail("not a valid value", path, "put text in quotes")
 
 
@@ -429,11 +434,9 @@ def _with_files(config: RouterConfig, source: _Source) -> RouterConfig:
         for n, section in enumerate(config.custom_endpoints)
     )
     routing = config.routing
-    for path, name in (
-        (("routing", "models_file"), routing.models_file),
-        (("security", "audit_log_path"), config.security.audit_log_path),
-    ):
-        _require_path(name, path, source)
+    _require_path(routing.models_file, ("routing", "models_file"), source)
+    _require_path(config.serena.workspace, ("serena", "workspace"), source)
+    _require_path(config.security.audit_log_path, ("security", "audit_log_path"), source)
     if routing.models_file is not None:
         routing = replace(routing, models_file=str(source.place(routing.models_file)))
     return replace(config, services=services, custom_endpoints=custom, routing=routing)
