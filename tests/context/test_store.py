@@ -10,7 +10,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
+from threading import Barrier, Event
 
 import pytest
 from hypothesis import given, settings
@@ -349,20 +351,60 @@ def test_damage_found_while_reading_is_said_and_set_aside(path: Path, caplog: py
     store.close()
 
 
-def test_processes_that_find_the_same_damage_set_it_aside_once(path: Path) -> None:
+def test_those_who_find_the_same_damage_at_once_set_it_aside_once(path: Path) -> None:
+    at_once = Barrier(6)
+
+    def open_and_append(n: int) -> None:
+        at_once.wait()
+        store = open_store(path)
+        store.append("t", "s", said(str(n)))
+        store.close()
+
     path.parent.mkdir()
-    path.write_bytes(b"no database " * 1000)
-    children = [writer(path, str(n), 5) for n in range(3)]
-    for child in children:
-        go(child)
-    for child in children:
-        with child:
-            assert child.stdout is not None
-            assert len(child.stdout.read().splitlines()) == 5
-    assert len(list(path.parent.glob("sessions.db.corrupt-*Z"))) == 1
-    store = open_store(path)
-    assert len(texts(store.load("t", "s"))) == 15
-    store.close()
+    with ThreadPoolExecutor(6) as pool:
+        for turn in range(1, 11):
+            path.write_bytes(b"no database " * 1000)
+            list(pool.map(open_and_append, range(6)))
+            assert len(list(path.parent.glob("sessions.db.corrupt-*Z"))) == turn
+            store = open_store(path)
+            assert sorted(texts(store.load("t", "s"))) == list("012345")
+            store.close()
+
+
+def test_a_migration_that_another_process_does_first_is_not_done_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.parent.mkdir()
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("PRAGMA journal_mode=WAL")
+    other.execute("BEGIN IMMEDIATE")
+    for statement in "".join(module._MIGRATIONS).split(";"):
+        other.execute(statement)
+    other.execute(f"PRAGMA user_version = {len(module._MIGRATIONS)}")
+    old_version_was_read = Event()
+    transaction = module._transaction
+
+    def told(db: sqlite3.Connection, mode: str) -> AbstractContextManager[None]:
+        old_version_was_read.set()
+        return transaction(db, mode)
+
+    monkeypatch.setattr(module, "_transaction", told)
+    with ThreadPoolExecutor(1) as pool:
+        opening = pool.submit(open_store, path)
+        assert old_version_was_read.wait(20)
+        other.execute("COMMIT")
+        opening.result().close()
+    other.close()
+
+
+def test_an_exchange_that_cannot_be_kept_whole_is_not_kept_at_all(store: SessionStore) -> None:
+    store.append("t", "s", said("one"))
+    too_large = StoredMessage(message("user", "three"), 0, 2**70)
+    with pytest.raises(OverflowError):
+        store.append("t", "s", Exchange((*said("two").messages, too_large)))
+    assert texts(store.load("t", "s")) == ["one"]
+    store.append("t", "s", said("four"))
+    assert texts(store.load("t", "s")) == ["one", "four"]
 
 
 def test_a_message_that_nobody_wrote_is_a_storage_error(store: SessionStore, path: Path) -> None:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from turnout.errors import AuditError, EndpointDownError
@@ -167,6 +167,7 @@ def test_log_and_key_are_for_the_owner_alone(path: Path) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.text(st.characters(exclude_categories=())), min_size=4, max_size=4))
+@example(["\ud800", "\udfff\n", "\x9b\u2028\x00", "\ud83d"])
 def test_no_text_breaks_a_line(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     path = tmp_path_factory.mktemp("any") / "audit.log"
     model, service, error, query = texts
@@ -368,6 +369,15 @@ def test_a_record_before_a_half_line_is_protected_too(path: Path) -> None:
     assert verify(path).bad_line == 3
 
 
+def test_a_half_line_after_foreign_lines_does_not_excuse_them(path: Path) -> None:
+    opened(path).start(START)
+    with path.open("ab") as other:
+        other.write(b'hello\n{"half')
+    opened(path).start(START)
+    assert json.loads(path.read_bytes().splitlines()[3])["event_type"] == "security:damaged_line"
+    assert (verify(path).ok, verify(path).bad_line) == (False, 2)
+
+
 def test_foreign_lines_are_noted_and_stay_damage(path: Path) -> None:
     log = opened(path)
     log.start(START)
@@ -378,7 +388,7 @@ def test_foreign_lines_are_noted_and_stay_damage(path: Path) -> None:
     assert json.loads(path.read_bytes().splitlines()[2])["event_type"] == "security:damaged_line"
 
 
-@pytest.mark.parametrize("how", ["deleted", "renamed", "emptied"])
+@pytest.mark.parametrize("how", ["deleted", "renamed", "emptied", "exchanged"])
 def test_a_log_that_goes_away_underneath_is_begun_again_and_says_so(path: Path, how: str) -> None:
     log = opened(path)
     log.start(START)
@@ -391,6 +401,9 @@ def test_a_log_that_goes_away_underneath_is_begun_again_and_says_so(path: Path, 
             path.rename(path.with_name("audit.log.1"))
         case "emptied":
             os.truncate(path, 0)
+        case "exchanged":
+            path.with_name("new").touch()
+            path.with_name("new").replace(path)
     log.start(START)
     note, begun = records(path)
     assert (note["event_type"], note["sequence"]) == ("security:log_replaced", 1)
@@ -468,7 +481,7 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
     log.close()
 
 
-# The file may grow 1000 bytes more: the third record does not fit whole. Then there is room again.
+# The disk is full before the first record and in the middle of the second; then there is room again.
 FULL = """
 import resource, sys
 from pathlib import Path
@@ -476,16 +489,16 @@ from turnout.errors import AuditError
 from turnout.guard.audit import QueryStart, open_audit
 path = Path(sys.argv[1])
 log = open_audit(path, Path(sys.argv[2]))
-log.start(QueryStart("first", "s", "local", "q"))
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 100, hard))
-for _ in range(3):
-    try:
-        log.start(QueryStart("refused", "s", "local", "q"))
-    except AuditError as error:
-        print(error.message)
-resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-log.start(QueryStart("second", "s", "local", "q"))
+for name in ("first", "second"):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 100, hard))
+    for _ in range(2):
+        try:
+            log.start(QueryStart("refused", "s", "local", "q"))
+        except AuditError as error:
+            print(error.message)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    log.start(QueryStart(name, "s", "local", "q"))
 """
 
 
@@ -493,7 +506,7 @@ log.start(QueryStart("second", "s", "local", "q"))
 def test_a_line_that_did_not_fit_is_taken_back(path: Path) -> None:
     command = [sys.executable, "-c", FULL, str(path), str(path.parent / "audit.key")]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert run.stdout.splitlines() == [f"the audit log {path} cannot be written: File too large"] * 3
+    assert run.stdout.splitlines() == [f"the audit log {path} cannot be written: File too large"] * 4
     assert [r["request_id"] for r in records(path)] == ["first", "second"]
     assert verify(path) == audit.ChainReport(2, ok=True)
 

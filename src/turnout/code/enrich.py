@@ -8,9 +8,19 @@ from collections.abc import Sequence
 from turnout.code.provider import CodeContext, Reference
 
 SHOWN_REFERENCES, SHOWN_ISSUES, SHOWN_DEFINITIONS = 10, 5, 5
-_SECRET = re.compile(
-    r"(?i)((?:api[_-]?key|secret|token|passw(?:or)?d|credential|private[_-]?key)[\w\"']*\s*[:=]\s*)[\"']?[^\s\"',;]{6,}"
-    r"|\b(?:sk-|ghp_|xox[bp]-|AKIA)[A-Za-z0-9_-]{10,}"
+# What gives a secret away: its name and a quoted or shell-like value, the issuer's prefix, or a login in a URL. Code
+# that merely speaks of tokens and keys (``max_tokens = min(a, b)``) stays readable.
+_NAMED = r"(?:api[_-]?key|access[_-]?key|private[_-]?key|secret|token|passw(?:or)?d|pwd|credential)"
+_SECRETS = (
+    re.compile(rf"(?i)({_NAMED}[\w-]*[\"']?\s*(?::|=|=>|:=)\s*[rbf]?([\"']))(?:(?!\2)[^\n]){{6,}}"),
+    re.compile(r"(\b[A-Z0-9_]*(?:KEY|SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIALS?)[A-Z0-9_]*=)(?![\w.]+\()[^\s\"'(=]{6,}"),
+    re.compile(rf"(?i)({_NAMED}[\w-]*\s*:\s*)(?=[^\s\"']*\d)[^\s\"'()\[\],;]{{8,}}(?=\s*$)", re.MULTILINE),
+    re.compile(r"(?i)(\bbearer\s+)[\w.~+/-]{16,}"),
+    re.compile(r"(\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@]+:)[^\s/@]+(?=@)"),
+    re.compile(
+        r"()\b(?:sk-[\w-]{16,}|gh[opsu]_\w{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}|hf_\w{16,}|xox[abprs]-[\w-]{10,}"
+        r"|A[KS]IA[A-Z0-9]{12,}|AIza[\w-]{30,}|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]+)"
+    ),
 )
 
 
@@ -23,12 +33,12 @@ def build_enriched_query(query: str, context: CodeContext) -> str:
     """
     sections = [
         _section("Type Information", context.type_information),
-        _section("Definition", _places(context.definitions[:SHOWN_DEFINITIONS])),
         _section(f"References ({len(context.references)} found)", _places(context.references[:SHOWN_REFERENCES])),
         _section(
             f"Current Issues ({len(context.issues)})",
             "\n".join(f"- Line {issue.line}: {issue.message}" for issue in context.issues[:SHOWN_ISSUES]),
         ),
+        _section("Definition", _places(context.definitions[:SHOWN_DEFINITIONS])),
         _section("Outline", context.outline),
     ]
     found = [section for section in sections if section]
@@ -45,4 +55,6 @@ def _places(places: Sequence[Reference]) -> str:
 
 def without_secrets(text: str) -> str:
     """``text`` with what looks like a secret's value replaced."""
-    return _SECRET.sub(lambda match: f"{match[1] or ''}[redacted]", text)
+    for pattern in _SECRETS:
+        text = pattern.sub(r"\1[redacted]", text)
+    return text

@@ -1,32 +1,49 @@
 """Fitting a conversation into a window: old tool outputs to stubs, then older turns to a summary (SPEC CTX-3, CTX-4).
 
-The order in which things give way, each step only when the ones before did not suffice:
+The history is replayed: wherever it first passed the threshold it is compacted down to the target, and from there on it
+only grows, until it passes the threshold again. So a longer conversation begins with the compacted form of the shorter
+one, which is what prefix caches need, and nothing has to be remembered between requests.
 
-1. tool outputs beyond the newest few become stubs that name the tool and the size;
-2. turns before the newest messages become one extractive summary;
-3. the newest few tool outputs become stubs too;
-4. fewer of the newest messages are kept, down to the turn that begins with the last user message;
-5. the summary goes.
+What gives way, in this order, each only when what came before did not suffice:
 
-The system prompt and the last user message never change. A tool call is never parted from its result. Cut points move
-in steps, so that a longer conversation is compacted to the same beginning until the next step.
+1. long tool outputs, except the newest few, become stubs that name the tool and the size;
+2. messages before the newest become one summary, oldest first, down to the newest messages and tool calls, which the
+   configuration keeps; until here the aim is the target, from here on the window (or the target that was asked for):
+3. the newest tool outputs become stubs too, oldest first, all but the last;
+4. the kept tool calls that are older, then fewer of the newest messages are kept, down to the turn that begins with the
+   last user message;
+5. the last tool output becomes a stub;
+6. the steps of that turn itself are summarised, oldest first;
+7. the summary goes.
+
+The system prompt and the last user message never change. A tool call is never parted from its results.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, islice
 
 from turnout.config import ContextConfig
 from turnout.context.tokens import TokenCounter
 from turnout.errors import ContextOverflowError
-from turnout.types import Message, Part, Text, ToolResult
+from turnout.types import Message, Part, Text, ToolCall, ToolResult, message
 
 SUMMARY_MARK = "[Previous conversation summary]"
 STUB_MARK = "[Tool output truncated - "
 SUMMARY_POINTS, POINT_CHARS = 10, 100
-_CUT_STEP = 4
-_DECISIONS = ("created", "added", "decided", "implemented", "fixed", "changed", "removed", "wrote", "chose", "will use")
+_STUB = re.compile(re.escape(STUB_MARK) + r".*\] \(was \d+ characters\)")
+_DECIDED = re.compile(
+    r"\b(?:created?|added|decided?|implemented|fixed|changed|removed|wrote|chose|will use|renamed|moved|deleted)\b",
+    re.IGNORECASE,
+)
+_CHANGES = re.compile(r"write|edit|create|patch|replace|insert|delete|remove|rename|move", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n")
+# A point is short; the first characters of a message hold it.
+_POINT_SOURCE = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +64,23 @@ class Fitted:
     changed: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How far a history is compacted.
+
+    Attributes:
+        stubbed: tool results, counted from the first, that are stubs when they are long.
+        cut: messages before this one are summarised,
+        kept: except the groups that begin here.
+        told: the summary is there.
+    """
+
+    stubbed: int = 0
+    cut: int = 0
+    kept: tuple[int, ...] = ()
+    told: bool = True
+
+
 def fit(
     messages: Sequence[Message],
     *,
@@ -64,142 +98,286 @@ def fit(
         reserve: tokens kept free for the answer.
         counter: counts for the model that will read it.
         config: thresholds.
-        target: compact to at most this many tokens, whatever the threshold says; None compacts only beyond it.
+        target: compact to at most this many tokens, if that can be done; None compacts only beyond the threshold.
 
     Raises:
-        ContextOverflowError: the system prompt and the last turn alone exceed the window.
+        ContextOverflowError: the system prompt and the last user message alone exceed the window.
     """
     given = tuple(messages)
     before = counter.count_messages(given)
     room = max(1, window - reserve)
-    if before <= min(room, int(window * config.compaction_threshold)) and (target is None or before <= target):
+    threshold = min(room, int(window * config.compaction_threshold))
+    if before <= threshold and (target is None or before <= target):
         return Fitted(given, before, before)
-    goal = min(room, int(window * config.compaction_target) if target is None else target)
-    steps: list[str] = []
-    best = given
-    for step, candidate in _candidates(given, counter, config):
-        best = candidate
-        steps.append(step)
-        if counter.count_messages(candidate) <= goal:
-            break
-    best, used = _first_within(given, best, steps, counter, config, goal, room)
-    after = counter.count_messages(best)
+    history = _History(given, counter, config)
+    form = _replay(history, threshold, min(room, int(window * config.compaction_target)), room)
+    size = len(history.body)
+    if target is not None and history.tokens(form, size) > target:
+        form = _cut(history, size, form, min(room, target), min(room, target))
+    fitted = history.view(form)
+    after = counter.count_messages(fitted)
     if after > room:
         raise ContextOverflowError(
-            f"the system prompt and the last message have about {after:,} tokens; the window of {window:,} leaves"
+            f"the system prompt and the last user message have about {after:,} tokens; the window of {window:,} leaves"
             f" {room:,} for them",
             prompt_tokens=after,
             window=window,
             hint="shorten the message, ask about a part of it, or use a model with a larger window",
         )
-    return Fitted(best, before, after, tuple(used), changed=best != given)
+    return Fitted(fitted, before, after, history.steps(form), changed=fitted != given)
 
 
-def _first_within(
-    given: tuple[Message, ...],
-    best: tuple[Message, ...],
-    steps: list[str],
-    counter: TokenCounter,
-    config: ContextConfig,
-    goal: int,
-    room: int,
-) -> tuple[tuple[Message, ...], list[str]]:
-    """When nothing reaches the goal, the gentlest step that fits the room is enough."""
-    if counter.count_messages(best) <= goal:
-        return best, steps
-    used: list[str] = []
-    for step, candidate in _candidates(given, counter, config):
-        used.append(step)
-        if counter.count_messages(candidate) <= room:
-            return candidate, used
-    return best, steps
+def _replay(history: _History, threshold: int, goal: int, room: int) -> _Form:
+    """The form after every place where the growing history passed the threshold."""
+    form = _Form()
+    tokens, begin = history.head_tokens, 0
+    for end in history.ends:
+        tokens += sum(history.costs[begin:end])
+        begin = end
+        if tokens > threshold:
+            form = _cut(history, end, form, goal, room)
+            tokens = history.tokens(form, end)
+    return form
 
 
-def _candidates(
-    given: tuple[Message, ...], counter: TokenCounter, config: ContextConfig
-) -> list[tuple[str, tuple[Message, ...]]]:
-    head = tuple(m for m in given if m.role == "system" and not m.text.startswith(SUMMARY_MARK))
-    body = tuple(m for m in given if m.role != "system" or m.text.startswith(SUMMARY_MARK))
-    last_user = max((i for i, m in enumerate(body) if _is_user(m)), default=len(body) - 1)
-    names = {call.call_id: call.name for m in body for call in m.tool_calls}
-    limit = config.max_tool_output_tokens
-    stubbed = _stub(body, config.preserve_recent_tool_calls, limit, counter, names)
-    found = [("old tool outputs shortened", (*head, *stubbed))]
-    keep = config.preserve_recent_messages
-    cut = _cut(stubbed, max(0, len(stubbed) - keep), last_user, step=_CUT_STEP)
-    if cut:
-        found.append((f"{cut} older messages summarised", (*head, *_summarised(stubbed, cut))))
-    bare = _stub(body, 0, limit, counter, names)
-    if bare != stubbed:
-        found.append(("all tool outputs shortened", (*head, *_summarised(bare, cut))))
-    for start in range(cut + 1, last_user + 1):
-        deeper = _cut(bare, start, last_user, step=1)
-        if deeper == start:
-            found.append((f"only the newest {len(bare) - start} messages kept", (*head, *_summarised(bare, start))))
-    if last_user > 0:
-        found.append(("only the last turn kept", (*head, *bare[last_user:])))
-    return found
+def _cut(history: _History, end: int, old: _Form, goal: int, limit: int) -> _Form:
+    """The gentlest form of the first ``end`` messages: within ``goal`` while the order asks for it, then ``limit``."""
+    tokens = history.measure(end, old.cut)
+    forms = list[_Form]()
+    for form in history.gentle(end, old):
+        if tokens(form) <= goal:
+            return form
+        forms.append(form)
+    if tokens(shortest := min(forms, key=tokens)) <= limit:
+        return shortest
+    shortest = forms[-1]
+    for form in history.harsh(end, shortest):
+        if tokens(shortest := form) <= limit:
+            break
+    return shortest
 
 
-def _is_user(message: Message) -> bool:
-    return message.role == "user" and any(not isinstance(part, ToolResult) for part in message.parts)
+class _History:
+    """A conversation prepared for compaction: what is sent together, what each piece costs, what a summary would say.
 
+    ``body`` is what follows the leading system messages; a *group* of it is what must stay together: a message, or a
+    tool call with everything up to its last result.
+    """
 
-def _cut(body: Sequence[Message], wanted: int, last_user: int, *, step: int) -> int:
-    """The first message kept: at most ``wanted``, on a step, never past the last user message or inside a tool pair."""
-    cut = min(wanted, last_user)
-    cut -= cut % step
-    while cut > 0 and (body[cut].role == "tool" or body[cut].tool_results):
-        cut -= 1
-    return cut
+    def __init__(self, messages: tuple[Message, ...], counter: TokenCounter, config: ContextConfig) -> None:
+        lead = next((i for i, m in enumerate(messages) if m.role != "system"), len(messages))
+        self.given, self.head, self.body = messages, messages[:lead], messages[lead:]
+        self._counter, self._config = counter, config
+        self.head_tokens = counter.count_messages(self.head)
+        self.costs = [counter.count_message(m) for m in self.body]
+        self.starts, self._result_names = _grouped(self.body)
+        self.ends = [*self.starts[1:], len(self.body)] if self.body else []
+        self._results = list(accumulate((len(m.tool_results) for m in self.body), initial=0))
+        self._users = self._last_users()
+        self._shown: dict[tuple[int, int], tuple[Message, int]] = {}
+        self._points = [(i, line) for i, m in enumerate(self.body) for line in _points(i, m)]
 
+    def gentle(self, end: int, old: _Form) -> Iterator[_Form]:
+        """Steps 1 and 2."""
+        recent = max(0, self._results[end] - self._config.preserve_recent_tool_calls)
+        form = replace(old, stubbed=max(old.stubbed, recent))
+        yield form
+        verbatim = {self._users[end], *self._groups_with_results(recent, end)}
+        yield from self._shorter(form, end, end, verbatim, self._config.preserve_recent_messages)
 
-def _stub(
-    body: Sequence[Message], keep: int, limit: int, counter: TokenCounter, names: dict[str, str]
-) -> tuple[Message, ...]:
-    total = sum(len(m.tool_results) for m in body)
-    fresh_from = max(0, total - keep)
-    # Whole steps only: an output is not stubbed the moment one more arrives, or every turn would change the prefix.
-    fresh_from -= fresh_from % _CUT_STEP if keep else 0
-    seen = 0
-    result: list[Message] = []
-    for message in body:
-        parts: list[Part] = []
-        for part in message.parts:
+    def harsh(self, end: int, old: _Form) -> Iterator[_Form]:
+        """Steps 3 to 7."""
+        results, user = self._results[end], self._users[end]
+        last = old
+        for stubbed in range(old.stubbed + 1, results):
+            last = replace(old, stubbed=stubbed)
+            yield last
+        for form in self._shorter(last, user, end, set(), 0):
+            yield (last := form)
+        last = replace(last, stubbed=results)
+        yield last
+        for form in self._shorter(last, end, end, {user}, 0):
+            yield (last := form)
+        yield replace(last, told=False)
+
+    def _shorter(self, old: _Form, before: int, end: int, verbatim: set[int], keep: int) -> Iterator[_Form]:
+        """Forms with ever more of what is sent summarised: groups that begin before ``before`` and are not
+        ``verbatim``, as long as ``keep`` messages follow."""
+        sent = [*old.kept, *self.starts[bisect_left(self.starts, old.cut) : bisect_left(self.starts, end)]]
+        left = sum(self._stop(start) - start for start in sent)
+        kept: list[int] = []
+        for place, start in enumerate(sent, 1):
+            left -= self._stop(start) - start
+            if start >= before or left < keep:
+                return
+            if start in verbatim:
+                kept.append(start)
+            if place <= len(old.kept):
+                yield _Form(old.stubbed, old.cut, (*kept, *old.kept[place:]))
+            else:
+                yield _Form(old.stubbed, self._stop(start), tuple(kept))
+
+    def _stop(self, start: int) -> int:
+        return self.ends[bisect_left(self.starts, start)]
+
+    def measure(self, end: int, begin: int) -> Callable[[_Form], int]:
+        """A function that counts a form of the first ``end`` messages whose cut is not before ``begin``."""
+        sums: dict[int, list[int]] = {}
+
+        def tokens(form: _Form) -> int:
+            if form.stubbed not in sums:
+                costs = (self._cost(i, form.stubbed) for i in range(begin, end))
+                sums[form.stubbed] = list(accumulate(costs, initial=0))
+            summed = sums[form.stubbed]
+            return self._overhead(form) + summed[-1] - summed[form.cut - begin]
+
+        return tokens
+
+    def tokens(self, form: _Form, end: int) -> int:
+        """Tokens of a form of the first ``end`` messages."""
+        return self.measure(end, form.cut)(form)
+
+    def view(self, form: _Form) -> tuple[Message, ...]:
+        """The messages of a form."""
+        kept = [*self._kept_indexes(form), *range(form.cut, len(self.body))]
+        summary = self._summary(form)
+        return (*self.head, *([summary] if summary else []), *(self._sent(i, form.stubbed)[0] for i in kept))
+
+    def steps(self, form: _Form) -> tuple[str, ...]:
+        """What a form does, for people."""
+        found: list[str] = []
+        kept = [*self._kept_indexes(form), *range(form.cut, len(self.body))]
+        if any(self._sent(i, form.stubbed)[0] is not self.body[i] for i in kept):
+            found.append(f"{'all' if form.stubbed >= self._results[-1] else 'old'} tool outputs shortened")
+        if left := len(self.body) - len(kept):
+            found.append(f"{left} older messages {'summarised' if form.told else 'left out'}")
+        return tuple(found)
+
+    def _kept_indexes(self, form: _Form) -> Iterator[int]:
+        for start in form.kept:
+            yield from range(start, self._stop(start))
+
+    def _groups_with_results(self, first: int, end: int) -> Iterator[int]:
+        """The groups that hold the results from number ``first`` on."""
+        index = bisect_right(self._results, first) - 1
+        group = bisect_right(self.starts, index) - 1
+        for start, stop in zip(self.starts[group:], self.ends[group:], strict=True):
+            if stop > end:
+                return
+            if self._results[stop] > max(first, self._results[start]):
+                yield start
+
+    def _last_users(self) -> list[int]:
+        """For each number of messages: the group of the last user message in them, else the last group."""
+        found, user = [0], -1
+        for index, m in enumerate(self.body):
+            group = self.starts[bisect_right(self.starts, index) - 1]
+            if _speaks(m) and not (index == 0 and _is_summary(m) and len(self.body) > 1):
+                user = group
+            found.append(group if user < 0 else user)
+        return found
+
+    def _overhead(self, form: _Form) -> int:
+        summary = self._summary(form)
+        told = self._counter.count_message(summary) if summary else 0
+        return self.head_tokens + told + sum(self._cost(i, form.stubbed) for i in self._kept_indexes(form))
+
+    def _cost(self, index: int, stubbed: int) -> int:
+        return self.costs[index] if stubbed <= self._results[index] else self._sent(index, stubbed)[1]
+
+    def _sent(self, index: int, stubbed: int) -> tuple[Message, int]:
+        """A message and its tokens when the first ``stubbed`` results of the history are stubs."""
+        first, number = self._results[index], len(self.body[index].tool_results)
+        short = min(stubbed - first, number)
+        if short <= 0:
+            return self.body[index], self.costs[index]
+        if (index, short) not in self._shown:
+            sent = self._with_stubs(index, short)
+            self._shown[index, short] = (sent, self._counter.count_message(sent))
+        return self._shown[index, short]
+
+    def _with_stubs(self, index: int, short: int) -> Message:
+        original, parts, seen = self.body[index], list[Part](), 0
+        for part in original.parts:
             if isinstance(part, ToolResult):
-                if seen < fresh_from:
-                    part = _stubbed(part, limit, counter, names)  # noqa: PLW2901
+                if seen < short:
+                    name = part.name or self._result_names[self._results[index] + seen]
+                    part = self._stub(part, name)  # noqa: PLW2901
                 seen += 1
             parts.append(part)
-        result.append(replace(message, parts=tuple(parts)) if tuple(parts) != message.parts else message)
-    return tuple(result)
+        return original if tuple(parts) == original.parts else replace(original, parts=tuple(parts))
+
+    def _stub(self, result: ToolResult, name: str) -> ToolResult:
+        tokens = self._counter.count(result.content)
+        if tokens <= self._config.max_tool_output_tokens or _STUB.fullmatch(result.content):
+            return result
+        # Characters, not tokens: the stub must not change with the counter, or every cache behind it is lost.
+        stub = f"{STUB_MARK}{name or 'tool'}] (was {len(result.content)} characters)"
+        return replace(result, content=stub) if self._counter.count(stub) < tokens else result
+
+    def _summary(self, form: _Form) -> Message | None:
+        """One message for what a form leaves out: the first point, which is the task, and the newest."""
+        kept = set(self._kept_indexes(form))
+        if not form.told or form.cut == len(kept):
+            return None
+        until = bisect_left(self._points, (form.cut, ""))
+        told = (i for i in range(until) if self._points[i][0] not in kept)
+        newest = list(islice((i for i in reversed(range(until)) if self._points[i][0] not in kept), SUMMARY_POINTS))
+        chosen = sorted({*newest[: SUMMARY_POINTS - 1], *islice(told, 1)})
+        lines = (self._points[i][1] for i in chosen)
+        # A user's message: many templates refuse a system message that is not the first one.
+        return message("user", "\n".join((SUMMARY_MARK, *lines)))
 
 
-def _stubbed(result: ToolResult, limit: int, counter: TokenCounter, names: dict[str, str]) -> ToolResult:
-    tokens = counter.count(result.content)
-    if tokens <= limit or result.content.startswith(STUB_MARK):
-        return result
-    name = result.name or names.get(result.call_id, "tool")
-    return replace(result, content=f"{STUB_MARK}{name}] (was {tokens} tokens, {len(result.content)} characters)")
+def _grouped(body: Sequence[Message]) -> tuple[list[int], list[str]]:
+    """Where each group begins, and the tool's name of each result."""
+    starts: list[int] = []
+    names: list[str] = []
+    calls: dict[str, tuple[int, str]] = {}
+    for index, m in enumerate(body):
+        starts.append(index)
+        for result in m.tool_results:
+            at, name = calls.get(result.call_id, (index, ""))
+            names.append(name)
+            while starts[-1] > at:
+                starts.pop()
+        for call in m.tool_calls:
+            calls[call.call_id] = (index, call.name)
+    return starts, names
 
 
-def _summarised(body: Sequence[Message], cut: int) -> tuple[Message, ...]:
-    if not cut:
-        return tuple(body)
-    points = [line for m in body[:cut] if m.text.startswith(SUMMARY_MARK) for line in m.text.splitlines()[1:]]
-    told = (_point(message) for message in body[:cut] if not message.text.startswith(SUMMARY_MARK))
-    points += [f"- {point}" for point in told if point]
-    text = "\n".join((SUMMARY_MARK, *points[-SUMMARY_POINTS:]))
-    return (Message("system", (Text(text),)), *body[cut:])
+def _speaks(m: Message) -> bool:
+    return m.role == "user" and any(not isinstance(part, ToolResult) for part in m.parts)
 
 
-def _point(message: Message) -> str:
+def _is_summary(m: Message) -> bool:
+    return m.role == "user" and len(m.parts) == 1 and m.text.split("\n", 1)[0] == SUMMARY_MARK
+
+
+def _points(index: int, m: Message) -> tuple[str, ...]:
+    if index == 0 and _is_summary(m):
+        return tuple(m.text.splitlines()[1:])
+    point = _point(m)
+    return (f"- {point}",) if point else ()
+
+
+def _point(m: Message) -> str:
     """One line of the summary: a user's first sentence, or what an assistant created or decided."""
-    text = " ".join(message.text.split())
-    if not text:
+    sentences = [" ".join(s.split()) for s in _SENTENCE_END.split(_beginning(m)) if s.strip()]
+    if m.role in ("user", "system"):
+        return f"{m.role.capitalize()}: {sentences[0]}"[:POINT_CHARS] if sentences else ""
+    if m.role != "assistant":
         return ""
-    sentences = [s for s in text.replace("? ", "?\n").replace(". ", ".\n").replace("! ", "!\n").split("\n") if s]
-    if message.role == "user":
-        return f"User: {sentences[0]}"[:POINT_CHARS]
-    decided = next((s for s in sentences if any(word in s.lower() for word in _DECISIONS)), "")
-    return f"Assistant: {decided}"[:POINT_CHARS] if decided and message.role == "assistant" else ""
+    if decided := next((s for s in sentences if _DECIDED.search(s)), ""):
+        return f"Assistant: {decided}"[:POINT_CHARS]
+    change = next((call for call in m.tool_calls if _CHANGES.search(call.name)), None)
+    return f"Assistant: {_called(change)}"[:POINT_CHARS] if change else ""
+
+
+def _called(call: ToolCall) -> str:
+    return f"{call.name} {' '.join(call.arguments[:_POINT_SOURCE].split())}".strip()
+
+
+def _beginning(m: Message) -> str:
+    text = next((part.text for part in m.parts if isinstance(part, Text) and part.text.strip()), "")
+    return text.lstrip()[:_POINT_SOURCE]

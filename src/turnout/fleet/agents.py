@@ -43,7 +43,11 @@ _MARKERS: tuple[tuple[str, str, AgentType], ...] = (
 )
 _PROCESSES = {"claude": "claude-code", "codex": "codex", "opencode": "opencode", "qwen": "qwen-code", "aider": "aider",
               "gemini": "gemini-cli", "cline": "cline", "cn": "continue", "goose": "goose", "crush": "crush",
-              "cursor-agent": "cursor", "pi": "pi"}  # fmt: skip
+              "cursor-agent": "cursor", "cursor": "cursor", "continue": "continue", "pi": "pi"}  # fmt: skip
+_INTERPRETER = re.compile(r"(?:node|nodejs|MainThread|bun|deno|python[\d.]*|uv)\Z")
+_SUFFIX = re.compile(r"\.(?:[cm]?js|py|exe)\Z")
+# The owner's names for what calls itself otherwise today.
+_ALIASES = {"qwen-code": "qwen-cli", "continue-cli": "continue"}
 _VERSIONED = re.compile(r"(?P<name>[a-z][a-z-]*?)[_@](?P<version>\d+(?:[-.]\d+)*)(?:_.*)?\Z")
 
 
@@ -76,43 +80,63 @@ _OVERRIDES = {
 def detect_coding_agent(env: Mapping[str, str] = os.environ, processes: Sequence[str] | None = None) -> AgentInfo:
     """The calling agent: ``AI_AGENT``, then markers, then ``AGENT``, then MCP, then the names of our ancestors.
 
+    An agent that was started from another inherits its markers: of several agents the nearest ancestor is the caller.
+
     Args:
         env: environment variables. A daemon must not pass its own: it was not started by its clients.
         processes: names of the ancestor processes, nearest first; None reads them where the system tells.
     """
-    declared = env.get("AI_AGENT", "")
-    if declared:
+    marked = _marked(env)
+    if len({agent.name for agent in marked}) == 1:
+        return marked[0]
+    running = [name for p in (_ancestors() if processes is None else processes) if (name := _agent_of(p))]
+    if marked:
+        near = {name: place for place, name in reversed(list(enumerate(running)))}
+        return min(marked, key=lambda agent: near.get(agent.name, len(running)))
+    return AgentInfo(running[0], "detected") if running else AgentInfo()
+
+
+def _marked(env: Mapping[str, str]) -> list[AgentInfo]:
+    """Every agent that left a mark, the surest first."""
+    found: list[AgentInfo] = []
+    if declared := env.get("AI_AGENT", ""):
         match = _VERSIONED.match(declared)
         version = match["version"].replace("-", ".") if match else ""
-        return AgentInfo(match["name"] if match else declared, "cli", version)
+        found.append(AgentInfo(match["name"] if match else declared, "cli", version))
     for variable, name, kind in _MARKERS:
         if value := env.get(variable):
             version = value if re.fullmatch(r"\d+(\.\d+)+\S*", value) else ""
-            return AgentInfo(name, kind, version)
+            found.append(AgentInfo(name, kind, version))
+    # opencode's is a bare 1: no name.
     if (agent := env.get("AGENT", "")) and not agent.isdigit():
-        return AgentInfo(agent, "cli")
+        found.append(AgentInfo(agent, "cli"))
     if client := env.get("MCP_CLIENT"):
-        return AgentInfo(client, "mcp")
-    for process in _ancestors() if processes is None else processes:
-        if found := _PROCESSES.get(Path(process).name.lower()):
-            return AgentInfo(found, "detected")
-    return AgentInfo()
+        found.append(AgentInfo(client, "mcp"))
+    return found
+
+
+def _agent_of(process: str) -> str:
+    return _PROCESSES.get(_SUFFIX.sub("", Path(process).name.lower()), "")
 
 
 def _ancestors() -> list[str]:
+    """Names of the processes above us, nearest first; for a script its own name, not its interpreter's."""
     names: list[str] = []
     pid = os.getppid()
     while pid > 1 and len(names) < 20:
         try:
             status = Path(f"/proc/{pid}/status").read_text("utf-8", "replace")
+            arguments = Path(f"/proc/{pid}/cmdline").read_text("utf-8", "replace").split("\0")
         except OSError:
             break
         fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-        names.append(fields.get("Name", "").strip())
+        name = fields.get("Name", "").strip()
+        script = next((word for word in arguments[1:] if word and not word.startswith("-")), "")
+        names.append(script if _INTERPRETER.match(name) and script else name)
         pid = int(fields.get("PPid", "0") or 0)
     return names
 
 
 def get_agent_specific_config(agent: str) -> AgentConfig:
     """The owner's settings for an agent, or the defaults."""
-    return _OVERRIDES.get(agent, AgentConfig())
+    return _OVERRIDES.get(_ALIASES.get(agent, agent), AgentConfig())

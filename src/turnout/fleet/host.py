@@ -19,13 +19,20 @@ _LOOPBACK = "://127.0.0.1"
 
 @dataclass(frozen=True, slots=True)
 class HostInfo:
-    """The machine. ``wsl`` is "", "nat" or "mirrored"; ``container`` is "", "docker", "podman" or "kubernetes"."""
+    """The machine.
+
+    Attributes:
+        wsl: inside the Windows Subsystem for Linux, not in a container there.
+        wsl_networking: ``mirrored`` (127.0.0.1 reaches Windows too), ``nat`` (it is the subsystem's own), or "".
+        container: what we run in, or "".
+    """
 
     platform: Literal["windows", "linux", "darwin"]
     release: str
     architecture: str
-    wsl: str = ""
-    container: str = ""
+    wsl: bool = False
+    wsl_networking: Literal["mirrored", "nat", ""] = ""
+    container: Literal["docker", "podman", "kubernetes", ""] = ""
 
 
 def detect_os(env: Mapping[str, str] = os.environ, root: Path = Path("/")) -> HostInfo:
@@ -37,11 +44,12 @@ def detect_os(env: Mapping[str, str] = os.environ, root: Path = Path("/")) -> Ho
     """
     system = _PLATFORMS.get(platform.system(), "linux")
     container = _container(env, root)
-    wsl = "" if container or system != "linux" else _wsl(env, root)
-    return HostInfo(system, platform.release(), platform.machine(), wsl, container)
+    # A container inside the subsystem has Microsoft's kernel too, and the container's network.
+    networking = "" if container or system != "linux" else _wsl_networking(env, root)
+    return HostInfo(system, platform.release(), platform.machine(), bool(networking), networking, container)
 
 
-def _container(env: Mapping[str, str], root: Path) -> str:
+def _container(env: Mapping[str, str], root: Path) -> Literal["docker", "podman", "kubernetes", ""]:
     if env.get("KUBERNETES_SERVICE_HOST"):
         return "kubernetes"
     if (root / "run/.containerenv").exists():
@@ -49,14 +57,16 @@ def _container(env: Mapping[str, str], root: Path) -> str:
     return "docker" if (root / ".dockerenv").exists() else ""
 
 
-def _wsl(env: Mapping[str, str], root: Path) -> str:
+def _wsl_networking(env: Mapping[str, str], root: Path) -> Literal["mirrored", "nat", ""]:
     try:
         version = (root / "proc/version").read_text("utf-8", "replace").lower()
     except OSError:
         version = ""
+    # The variable is missing under sudo and systemd, the kernel's name is not.
     if "microsoft" not in version and not env.get("WSL_DISTRO_NAME"):
         return ""
-    return "mirrored" if "mirrored" in env.get("TURNOUT_WSL_NETWORKING", "") else "nat"
+    # Only the mirrored mode has this interface; asking wslinfo would mean to run a command.
+    return "mirrored" if (root / "sys/class/net/loopback0").exists() else "nat"
 
 
 def candidate_urls(url: str, host: HostInfo) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
-"""What a model's name says, as a value (SPEC SEL-4): series, size, variant, quantisation.
+"""What a model's name says, as a value (SPEC SEL-4): series, size, variants, quantisation.
 
-``qwen2.5-coder:32b-instruct-q4_K_M`` and ``Qwen/Qwen2.5-Coder-32B-Instruct-GGUF`` name one model. A finetune under a
-name of its own is a model of its own, never silently its base.
+``qwen2.5-coder:32b-instruct-q4_K_M`` and ``Qwen/Qwen2.5-Coder-32B-Instruct-GGUF`` name one model. A name is cut into
+words, numbers and sizes, and every word must have a known part in it: a word that has none makes it another model than
+its base (``llama3-chatqa`` is no Llama 3), so a finetune is never silently taken for what it was made from.
 """
 
 from __future__ import annotations
@@ -9,280 +10,414 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
+
+from turnout.routing.lexicon import (
+    GENERIC,
+    GRAMMAR,
+    JOINED,
+    LATEST,
+    MIXTURES,
+    NOISE,
+    ORDER,
+    PURPOSES,
+    SIZE_WORDS,
+    SPLIT_WORDS,
+    UNHYPHENED,
+    USUAL,
+    VARIANTS,
+)
 
 MAX_NAME = 400
-
-# (pattern on the normalised name, series, family, size in billions when the name leaves it out). First match wins, so
-# finetunes come before their bases and longer names before shorter ones.
-_EMBEDDERS = (
-    r"nomic-embed|mxbai-embed|bge-|gte-|e5-|all-minilm|minilm-l|snowflake-arctic-embed|jina-(?:v\d-)?embed|"
-    r"embeddinggemma|qwen3-embedding|paraphrase-|text-embedding|embed-text|granite-embedding|multilingual-e5"
-)
-_FINETUNES = (
-    r"zephyr|vicuna|openchat|neural-chat|airoboros|samantha|starling|stablelm-zephyr|orca|platypus|alpaca|guanaco|"
-    r"mythomax|everythinglm|xwin|tulu|firefunction|reflection|athene|sky-t1|bespoke|openthinker|marco-o1|acemath"
-)
-_SERIES: tuple[tuple[str, str, str, float], ...] = (
-    (_EMBEDDERS, "embedding", "embedding", 0.3),
-    (r"rerank", "reranker", "reranker", 0.3),
-    (r"dolphin.*mixtral|mixtral.*dolphin", "dolphin-mixtral", "dolphin", 46.7),
-    (r"nous-hermes-?2-mixtral|hermes.*mixtral", "nous-hermes-2-mixtral", "nous", 46.7),
-    (r"dolphin", "dolphin", "dolphin", 0),
-    (r"openhermes", "openhermes", "nous", 7),
-    (r"hermes-?4", "hermes-4", "nous", 0),
-    (r"hermes-?3", "hermes-3", "nous", 8),
-    (r"hermes", "hermes", "nous", 0),
-    (r"deephermes", "deephermes", "nous", 0),
-    (r"wizardcoder|wizard-coder", "wizardcoder", "wizard", 33),
-    (r"wizardlm|wizard-vicuna|wizard-?math", "wizardlm", "wizard", 0),
-    (r"magicoder", "magicoder", "magicoder", 7),
-    (_FINETUNES, "finetune", "finetune", 0),
-    (r"nemotron-?3|nemotron-nano|nemotron-super|nemotron-ultra|nemotron", "nemotron", "nemotron", 0),
-    (r"deepcoder", "deepcoder", "deepcoder", 14),
-    (r"deepseek-?(?:r1|r-1).*(?:distill|qwen|llama)|r1-distill", "deepseek-r1-distill", "deepseek", 0),
-    (r"deepseek-?r1", "deepseek-r1", "deepseek", 0),
-    (r"deepseek-?v3\.2", "deepseek-v3.2", "deepseek", 671),
-    (r"deepseek-?v3\.1", "deepseek-v3.1", "deepseek", 671),
-    (r"deepseek-?v3", "deepseek-v3", "deepseek", 671),
-    (r"deepseek-?v2\.5", "deepseek-v2.5", "deepseek", 236),
-    (r"deepseek-?coder-?v2-?lite", "deepseek-coder-v2-lite", "deepseek", 16),
-    (r"deepseek-?coder-?v2", "deepseek-coder-v2", "deepseek", 0),
-    (r"deepseek-?coder", "deepseek-coder", "deepseek", 0),
-    (r"deepseek-?v2", "deepseek-v2", "deepseek", 0),
-    (r"codeqwen", "codeqwen", "qwen", 7),
-    (r"qwq", "qwq", "qwen", 32),
-    (r"qwen-?3\.6", "qwen3.6", "qwen", 0),
-    (r"qwen-?3\.5", "qwen3.5", "qwen", 0),
-    (r"qwen-?3-?coder-?next", "qwen3-coder-next", "qwen", 80),
-    (r"qwen-?3-?coder", "qwen3-coder", "qwen", 30),
-    (r"qwen-?3-?next", "qwen3-next", "qwen", 80),
-    (r"qwen-?3-?vl", "qwen3-vl", "qwen", 8),
-    (r"qwen-?3-?omni", "qwen3-omni", "qwen", 30),
-    (r"qwen-?3(?![.\d])", "qwen3", "qwen", 8),
-    (r"qwen-?2\.5(?:\.1)?-?coder", "qwen2.5-coder", "qwen", 7),
-    (r"qwen-?2\.5-?vl", "qwen2.5-vl", "qwen", 7),
-    (r"qwen-?2\.5-?math", "qwen2.5-math", "qwen", 7),
-    (r"qwen-?2\.5", "qwen2.5", "qwen", 7),
-    (r"qwen-?2-?vl", "qwen2-vl", "qwen", 7),
-    (r"qwen-?2(?![.\d])", "qwen2", "qwen", 7),
-    (r"qwen-?1\.5|qwen(?![\d.-]*\d)", "qwen", "qwen", 0),
-    (r"code-?llama|phind-codellama", "codellama", "llama", 7),
-    (r"tiny-?llama", "tinyllama", "llama", 1.1),
-    (r"llama-?4-?maverick", "llama-4-maverick", "llama", 400),
-    (r"llama-?4(?![.\d])", "llama-4-scout", "llama", 109),
-    (r"llama-?3\.3", "llama-3.3", "llama", 70),
-    (r"llama-?3\.2-?(?:\d+b-)?vision", "llama-3.2-vision", "llama", 11),
-    (r"llama-?3\.2", "llama-3.2", "llama", 3),
-    (r"llama-?3\.1", "llama-3.1", "llama", 8),
-    (r"llama-?3(?![.\d])", "llama-3", "llama", 8),
-    (r"llama-?2(?![.\d])", "llama-2", "llama", 7),
-    (r"llava|bakllava|minicpm-v|moondream|internvl", "vision-other", "vision", 7),
-    (r"codestral", "codestral", "mistral", 22),
-    (r"devstral", "devstral", "mistral", 24),
-    (r"magistral", "magistral", "mistral", 24),
-    (r"ministral", "ministral", "mistral", 8),
-    (r"mathstral", "mathstral", "mistral", 7),
-    (r"pixtral", "pixtral", "mistral", 12),
-    (r"mixtral", "mixtral", "mistral", 46.7),
-    (r"mistral-?nemo", "mistral-nemo", "mistral", 12),
-    (r"mistral-?small", "mistral-small", "mistral", 24),
-    (r"mistral-?medium", "mistral-medium", "mistral", 0),
-    (r"mistral-?large", "mistral-large", "mistral", 123),
-    (r"mistral", "mistral", "mistral", 7),
-    (r"codegemma", "codegemma", "gemma", 7),
-    (r"medgemma|shieldgemma|recurrentgemma|functiongemma|paligemma", "gemma-other", "gemma", 0),
-    (r"gemma-?4", "gemma-4", "gemma", 0),
-    (r"gemma-?3n", "gemma-3n", "gemma", 8),
-    (r"gemma-?3(?![.\d])", "gemma-3", "gemma", 4),
-    (r"gemma-?2(?![.\d])", "gemma-2", "gemma", 9),
-    (r"gemma", "gemma", "gemma", 7),
-    (r"phi-?4-?mini", "phi-4-mini", "phi", 3.8),
-    (r"phi-?4-?multimodal", "phi-4-multimodal", "phi", 5.6),
-    (r"phi-?4-?reasoning|phi-?4", "phi-4", "phi", 14),
-    (r"phi-?3\.5-?moe", "phi-3.5-moe", "phi", 42),
-    (r"phi-?3\.5", "phi-3.5-mini", "phi", 3.8),
-    (r"phi-?3-?medium|phi-?3-14b", "phi-3-medium", "phi", 14),
-    (r"phi-?3", "phi-3-mini", "phi", 3.8),
-    (r"phi-?2", "phi-2", "phi", 2.7),
-    (r"gpt-?oss", "gpt-oss", "gpt-oss", 20),
-    (r"glm-?5", "glm-5", "glm", 0),
-    (r"glm-?4\.7-?flash", "glm-4.7-flash", "glm", 30),
-    (r"glm-?4\.7", "glm-4.7", "glm", 355),
-    (r"glm-?4\.6", "glm-4.6", "glm", 355),
-    (r"glm-?4\.5-?air", "glm-4.5-air", "glm", 106),
-    (r"glm-?4\.5", "glm-4.5", "glm", 355),
-    (r"glm-?4|codegeex", "glm-4", "glm", 9),
-    (r"granite-?code", "granite-code", "granite", 8),
-    (r"granite-?4", "granite-4", "granite", 0),
-    (r"granite", "granite-3", "granite", 8),
-    (r"starcoder-?2", "starcoder2", "starcoder", 3),
-    (r"starcoder", "starcoder", "starcoder", 15),
-    (r"stable-?code", "stable-code", "stable", 3),
-    (r"yi-?coder", "yi-coder", "yi", 9),
-    (r"(?<![a-z])yi-?(?:1\.5|\d|:|$|large)", "yi", "yi", 6),
-    (r"command-?r7b", "command-r7b", "cohere", 7),
-    (r"command-?r-?plus|command-?r\+", "command-r-plus", "cohere", 104),
-    (r"command-?r", "command-r", "cohere", 35),
-    (r"command-?a", "command-a", "cohere", 111),
-    (r"aya", "aya", "cohere", 8),
-    (r"smollm-?3", "smollm3", "smollm", 3),
-    (r"smollm-?2|turnout-demo", "smollm2", "smollm", 1.7),
-    (r"smollm", "smollm", "smollm", 1.7),
-    (r"solar", "solar", "solar", 10.7),
-    (r"falcon-?3", "falcon3", "falcon", 7),
-    (r"falcon", "falcon", "falcon", 7),
-    (r"internlm-?3", "internlm3", "internlm", 8),
-    (r"internlm", "internlm2", "internlm", 7),
-    (r"olmo-?3", "olmo-3", "olmo", 7),
-    (r"olmo-?2|olmo", "olmo-2", "olmo", 7),
-    (r"exaone-?deep", "exaone-deep", "exaone", 7.8),
-    (r"exaone", "exaone", "exaone", 7.8),
-    (r"kimi-?k2", "kimi-k2", "kimi", 1000),
-    (r"kimi-?dev", "kimi-dev", "kimi", 72),
-    (r"minimax-?m2", "minimax-m2", "minimax", 230),
-    (r"seed-?oss", "seed-oss", "seed", 36),
-    (r"hunyuan", "hunyuan", "hunyuan", 0),
-    (r"ernie", "ernie-4.5", "ernie", 21),
-    (r"lfm-?2", "lfm2", "lfm", 1.2),
-    (r"opencoder", "opencoder", "opencoder", 8),
-    (r"sqlcoder", "sqlcoder", "sqlcoder", 7),
-    (r"nous", "nous", "nous", 0),
-)  # fmt: skip
-_COMPILED = tuple((re.compile(rf"(?:{p})"), s, f, size) for p, s, f, size in _SERIES)
-# Names whose tag means another size than the series' usual one (a registry's ``latest``).
-_DEFAULT_VARIANTS = {"deepseek-coder": 1.3, "deepseek-coder-v2": 16.0, "yi": 6.0}
-
-_QUANT = re.compile(
-    r"(?<![a-z0-9])(i?q[1-8](?:[-_](?:[01ksml]|xs|xxs|nl|xl)){0,3}|iq\d[-_](?:xxs|xs|nl|[sm])|ud-q\d[-_a-z]*|f16|fp16|bf16|f32|fp32|fp8|"
-    r"mxfp4(?:[-_]moe)?|nvfp4|awq|gptq|int4|int8|[48]-?bit|w4a16|w8a8|tq[12]_0|\d(?:\.\d+)?bpw)(?![a-z0-9])"
-)
-_SPLIT = re.compile(r"-?\d{5}-of-\d{5}")
-_ENDING = re.compile(r"\.(?:gguf|safetensors|bin|ggml|mlmodelc|dlim)$")
-_MOE = re.compile(r"(?<![a-z0-9.])(\d+)x(\d+(?:\.\d+)?)b(?![a-z])")
-_SIZE = re.compile(r"(?<![a-z0-9.])(?:e)?(\d+(?:\.\d+)?)([bm])(?![a-z0-9])")
-_ACTIVE = re.compile(r"(?<![a-z0-9])a(\d+(?:\.\d+)?)b(?![a-z0-9])")
-_VARIANTS = {
-    "instruct": re.compile(r"(?<![a-z])(?:instruct|it|chat|inst)(?![a-z])"),
-    "base": re.compile(r"(?<![a-z])(?:base|text|pt|code)(?![a-z])"),
-    "python": re.compile(r"(?<![a-z])python(?![a-z])"),
-    "thinking": re.compile(r"(?<![a-z])(?:thinking|reasoning)(?![a-z])"),
-    "vision": re.compile(r"(?<![a-z])(?:vision|vl)(?![a-z])"),
-    "altered": re.compile(r"(?<![a-z])(?:abliterated|uncensored|heretic|derestricted)(?![a-z])"),
-}
 
 
 @dataclass(frozen=True, slots=True)
 class ModelName:
-    """A parsed name.
+    """A parsed name. What the name does not say is empty, 0 or False.
 
     Attributes:
         series: line and version, for example ``qwen2.5-coder``; "" when nobody knows it.
         family: for example ``qwen``.
-        size: total parameters in billions, 0 when the name does not say and the series has no usual one.
+        version: for example ``2.5``.
+        size: total parameters in billions, as names state it; the series' usual one when it is not stated.
         size_stated: the name itself says the size.
-        active: active parameters in billions of a mixture of experts, 0 when not stated.
-        quantization: as written, lower-case, "" when not stated.
-        variants: of ``instruct, base, python, thinking, vision, altered``.
+        active: active parameters in billions of a mixture of experts.
+        variants: of ``instruct, base, python, thinking, altered``; ``altered`` is a build with refusals removed.
+        quantization: lower-case, for example ``q4_k_m``.
+        publisher: who uploaded it, lower-case.
+        base: for a distilled model or a named finetune the series it was made from.
+        releases: dates and revisions, for example ``2507`` or ``v0.3``.
+        window: tokens that a marker such as ``128k`` states.
+        purpose: of ``chat, embedding, rerank, moderation, speech, image``.
+        derived: words that have no known part: a model of its own, made from ``series``.
     """
 
     series: str
     family: str
+    version: str = ""
     size: float = 0.0
     size_stated: bool = False
     active: float = 0.0
-    quantization: str = ""
     variants: frozenset[str] = frozenset()
+    quantization: str = ""
+    publisher: str = ""
+    base: str = ""
+    releases: frozenset[str] = frozenset()
+    window: int = 0
+    purpose: str = "chat"
+    derived: tuple[str, ...] = ()
 
 
-@lru_cache(maxsize=4096)
+class _Head(NamedTuple):
+    """A word that names a line of models, and the words that may go with it.
+
+    ``lines`` make another series (``coder``), ``plain`` change nothing (``small`` in Devstral), ``own`` marks a named
+    finetune, which counts before the model it was made from.
+    """
+
+    family: str
+    lines: frozenset[str]
+    plain: frozenset[str]
+    own: bool
+    words: frozenset[str]
+
+
+def _read_grammar() -> dict[str, _Head]:
+    heads = {}
+    for line in GRAMMAR.split("\n"):
+        name, colon, rest = line.partition(":")
+        if colon:
+            family, lines, plain = (part.split() for part in rest.split("|"))
+            own = "*" in plain or "*" in lines
+            words = frozenset((*lines, *plain)) - {"*"}
+            heads[name] = _Head(family[0], words & frozenset(lines), words & frozenset(plain), own, words)
+    return heads
+
+
+_HEADS = _read_grammar()
+_HASH = re.compile(r"(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{12,64}\Z")
+
+_ENDING = re.compile(r"(?:[-_.]\d{5}-of-\d{5})?\.(?:gguf|safetensors|bin|ggml|pt|pth|onnx|mlx|dlim)\Z")
+_SPLIT_FILE = re.compile(r"[-_.]\d{5}-of-\d{5}")
+_QUANT = re.compile(
+    r"(?<![a-z0-9])(?:ud[-_])?("
+    r"i?q[1-8](?:_[0-9a-z]{1,2}){0,3}(?:-[sml](?![a-z0-9]))?|q[2-8]-[k01](?:-[sml])?|tq[12]_0|mxfp[468]|nvfp4|nf4|"
+    r"b?f(?:p)?16|f(?:p)?32|fp8|int[248]|u?int[48]|w[48]a(?:16|8|4)|[2-8](?:\.\d+)?[-_]?bits?|"
+    r"\d(?:[._]\d+)?[-_]?bpw|gptq|awq|(?<=exl2[-_])\d[._]\d+|(?<=exl3[-_])\d[._]\d+)(?![a-z0-9])"
+)
+_UNDERSCORE_VERSION = re.compile(r"(?<![\d.])(\d)_(\d)(?![\d.bm])")
+_UNDERSCORE_SIZE = re.compile(r"(?<![a-z0-9.])(0_[56]|1_[1-8]|6_7|7_8)(?=b(?![a-z0-9]))")
+# A publisher in front of a name, as text-generation-webui writes its folders: TheBloke_CodeLlama-34B-Instruct-GPTQ.
+_PREFIX = re.compile(r"([a-z0-9][a-z0-9.-]*)_(?=([a-z]+)[^_]*-)")
+# Numbers first by what follows them, then what begins with a letter; a bare word comes last.
+_LEXEME = re.compile(
+    r"(?=\d)(?:(?<![a-z0-9])(?P<digits>\d+g)(?![a-z0-9])|(?P<moe>\d+x\d+(?:\.\d+)?b)(?![a-z0-9])"
+    r"|(?P<size>\d+(?:\.\d+)?[bmt])(?![a-z0-9])|(?P<window>\d+k)(?![a-z0-9])|(?P<experts>\d+e)(?![a-z0-9])"
+    r"|(?P<number>\d+(?:\.\d+)*))"
+    r"|v(?P<revision>\d+(?:\.\d+)*)"
+    r"|(?<![a-z0-9])(?:(?P<noise>c4ai|gs?\d+|h[68]|ct2|gguf2|exl[23]|i1)|a(?P<active>\d+(?:\.\d+)?)b"
+    r"|e(?P<effective>\d+(?:\.\d+)?)b|(?P<code>[rkmzhieo]\d+(?:\.\d+)*))(?![a-z0-9])"
+    r"|(?<=deepseek)(?P<glued>r1)(?![a-z0-9])"
+    r"|(?P<word>[a-z]+?(?=v\d)|deepseek(?=r1)|[a-z]+|\+)",
+    re.ASCII,
+)
+
+
 def parse_model_name(server_id: str) -> ModelName:
-    """Read any server's id, canonical name or file path. Never raises; a name nobody knows has no series.
+    """Read any server's id, display name, file path or canonical name.
+
+    Never raises; a name nobody knows has no series. Only the last 400 characters are read.
 
     Example::
 
         parse_model_name("hf.co/bartowski/Qwen2.5-Coder-32B-Instruct-GGUF:Q4_K_M").series  # "qwen2.5-coder"
     """
-    text = _normalised(server_id[:MAX_NAME])
-    quant = _QUANT.search(text)
-    rest = _QUANT.sub(" ", text)
-    series, family, usual = _series(rest)
-    size, stated = _size(rest, series)
-    variants = frozenset(name for name, pattern in _VARIANTS.items() if pattern.search(rest))
-    if series == "deepseek-r1" and 0 < size < 600:
+    return _parse(server_id[-MAX_NAME:])
+
+
+@lru_cache(maxsize=4096)
+def _parse(server_id: str) -> ModelName:
+    text, publisher, latest = _normalised(server_id)
+    quants = _QUANT.findall(text)
+    if quants:
+        text = _QUANT.sub(" ", text)
+    if "_" in text:
+        text = _UNDERSCORE_VERSION.sub(r"\1.\2", _UNDERSCORE_SIZE.sub(lambda m: m[0].replace("_", "."), text))
+    parts = _Parts()
+    for match in _LEXEME.finditer(text):
+        parts.take(match.lastgroup or "word", match[match.lastgroup or 0])
+    return parts.name(_quantization(quants), publisher, latest)
+
+
+def _normalised(server_id: str) -> tuple[str, str, bool]:
+    """The part of an id that names the model, the publisher, and whether its tag is ``latest``."""
+    text = server_id.lower().strip().replace("\\", "/").replace("@", ":")
+    if (cached := text.find("models--")) >= 0:
+        text = text[cached + 8 :].replace("--", "/")
+    parts = [part for part in text.split("/") if part]
+    name = parts.pop() if parts else ""
+    name, _, tag = name.partition(":")
+    if "." in name or "-of-" in name:
+        name = _SPLIT_FILE.sub("", _ENDING.sub("", name))
+    while parts and _says_nothing(name):
+        above = parts.pop()
+        name = f"{above} {name}" if not _HASH.match(name) else above
+    latest = tag == "latest"
+    publisher = parts[-1] if parts else ""
+    if "_" in name and (prefix := _PREFIX.match(name)):
+        if prefix[2] in _HEADS and not any(_is_own(word) for word in re.findall("[a-z]+", prefix[1])):
+            publisher, name = prefix[1], name[prefix.end() :]
+    return (name if latest or not tag else f"{name} {tag}"), publisher, latest
+
+
+def _says_nothing(name: str) -> bool:
+    """A file or folder called ``model``, ``main``, after its quantisation alone, or after a hash."""
+    words = re.split(r"[^a-z0-9]+", _QUANT.sub(" ", name))
+    return all(not word or word in GENERIC or word.isdigit() for word in words) or bool(_HASH.match(name))
+
+
+def _is_own(word: str) -> bool:
+    head = _HEADS.get(word)
+    return head is not None and head.own
+
+
+def _quantization(found: list[str]) -> str:
+    """The most telling of several: ``int8`` of ``gptq-int8``."""
+    if not found:
+        return ""
+    return next((quant for quant in found if quant not in ("gptq", "awq")), found[0]).replace("-", "_")
+
+
+class _Parts:
+    """What has been read of one name so far."""
+
+    def __init__(self) -> None:
+        self.heads: list[str] = []
+        self.versions: dict[str, str] = {}
+        self.words: list[str] = []
+        self.numbers: list[str] = []  # dates and revisions
+        self.sizes: list[float] = []
+        self.active = self.window = 0.0
+        self.mixture = ""
+        self.fresh = ""  # the head whose version may come next
+
+    def take(self, kind: str, text: str) -> None:
+        """One lexeme."""
+        if kind == "word":
+            for word in SPLIT_WORDS.get(text, (text,)):
+                self._word(word)
+        elif kind in ("code", "glued"):
+            self._code(text)
+        elif kind == "number":
+            self._number(text)
+        elif kind == "revision":
+            self._revision(text)
+        else:
+            self._measure(kind, text)
+
+    def _measure(self, kind: str, text: str) -> None:
+        """Sizes in billions, windows in tokens, layouts of experts; group sizes of a quantisation are passed over."""
+        if kind == "size":
+            if text[-1] == "m" and float(text[:-1]) < 10:
+                self.window = float(text[:-1]) * 1_048_576
+            else:
+                self.sizes.append(float(text[:-1]) * {"b": 1.0, "m": 0.001, "t": 1000.0}[text[-1]])
+            self.fresh = ""
+        elif kind == "effective":
+            self.sizes.append(float(text))
+        elif kind == "active":
+            self.active = float(text) if len(text) < 6 else 0.0
+        elif kind == "window":
+            self.window = 131_072 if text == "131k" else min(float(text[:-1]), 1e6) * 1024
+        elif kind == "moe":
+            self.mixture = text
+        elif kind == "experts":
+            self.mixture = {"16e": "16x17b", "128e": "128x17b"}.get(text, "")
+
+    def _word(self, word: str) -> None:
+        before = self.words[-1] if self.words else ""
+        if joined := JOINED.get((before, word)):
+            self.words.pop()
+            word = joined
+        if word in _HEADS and not (word == "step" and self.heads):
+            if word not in self.heads:
+                self.heads.append(word)
+            self.fresh = word
+            return
+        self.words.append(word)
+        if self.fresh and word not in _HEADS[self.fresh].words:
+            self.fresh = ""
+
+    def _code(self, text: str) -> None:
+        """A letter and a number: a line such as R1, K2, M2.5, or one of the words that happen to look like that."""
+        if text in PURPOSES or text in NOISE:
+            self.words.append(text)
+        elif self.heads and text[0] in "km" and self.heads[-1] in ("kimi", "minimax"):
+            self.versions[self.heads[-1]] = text
+        else:
+            self.words.append(text)
+
+    def _number(self, text: str) -> None:
+        if self.fresh and self.fresh not in self.versions and _is_version(text):
+            self.versions[self.fresh] = text
+        else:
+            self.numbers.append(text)
+        self.fresh = ""
+
+    def _revision(self, text: str) -> None:
+        if "deepseek" in self.heads and "deepseek" not in self.versions:
+            self.versions["deepseek"] = f"v{text}"
+        elif self.fresh == "llama" and _is_version(text):
+            self.versions["llama"] = text
+        else:
+            self.numbers.append(f"v{text}")
+        self.fresh = ""
+
+    def name(self, quantization: str, publisher: str, latest: bool) -> ModelName:
+        """The value, once everything is read."""
+        purposes = [PURPOSES[word] for word in self.words if word in PURPOSES]
+        purpose = "rerank" if "rerank" in purposes else purposes[0] if purposes else "chat"
+        head = self._head()
+        if not head:
+            return self._nameless(quantization, publisher, purpose)
+        grammar = _HEADS[head]
+        others = [other for other in self.heads if other != head]
+        distilled = head == "deepseek" and "r1" in self.words
+        variants, lines, derived = self._sorted(head, grammar)
+        base = _series(others[0], self.versions.get(others[0], ""), []) if others else ""
+        if others and not grammar.own and not distilled:
+            derived += others
+        version = _version(head, self.versions.get(head, ""), lines)
+        series = _series(head, version, lines)
+        if grammar.own and base:
+            series = f"{series}-{others[0]}" if others[0] in ("mixtral", "mistral") else f"{series}-{base}"
+        size, active = self._size()
+        series, size, usual = _settled(series, size, self, bool(base), latest)
+        return ModelName(
+            series, grammar.family, version, size or usual, size > 0, active, frozenset(variants), quantization,
+            publisher, base, frozenset(self.numbers), int(self.window), purpose, tuple(derived),
+        )  # fmt: skip
+
+    def _head(self) -> str:
+        if "deepseek" in self.heads and "r1" in self.words:
+            return "deepseek"
+        own = next((head for head in self.heads if _HEADS[head].own), "")
+        return own or (self.heads[0] if self.heads else "")
+
+    def _nameless(self, quantization: str, publisher: str, purpose: str) -> ModelName:
+        size, active = self._size()
+        variants = frozenset(VARIANTS[word] for word in self.words if word in VARIANTS)
+        return ModelName(
+            "", "", size=size, size_stated=size > 0, active=active, variants=variants, quantization=quantization,
+            publisher=publisher, window=int(self.window), purpose=purpose, derived=tuple(self.words),
+        )  # fmt: skip
+
+    def _sorted(self, head: str, grammar: _Head) -> tuple[set[str], list[str], list[str]]:
+        """Every word by its part: variants, words of the series, words without a part."""
+        variants: set[str] = set()
+        lines: list[str] = []
+        derived: list[str] = []
+        for word in self.words:
+            spelled = "plus" if word == "+" else word
+            if spelled in grammar.lines:
+                lines.append(spelled)
+            elif spelled in grammar.plain or spelled in NOISE or spelled in PURPOSES:
+                continue
+            elif spelled in VARIANTS:
+                variants.add(VARIANTS[spelled])
+            elif spelled == "code" and head in ("codellama", "codegemma"):
+                variants.add("base")
+            elif spelled == "dpo" or spelled == "sft":
+                if not grammar.own:
+                    derived.append(spelled)
+            else:
+                derived.append(spelled)
+        return variants, lines, derived
+
+    def _size(self) -> tuple[float, float]:
+        if self.mixture:
+            if known := MIXTURES.get(self.mixture):
+                return known
+            experts, _, each = self.mixture[:-1].partition("x")
+            return min(int(experts[:4]) * float(each) * 0.85, 1e5), 0.0
+        size = max(self.sizes, default=0.0)
+        return (size if size < 1e5 else 0.0), self.active
+
+
+def _is_version(text: str) -> bool:
+    return len(text) <= 5 and float(".".join(text.split(".")[:2])) <= 30 and not text.startswith("0")
+
+
+def _version(head: str, version: str, lines: list[str]) -> str:
+    """The part of a version that makes another model; updates of one model share theirs."""
+    version = ".".join(version.split(".")[:2]).removesuffix(".0")
+    major = version.split(".")[0]
+    if head == "granite":
+        return "" if "code" in lines else major
+    if head == "mistral":
+        return major if ("small" in lines and major == "4") or ("large" in lines and major == "3") else ""
+    if head in ("yi", "magistral", "dolphin", "codeqwen", "codestral", "wizardcoder"):
+        return ""
+    if head in ("devstral", "gemma", "llama") and major == "1":
+        return ""
+    return "3" if head == "phi" and version == "3.1" else version
+
+
+def _series(head: str, version: str, lines: list[str]) -> str:
+    order = sorted(set(lines), key=lambda word: (ORDER.get(word, 5), word))
+    if head == "deepseek" and version and "coder" in order:
+        order.insert(1, version)
+        version = ""
+    stem = head + version if head in UNHYPHENED or not version else f"{head}-{version}"
+    return "-".join((stem, *order))
+
+
+def _settled(series: str, size: float, parts: _Parts, has_base: bool, latest: bool) -> tuple[str, float, float]:
+    """Series and size where one decides the other: the series, the stated size, the usual one."""
+    if latest and series in LATEST and not size:
+        series, usual = LATEST[series]
+        return series, 0.0, usual
+    if series == "deepseek-r1" and (has_base or 0 < size < 600):
         series = "deepseek-r1-distill"
-    if series == "deepseek-r1" and not stated:
-        size = 671.0
-    if series == "deepseek-coder-v2" and 0 < size < 30:
-        series = "deepseek-coder-v2-lite"
-    if series == "mistral-small" and size == 22:
-        series = "mistral-small-2409"
-    if series.startswith("llama-4"):
-        # Its names state the active size: 17B of 109 or 400.
-        size, stated = usual, False
-    active = _ACTIVE.search(rest)
-    return ModelName(
-        series,
-        family,
-        size if stated or size else usual,
-        stated,
-        float(active[1]) if active else 0.0,
-        quant[1].replace("-", "_") if quant else "",
-        variants,
-    )
+    elif series in ("deepseek-v2", "deepseek-coder-v2") and 0 < size < 30:
+        series += "-lite"
+    elif series == "llama-4":
+        series = "llama-4-maverick" if parts.mixture == "128x17b" or size == 400 else "llama-4-scout"
+    elif series == "llama-3.2" and size in (11, 90):
+        series = "llama-3.2-vision"
+    elif series in ("phi-3", "phi-3.5"):
+        series += {14: "-medium", 7: "-small", 42: "-moe"}.get(int(size), "-mini")
+    if series.startswith("llama-4-"):
+        return series, 0.0, USUAL[series]  # its names state the active size: 17B of 109 or 400
+    words = next((words for stem, words in SIZE_WORDS.items() if series.startswith(f"{stem}-")), {})
+    stated = next((value for word, value in words.items() if word in parts.words), 0.0)
+    if stated and series.startswith("granite-4"):
+        return "granite-4", size or stated, 0.0
+    if series == "mistral-small" and "2409" in parts.numbers:
+        return series, 22.0, 0.0
+    return series, size, float(USUAL.get(series, 0))
 
 
-def _normalised(server_id: str) -> str:
-    text = server_id.strip().lower().replace("\\", "/")
-    text = _SPLIT.sub("", _ENDING.sub("", text)).split("@", 1)[0] + " " + server_id.lower().partition("@")[2]
-    head, _, tag = text.strip().partition(":")
-    parts = [part for part in head.split("/") if part]
-    name = parts[-1] if parts else ""
-    if name in ("model", "snapshot", "main", "gguf") and len(parts) > 1:
-        name = parts[-2]
-    joined = f"{name} {'' if tag.strip() == 'latest' else tag}"
-    return re.sub(r"[\s_+]+", lambda m: "_" if m[0] == "_" else "-" if "+" not in m[0] else "+", joined).strip("-")
+def same_quantization(listed: str, served: str) -> bool:
+    """Whether a stated quantisation agrees: ``q4`` with ``q4_k_m``, and each with itself."""
+    return not listed or listed == served or served.startswith(f"{listed}_")
 
 
-def _series(text: str) -> tuple[str, str, float]:
-    flat = re.sub(r"[_\s:/]+", "-", text)
-    flat = re.sub(r"^(?:meta|mistralai|google|microsoft|nvidia-(?!nemotron)|ibm|deepseek-ai)-+(?=[a-z])", "", flat)
-    for pattern, series, family, usual in _COMPILED:
-        if pattern.search(flat):
-            return series, family, usual
-    return "", "", 0.0
-
-
-def _size(text: str, series: str) -> tuple[float, bool]:
-    flat = re.sub(r"[_\s:]+", "-", text)
-    if moe := _MOE.search(flat):
-        total = {"8x7": 46.7, "8x22": 141.0}.get(f"{moe[1]}x{moe[2]}", int(moe[1]) * float(moe[2]) * 0.85)
-        return total, True
-    sizes = [float(n) / (1000 if unit == "m" else 1) for n, unit in _SIZE.findall(flat)]
-    if sizes:
-        return max(sizes), True
-    return 0.0, False
-
-
-def same_model(listed: ModelName, served: ModelName) -> bool:
-    """Whether a server's model is the one a list or a user names: every facet that is stated must agree."""
-    if not listed.series or listed.series != served.series:
+def agrees(listed: ModelName, served: ModelName) -> bool:
+    """Whether every facet that ``listed`` states, but its size, is so in ``served``."""
+    if not listed.series or (listed.series, listed.derived) != (served.series, served.derived):
         return False
-    if listed.size_stated and not _close(listed.size, served.size):
+    if listed.purpose != served.purpose or not same_quantization(listed.quantization, served.quantization):
         return False
-    if not listed.size_stated and served.size_stated and listed.size and not _close(listed.size, served.size):
-        return listed.series not in _ONE_SIZE and not listed.size_stated
-    if listed.quantization and listed.quantization != served.quantization:
+    if listed.base and served.base and listed.base != served.base:
+        return False
+    if listed.window and served.window and listed.window != served.window:
+        return False
+    if listed.active and served.active and listed.active != served.active:
         return False
     stated, has = listed.variants, served.variants
+    if ("altered" in stated) != ("altered" in has):
+        return False
     if "instruct" in stated and "instruct" not in has and has & {"base", "python"}:
         return False
-    return not ((stated - {"instruct"}) - has)
-
-
-_ONE_SIZE = frozenset(
-    {"phi-4", "deepseek-v3", "deepseek-v3.1", "deepseek-v3.2", "mistral-nemo", "qwq", "command-r-plus"}
-)
-
-
-def _close(one: float, other: float) -> bool:
-    return one == other or (one > 0 and other > 0 and abs(one - other) <= 0.06 * max(one, other))
+    return listed.releases <= served.releases and stated - {"instruct"} <= has

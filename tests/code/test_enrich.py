@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turnout.code.enrich import build_enriched_query, without_secrets
+from turnout.code.provider import CodeContext, Issue, Reference
+
+PLACES = st.lists(st.builds(Reference, st.sampled_from(["a.py", "src/b.ts"]), st.integers(1, 99)), max_size=15)
+
+
+def test_the_sections_and_their_order() -> None:
+    context = CodeContext(
+        "x",
+        type_information="def total(cart: Cart) -> int",
+        references=tuple(Reference(f"src/{n}.py", n, "  total(cart)  ") for n in range(1, 13)),
+        issues=tuple(Issue(n, f"wrong {n}") for n in range(1, 8)),
+        definitions=(Reference("src/shop.py", 4, "def total(cart):"),),
+        outline="src/shop.py:\n- total (line 4)",
+    )
+    query = "Rename total,\nplease"
+    text = build_enriched_query(query, context)
+    assert text.startswith(f"{query}\n\n")
+    titles = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
+    assert titles == ["Type Information", "References (12 found)", "Current Issues (7)", "Definition", "Outline"]
+    lines = text.splitlines()
+    assert [line for line in lines if line.startswith("- src/")] == [
+        *(f"- src/{n}.py:{n}: total(cart)" for n in range(1, 11)),
+        "- src/shop.py:4: def total(cart):",
+    ]
+    assert [line for line in lines if line.startswith("- Line")] == [f"- Line {n}: wrong {n}" for n in range(1, 6)]
+
+
+@given(st.text(), PLACES, st.text(st.characters(codec="ascii"), max_size=50))
+def test_the_users_words_come_first_and_the_bytes_are_always_the_same(
+    query: str, places: list[Reference], outline: str
+) -> None:
+    context = CodeContext("x", references=tuple(places), outline=outline)
+    text = build_enriched_query(query, context)
+    assert text.startswith(query)
+    assert text == build_enriched_query(query, CodeContext("y", references=tuple(places), outline=outline, note="z"))
+    assert (text == query) == (not places and not outline)
+
+
+@pytest.mark.parametrize(
+    ("line", "secret"),
+    [
+        ("PASSWORD = 'correct horse battery'", "horse"),
+        ('"client_secret": "abcd efgh"', "abcd"),
+        ("API_KEY=abcdef123", "abcdef123"),
+        ("export GITHUB_TOKEN=foobarbaz", "foobarbaz"),
+        ("password: hunter22hunter", "hunter22hunter"),
+        ("Authorization: Bearer abcdefghijklmnopqrst", "abcdefghijklmnop"),
+        ("url = 'postgres://bob:hunter2@db/shop'", "hunter2"),
+        ("x = 'sk-abcdefghijklmnopqrstuvwx'", "sk-abc"),
+        ("x = 'ghp_abcdefghijklmnopqrstuvwx'", "ghp_"),
+        ("x = 'AKIAIOSFODNN7EXAMPLE'", "AKIA"),
+    ],
+)
+def test_secrets_do_not_leave_the_workspace(line: str, secret: str) -> None:
+    context = CodeContext("x", type_information=line, references=(Reference("a.py", 1, line),), outline=line)
+    text = build_enriched_query("q", context)
+    assert secret not in text
+    assert text.count("[redacted]") == 3
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "max_tokens = min(wanted, window // 2)",
+        "token_counter: TokenCounter = get_token_counter(name)",
+        "api_key: str | None = None",
+        "def tokens(self, form: Form, end: int) -> int:",
+        "PRIMARY_KEY=build_key(row)",
+        "if key == cache_key(a, b):",
+        "risk-averse-people-do-not-count",
+    ],
+)
+def test_code_that_speaks_of_tokens_stays_readable(line: str) -> None:
+    assert without_secrets(line) == line
