@@ -31,7 +31,8 @@ LATER = "deferred: no issue filed yet"
 
 REAL = "test_pipeline_real.py::"
 GATE = "gateway/test_gateway.py::"
-HOST = "guard/test_hostile.py::"
+ALLOW = "guard/test_allow.py::"
+NET = "guard/test_network.py::"
 CONF = "test_config.py::"
 NAMES = "routing/test_names.py::"
 PARTS = "test_parts.py::"
@@ -157,7 +158,10 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
     (
         "SVC-4",
         "loading",
-        by(REAL + "test_a_loading_server_is_loading_and_then_answers", code="turnout.fleet.discovery:look"),
+        by(
+            REAL + "test_a_loading_server_is_waited_for",
+            code=("turnout.fleet.discovery:look", "turnout.router:Router._wait_for_load"),
+        ),
     ),
     (
         "SVC-4",
@@ -312,17 +316,17 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
     (
         "CFG-2",
         "JSON Schema",
-        "deferred: issue 2, still open",
+        by("test_schema.py::test_the_schema_is_json_and_describes_every_key", code="turnout.schema:json_schema"),
     ),
     (
         "SEC-1",
         "what is allowed",
-        by(HOST + "test_what_is_allowed_is_allowed", code="turnout.guard.allow:AllowList.check_url"),
+        by(ALLOW + "test_plain_destinations_are_read", code="turnout.guard.allow:AllowList.check_url"),
     ),
     (
         "SEC-2",
         "names outside are not resolved; the dialled address is checked",
-        by(HOST + "test_a_hostile_url_is_neither_resolved_nor_dialled", code="turnout.guard.allow:AllowList.check_url"),
+        by(NET + "test_no_hostile_url_is_resolved_or_dialled", code="turnout.guard.allow:AllowList.check_url"),
     ),
     (
         "SEC-3",

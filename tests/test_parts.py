@@ -427,6 +427,25 @@ async def test_a_failed_query_names_every_attempt() -> None:
     assert [a.service for a in caught.value.attempts] == ["bad"]
 
 
+async def test_the_audit_names_each_attempt_once_and_as_it_ended(tmp_path: Path) -> None:
+    app = openai_app()
+    app.state.fake.fault = "drop"
+    path = tmp_path / "a.log"
+    async with running(app) as url:
+        config = {
+            "custom_endpoints": [{"name": "s", "endpoint": url}],
+            "discovery": {"enabled": False},
+            "security": {"audit_log_path": str(path)},
+        }
+        async with open_router(load_any(config)) as router:
+            with pytest.raises(StreamBrokenError):
+                await collect(router.route(ChatRequest((message("user", "hi"),))))
+            app.state.fake.fault = ""
+            await collect(router.route(ChatRequest((message("user", "hi"),))))
+    ends = [r for r in map(json.loads, path.read_text().splitlines()) if r["phase"] == "end"]
+    assert [[a["error"] for a in end["attempts"]] for end in ends] == [["stream_broken"], [None]]
+
+
 def test_the_audit_chain(tmp_path: Path) -> None:
     path = tmp_path / "audit.log"
     log = open_audit(path, tmp_path / "key")

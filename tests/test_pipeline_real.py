@@ -159,15 +159,16 @@ async def test_a_wrong_key_is_not_retried(llama_factory, tmp_path: Path) -> None
             await collect(router.route(ChatRequest((message("user", "hi"),), max_tokens=4)))
 
 
-async def test_a_loading_server_is_loading_and_then_answers(llama_factory, tmp_path: Path) -> None:
+async def test_a_loading_server_is_waited_for(llama_factory, tmp_path: Path) -> None:
     server = await llama_factory(n_ctx=512, delay_load=True)
     async with open_router(load_any(config_for(server.url, audit=tmp_path / "a.log"))) as router:
         assert [s.health for s in router.catalog.endpoints] == ["loading"]
+        events = router.route(ChatRequest((message("user", "hi"),), max_tokens=4))
+        first = await anext(events)
+        assert isinstance(first, Notice)
+        assert first.code == "loading"
         server.release()
-        async with asyncio.timeout(30):
-            while not router.catalog.serving:
-                await router.refresh()
-        result = await collect(router.route(ChatRequest((message("user", "hi"),), max_tokens=4)))
+        result = await collect(events)
     assert result.service == "real0"
 
 

@@ -154,15 +154,16 @@ class LocalLLMRouter:
         self._agent = detect_coding_agent().name
         self._stack = AsyncExitStack()
         self._router: Router | None = None
+        self._store: SessionStore | None = None
         self._history: list[Message] = []
 
     async def initialize(self) -> None:
         """Find the servers and open the session. Called on first use when you do not call it."""
         if self._router is not None:
             return
-        store = self._open_store()
         embedded = self._loaded.config.embedded.fallback
         try:
+            store = self._open_store()
             self._router = await self._stack.enter_async_context(open_router(self._loaded, store=store))
             if embedded and not self._router.catalog.serving:
                 await self._stack.aclose()
@@ -178,7 +179,7 @@ class LocalLLMRouter:
             return None
         from turnout.context.store import open_store
 
-        store = open_store(data_dir() / "sessions.db")
+        store = self._store = open_store(data_dir() / "sessions.db")
         saved = store.load(_LOCAL.id, self.session_id)
         self._history = [m.message for m in saved.messages] if saved else []
         return store
@@ -187,6 +188,9 @@ class LocalLLMRouter:
         """Close every connection and stop what was started. Safe to call twice."""
         self._router = None
         await self._stack.aclose()
+        if self._store is not None:
+            self._store.close()
+            self._store = None
 
     async def __aenter__(self) -> Self:
         await self.initialize()

@@ -58,6 +58,8 @@ async def open_router(
         EmbeddedError: the bundled model was asked for and cannot run.
     """
     config = loaded.config
+    if config.security.allow_external:
+        log.warning("security.allow_external is on: connections may leave the network")
     host = detect_os()
     allow = AllowList.from_config(config.security)
     _refuse_outside(allow, loaded)

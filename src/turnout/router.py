@@ -32,7 +32,7 @@ from turnout.errors import (
 from turnout.fleet.catalog import Catalog
 from turnout.routing.capabilities import CapabilityTable
 from turnout.routing.classify import classify_task
-from turnout.routing.fallback import after_error, plan_attempts
+from turnout.routing.fallback import LOADING_WAIT, after_error, plan_attempts
 from turnout.routing.select import VIRTUAL, Needs, Selection, candidates, select
 from turnout.types import (
     Attempt,
@@ -42,6 +42,7 @@ from turnout.types import (
     ClassificationResult,
     Event,
     FallbackLevel,
+    Health,
     Image,
     Message,
     Notice,
@@ -165,6 +166,9 @@ class Router:
             run.task = classify(request)
             context = await self._gather(request, run.task)
             request = enrich(request, context)
+            if self._only_loading():
+                yield Notice("loading", "the only server there is loads its model")
+                await self._wait_for_load()
             selection = self._select(request, run.task)
             for notice in self._notices(request, run.task, context):
                 yield notice
@@ -201,6 +205,17 @@ class Router:
         return await self._code.gather(
             request.last_user_text, task.category, request.file_context, Path(request.workspace)
         )
+
+    def _only_loading(self) -> bool:
+        return not self.catalog.serving and any(s.health is Health.LOADING for s in self.catalog.endpoints)
+
+    async def _wait_for_load(self) -> None:
+        """A load is awaited for as long as a first byte would be."""
+        patience = max(s.endpoint.limits.first_byte for s in self.catalog.endpoints if s.health is Health.LOADING)
+        deadline = time.monotonic() + patience
+        while self._only_loading() and time.monotonic() < deadline:
+            await asyncio.sleep(LOADING_WAIT)
+            await self.refresh()
 
     def _select(self, request: ChatRequest, task: ClassificationResult | None) -> Selection:
         if not self.catalog.serving:
@@ -239,14 +254,16 @@ class Router:
                                 yield head
                         yield event
             except BackendError as error:
-                run.attempts.append(_record_of(attempt, error, began))
                 if begun:
+                    run.attempts[-1] = _record_of(attempt, error, began)
                     raise _broken(error, run) from error
+                run.attempts.append(_record_of(attempt, error, began))
                 _learn_overflow(run, error)
                 plan = after_error(rest, attempt, error, selection.target)
                 if not request.compactable:
                     plan = tuple(a for a in plan if not a.reduced)
                 continue
+            run.attempts[-1] = _record_of(attempt, None, began)
             return
         raise _failed(run)
 

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from turnout.guard.network import HttpClient, Reply
 
 MAX_ERROR_CHARS = 300
-PROBE_BYTES = 4_000_000
 
 _OVERFLOW = re.compile(
     r"exceed(?:s|ed)?[\w\s]{0,40}context|context[\w\s]{0,20}(?:length|size|window)|input length exceeds|"
@@ -124,6 +123,12 @@ def auth_headers(endpoint: Endpoint) -> dict[str, str]:
     if endpoint.host_header:
         headers["Host"] = endpoint.host_header
     return headers
+
+
+async def get(client: HttpClient, endpoint: Endpoint, path: str, timeout: float) -> Reply:
+    """GET ``path`` at an endpoint with its key; ``timeout`` in seconds. Raises as ``HttpClient.fetch``."""
+    url = client.request_url(endpoint.url, path)
+    return await client.get_json(url, headers=auth_headers(endpoint), timeout=timeout)
 
 
 def clean(text: str, limit: int = MAX_ERROR_CHARS) -> str:

@@ -51,13 +51,7 @@ class LlamaCpp(OpenAICompatible):
 
     async def _props(self, client: HttpClient, endpoint: Endpoint, timeout: float) -> dict[str, Json]:
         try:
-            reply = await client.fetch(
-                "GET",
-                client.request_url(endpoint.url, "/props"),
-                headers=base.auth_headers(endpoint),
-                timeout=timeout,
-                max_bytes=base.PROBE_BYTES,
-            )
+            reply = await base.get(client, endpoint, "/props", timeout)
         except BackendError:
             return {}
         return json_object(reply.body) if reply.status == 200 else {}

@@ -49,7 +49,7 @@ class Ollama:
     async def inspect(self, client: HttpClient, endpoint: Endpoint, timeout: float) -> Inspection:
         """``/api/tags`` is what is there, ``/api/ps`` what is loaded and with which window."""
         tags, running = await asyncio.gather(
-            self._get(client, endpoint, "/api/tags", timeout), self._get(client, endpoint, "/api/ps", timeout)
+            base.get(client, endpoint, "/api/tags", timeout), base.get(client, endpoint, "/api/ps", timeout)
         )
         if tags.status != 200:
             return Inspection(*base.health_of_status(tags.status, base.error_text(tags.body)))
@@ -59,15 +59,6 @@ class Ollama:
         loaded = {text_of(row.get("name")): row for row in rows(_json(running).get("models"))}
         models = tuple(m for row in rows(listing) if (m := _model(row, loaded.get(text_of(row.get("name"))))))
         return Inspection(Health.ONLINE, "answers" if models else "has no model", models)
-
-    async def _get(self, client: HttpClient, endpoint: Endpoint, path: str, timeout: float) -> Reply:
-        return await client.fetch(
-            "GET",
-            client.request_url(endpoint.url, path),
-            headers=base.auth_headers(endpoint),
-            timeout=timeout,
-            max_bytes=base.PROBE_BYTES,
-        )
 
     def chat_path(self, endpoint: Endpoint) -> str:
         """The native chat."""

@@ -48,13 +48,7 @@ class OpenAICompatible:
 
     async def inspect(self, client: HttpClient, endpoint: Endpoint, timeout: float) -> Inspection:
         """The model list is the health check."""
-        reply = await client.fetch(
-            "GET",
-            client.request_url(endpoint.url, self.models_path(endpoint)),
-            headers=base.auth_headers(endpoint),
-            timeout=timeout,
-            max_bytes=base.PROBE_BYTES,
-        )
+        reply = await base.get(client, endpoint, self.models_path(endpoint), timeout)
         if reply.status != 200:
             return Inspection(*base.health_of_status(reply.status, base.error_text(reply.body)))
         listing = json_object(reply.body).get("data")

@@ -17,8 +17,6 @@ TOKENS_PER_MESSAGE = 4
 TOKENS_PER_CALL = 8
 TOKENS_PER_RESULT = 4
 TOKENS_PER_IMAGE = 800
-# What templates write around a message or a tool part, at most.
-_TEMPLATE_BOUND = 32
 # Accented Latin, Greek, Cyrillic, Hebrew and the like: about two characters a token.
 _HALF = re.compile(r"[\x80-\u05ff]+")
 # Scripts without spaces, and symbols: about a token a character in the vocabularies of today's models.
@@ -59,10 +57,6 @@ class TokenCounter:
             for tool in tools
         )
 
-    def byte_bound(self, messages: Iterable[Message]) -> int:
-        """Tokens the messages cannot exceed, as no vocabulary has a token shorter than a byte; images at their cost."""
-        return sum(_TEMPLATE_BOUND + sum(_part_bound(part) for part in message.parts) for message in messages)
-
     def _part(self, part: Part) -> int:
         match part:
             case Text(text=text) | Reasoning(text=text):
@@ -73,23 +67,6 @@ class TokenCounter:
                 return self.count(part.content) + TOKENS_PER_RESULT
             case Image():
                 return TOKENS_PER_IMAGE
-
-
-def _part_bound(part: Part) -> int:
-    match part:
-        case Text(text=text) | Reasoning(text=text):
-            return _bytes(text)
-        case ToolCall():
-            return _bytes(part.name) + _bytes(part.arguments) + _TEMPLATE_BOUND
-        case ToolResult():
-            return _bytes(part.content) + _bytes(part.name) + _TEMPLATE_BOUND
-        case Image():
-            return TOKENS_PER_IMAGE
-
-
-def _bytes(text: str) -> int:
-    # A model's half of a surrogate pair is no UTF-8, and still has to be counted.
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def _schema_text(tool: Tool) -> str:

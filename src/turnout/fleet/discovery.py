@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from turnout.backends import BACKENDS, BY_KIND, DEFAULT_URLS
+from turnout.backends.base import get
 from turnout.config import CustomEndpoint, RouterConfig, ServiceConfig
 from turnout.errors import BackendError, EndpointDownError, GuardError
 from turnout.fleet.catalog import Catalog, EndpointStatus
@@ -23,8 +24,6 @@ from turnout.types import Endpoint, Health, Limits
 if TYPE_CHECKING:
     from turnout.backends.base import Backend, Identity
     from turnout.guard.network import HttpClient, Reply
-
-_PROBE_BODY_BYTES = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,27 +185,19 @@ async def _look(client: HttpClient, target: Target, timeout: float) -> EndpointS
 
 
 async def _probe(client: HttpClient, endpoint: Endpoint, timeout: float) -> dict[str, Reply]:
-    from turnout.backends.base import auth_headers
-
     paths = tuple(dict.fromkeys(path for backend in BACKENDS for path in backend.probes))
-    headers = auth_headers(endpoint)
     first, *rest = paths
     # One probe first: where nothing listens, one refused connection is the whole cost.
-    answers = [await _get(client, endpoint, first, headers, timeout)]
+    answers = [await _get(client, endpoint, first, timeout)]
     if isinstance(answers[0], GuardError | EndpointDownError):
         raise answers[0]
-    answers += await asyncio.gather(*(_get(client, endpoint, path, headers, timeout) for path in rest))
+    answers += await asyncio.gather(*(_get(client, endpoint, path, timeout) for path in rest))
     return {p: a for p, a in zip(paths, answers, strict=True) if not isinstance(a, BackendError | GuardError)}
 
 
-async def _get(
-    client: HttpClient, endpoint: Endpoint, path: str, headers: Mapping[str, str], timeout: float
-) -> Reply | BackendError | GuardError:
-    base_url = endpoint.url.removesuffix("/v1")
+async def _get(client: HttpClient, endpoint: Endpoint, path: str, timeout: float) -> Reply | BackendError | GuardError:
     try:
-        return await client.fetch(
-            "GET", client.request_url(base_url, path), headers=headers, timeout=timeout, max_bytes=_PROBE_BODY_BYTES
-        )
+        return await get(client, replace(endpoint, url=endpoint.url.removesuffix("/v1")), path, timeout)
     except (BackendError, GuardError) as error:
         return error
 
