@@ -87,7 +87,7 @@ def _cpu() -> float:
 async def _gateway(upstream: str, port: int) -> None:
     from turnout.build import open_router
     from turnout.config import CustomEndpoint, DiscoveryConfig, LoadedConfig, RouterConfig
-    from turnout.gateway.app import create_app
+    from turnout.gateway.app import create_app, running
 
     config = RouterConfig(
         custom_endpoints=(CustomEndpoint(name="stub", endpoint=upstream),), discovery=DiscoveryConfig(enabled=False)
@@ -99,7 +99,8 @@ async def _gateway(upstream: str, port: int) -> None:
     async with open_router(LoadedConfig(config)) as router:
         app = create_app(router)
         app.router.routes.append(Route("/cpu", cpu))
-        await _uvicorn(app, port)
+        async with running(app, port=port) as (server, _):
+            await server
 
 
 async def _uvicorn(app: Starlette, port: int) -> None:

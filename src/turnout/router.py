@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import secrets
 import time
-import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,6 @@ from turnout.config import RouterConfig
 from turnout.context.compaction import Fitted, fit
 from turnout.context.tokens import TokenCounter, get_token_counter
 from turnout.errors import (
-    AuditError,
     BackendError,
     ContextOverflowError,
     NoServiceError,
@@ -30,11 +29,14 @@ from turnout.errors import (
     UsageError,
 )
 from turnout.fleet.catalog import Catalog
+from turnout.guard.audit import AuditLog, QueryEnd, QueryStart
+from turnout.guard.trail import Trail
 from turnout.routing.capabilities import CapabilityTable
 from turnout.routing.classify import classify_task
 from turnout.routing.fallback import LOADING_WAIT, after_error, plan_attempts
-from turnout.routing.select import VIRTUAL, Needs, Selection, candidates, select
+from turnout.routing.select import Needs, Selection, candidates, select
 from turnout.types import (
+    VIRTUAL_MODELS,
     Attempt,
     AttemptRecord,
     Candidate,
@@ -52,6 +54,7 @@ from turnout.types import (
     TaskCategory,
     Text,
     TextDelta,
+    ToolResult,
     Usage,
     UsageReport,
     WireFormat,
@@ -60,11 +63,11 @@ from turnout.types import (
 if TYPE_CHECKING:
     from turnout.code.provider import CodeContext, CodeProvider
     from turnout.context.store import SessionStore
-    from turnout.guard.audit import AuditLog
     from turnout.guard.network import HttpClient
 
 MAX_QUERY_CHARS = 2_000_000
 DEFAULT_ANSWER_TOKENS = 1024
+MAX_REMEMBERED_SELECTIONS = 256
 LOCAL = Principal()
 
 log = logging.getLogger("turnout")
@@ -95,7 +98,8 @@ class Run:
 
     request: ChatRequest
     principal: Principal
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    query: str  # the words whose keyed hash is logged
+    id: str = field(default_factory=lambda: secrets.token_hex(16))
     started: float = field(default_factory=time.monotonic)
     task: ClassificationResult | None = None
     attempts: list[AttemptRecord] = field(default_factory=list)
@@ -106,12 +110,6 @@ class Run:
     # How much more the server counted than we did; learned from its refusal.
     scale: float = 1.0
     window_told: int = 0
-
-    @property
-    def query(self) -> str:
-        """The words whose keyed hash is logged."""
-        raw = self.request.raw
-        return self.request.last_user_text or (raw.body.decode("utf-8", "replace") if raw else "")
 
     def see(self, event: Event) -> None:
         if isinstance(event, TextDelta):
@@ -137,14 +135,18 @@ class Router:
         store: SessionStore | None,
     ) -> None:
         self._client, self._config, self._table, self._discover = client, config, table, discover
-        self._code, self._audit, self._store = code, audit, store
+        self._code, self._store = code, store
+        self._trail = Trail(audit) if audit is not None else None
         self.catalog = Catalog()
         self._pool: tuple[Candidate, ...] = ()
+        # Selections that hold for every request of up to so many tokens, until the catalog is swapped.
+        self._selections: dict[Needs, tuple[int, Selection]] = {}
 
     async def refresh(self) -> Catalog:
         """Look at every endpoint again and swap the catalog."""
         catalog = await self._discover(self.catalog.generation + 1)
         self._pool = candidates(catalog, self._table)
+        self._selections = {}
         self.catalog = catalog
         return catalog
 
@@ -159,8 +161,8 @@ class Router:
             StreamBrokenError: the answer broke off after output had begun; carries what came.
             AuditError: the audit log cannot be written, so nothing was run.
         """
-        run = Run(request, principal)
-        self._audit_start(run)
+        run = Run(request, principal, _query(request))
+        await self._audit_start(run)
         try:
             check(request)
             run.task = classify(request)
@@ -220,17 +222,27 @@ class Router:
     def _select(self, request: ChatRequest, task: ClassificationResult | None) -> Selection:
         if not self.catalog.serving:
             raise NoServiceError(hint=_NO_SERVICE_HINT, probed=self.catalog.probed)
-        exact = "" if task is not None else request.model
         needs = Needs(
             category=task.category if task else None,
-            model=exact,
-            tokens=self._tokens(request) + _room(request, 0),
+            model="" if task is not None else request.model,
+            tokens=0,
             capabilities=_capabilities(request),
         )
-        selection = select(self._pool, needs, self._config, self._table)
+        room = _room(request, 0)
+        limit, selection = self._selections.get(needs, (0, None))
+        if selection is not None and request.raw is not None and len(request.raw.body) + room <= limit:
+            return selection  # tokens never exceed bytes: it fits wherever it may go
+        sized = replace(needs, tokens=self._tokens(request) + room)
+        selection = select(self._pool, sized, self._config, self._table)
         if not selection.ranked and not selection.too_small:
             raise _unsuitable(request, selection, self._pool)
+        self._remember(needs, selection)
         return selection
+
+    def _remember(self, needs: Needs, selection: Selection) -> None:
+        if selection.too_small or len(self._selections) >= MAX_REMEMBERED_SELECTIONS:
+            return
+        self._selections[needs] = min(r.candidate.window for r in selection.ranked), selection
 
     def _plan(self, request: ChatRequest, selection: Selection) -> tuple[Attempt, ...]:
         if request.compactable:
@@ -270,11 +282,11 @@ class Router:
     async def _fit(self, run: Run, request: ChatRequest, attempt: Attempt) -> Fitted:
         candidate = attempt.candidate
         window = min(candidate.window, run.window_told or candidate.window)
-        counter = get_token_counter(candidate.canonical or candidate.model.id)
         reserve = _room(request, window)
         if request.raw is not None and len(request.raw.body) + reserve <= window:
             # Tokens never exceed bytes: nothing to count, nothing to cut.
             return Fitted(request.messages, 0, 0, (), changed=False)
+        counter = get_token_counter(candidate.canonical or candidate.model.id)
         if not request.compactable:
             await self._refuse_overflow(request, candidate, counter, window)
             return Fitted(request.messages, 0, 0, (), changed=False)
@@ -383,46 +395,46 @@ class Router:
             added = exchange(run.request.messages, "".join(run.text), run.route)
             store.append(run.principal.id, run.request.session_id, added)
 
-    def _audit_start(self, run: Run) -> None:
-        if self._audit is None:
-            return
-        from turnout.guard.audit import QueryStart
-
-        request = run.request
-        self._audit.start(QueryStart(run.id, request.session_id, run.principal.id, run.query))
+    async def _audit_start(self, run: Run) -> None:
+        if self._trail is not None:
+            await self._trail.start(QueryStart(run.id, run.request.session_id, run.principal.id, run.query))
 
     def _audit_end(self, run: Run) -> None:
-        """The answer has been given: an end that cannot be written is an alarm, and the next query is refused."""
-        if self._audit is None:
+        if self._trail is None:
             return
-        from turnout.guard.audit import QueryEnd
-
         route = run.route
-        record = QueryEnd(
-            request_id=run.id,
-            session_id=run.request.session_id,
-            principal=run.principal.id,
-            query=run.query,
-            model=route.sent_model if route else "",
-            service=route.service if route else "",
-            category=run.task.category if run.task else "",
-            fallback_level=int(route.level) if route else int(FallbackLevel.FAILED),
-            attempts=tuple(run.attempts),
-            tokens_in=run.usage.prompt_tokens,
-            tokens_out=run.usage.completion_tokens,
-            error=run.error,
-            response="".join(run.text),
+        self._trail.end(
+            QueryEnd(
+                request_id=run.id,
+                session_id=run.request.session_id,
+                principal=run.principal.id,
+                query=run.query,
+                model=route.sent_model if route else "",
+                service=route.service if route else "",
+                category=run.task.category if run.task else "",
+                fallback_level=int(route.level) if route else int(FallbackLevel.FAILED),
+                attempts=tuple(run.attempts),
+                tokens_in=run.usage.prompt_tokens,
+                tokens_out=run.usage.completion_tokens,
+                error=run.error,
+                response="".join(run.text),
+            )
         )
-        try:
-            self._audit.end(record)
-        except AuditError as error:
-            log.error("%s", error)
 
 
 _NO_SERVICE_HINT = (
     "start a server such as llama-server or Ollama, or add it to the configuration;"
     " `turnout discover` shows what was probed"
 )
+
+
+def _query(request: ChatRequest) -> str:
+    """The words of a request that its hash in the log is of."""
+    raw = request.raw
+    return request.last_user_text or (raw.body.decode("utf-8", "replace") if raw else "")
+
+
+_ASKING = (Image, ToolResult)  # what asks for an answer without a word
 
 
 def check(request: ChatRequest) -> None:
@@ -433,13 +445,13 @@ def check(request: ChatRequest) -> None:
     """
     if request.raw is not None and not request.messages:
         return
-    if not any(m.parts for m in request.messages if m.role != "system"):
-        raise UsageError("the query is empty", hint="give a question")
-    size = sum(len(part.text) for m in request.messages for part in m.parts if isinstance(part, Text))
-    if not request.last_user_text.strip() and size == 0 and not any(m.tool_results for m in request.messages):
+    said = (part for m in request.messages if m.role != "system" for part in m.parts)
+    if not any(part.text.strip() if isinstance(part, Text) else isinstance(part, _ASKING) for part in said):
         raise UsageError("the query is empty", hint="give a question")
     if any(isinstance(part, Image) and part.url for m in request.messages for part in m.parts):
         raise UsageError("an image is given by its address, which a server would fetch", hint="send it as base64 data")
+    if request.raw is not None and len(request.raw.body) <= MAX_QUERY_CHARS:
+        return
     longest = len(request.last_user_text)
     if longest > MAX_QUERY_CHARS:
         raise UsageError(
@@ -451,20 +463,20 @@ def classify(request: ChatRequest) -> ClassificationResult | None:
     """The kind of work; None when an exact model was asked for, which needs no decision."""
     if request.category is not None:
         return replace(classify_task(request.last_user_text), category=request.category, evidence=("asked for",))
+    if request.model and request.model not in VIRTUAL_MODELS:
+        return None
     if request.model in tuple(TaskCategory):
         category = TaskCategory(request.model)
         return replace(classify_task(request.last_user_text), category=category, evidence=("asked for",))
-    if request.model and request.model not in VIRTUAL:
-        return None
     return classify_task(request.last_user_text)
 
 
 def enrich(request: ChatRequest, context: CodeContext | None) -> ChatRequest:
     """The request with the code context at the end of the newest user turn, after everything that is stable."""
-    from turnout.code.enrich import build_enriched_query
-
     if context is None:
         return request
+    from turnout.code.enrich import build_enriched_query
+
     index = max((i for i, m in enumerate(request.messages) if m.role == "user"), default=-1)
     if index < 0:
         return request
@@ -538,7 +550,7 @@ def _failed(run: Run) -> QueryFailedError:
 
 
 def _unsuitable(request: ChatRequest, selection: Selection, pool: Sequence[Candidate]) -> NoSuitableModelError:
-    if request.model and request.model not in VIRTUAL:
+    if request.model and request.model not in VIRTUAL_MODELS:
         served = ", ".join(sorted({c.model.id for c in pool})[:8])
         return NoSuitableModelError(f"no server has the model {request.model!r}", hint=f"there are: {served}")
     reasons = "; ".join(f"{c.label}: {reason}" for c, reason in selection.rejected[:5])

@@ -31,6 +31,10 @@ class TaskCategory(enum.StrEnum):
     DOCUMENTATION = "documentation"
 
 
+# Names that ask for a choice, not for a model (SPEC GW-4).
+VIRTUAL_MODELS = frozenset({"auto", *TaskCategory})
+
+
 class FallbackLevel(enum.IntEnum):
     """Which step of the fallback answered (SPEC FB-1)."""
 
@@ -184,8 +188,7 @@ class ChatRequest:
         file_context: the user's file and cursor, or None.
         session_id: the session of ours that this belongs to, or "".
         agent: the calling coding agent's name, or "".
-        compactable: the conversation may be shortened to fit; False for a client that keeps its own history and asked
-            for an exact model: it is told the number instead (SPEC GW-6).
+        own_history: the client keeps and resends its history itself, so for an exact model it is never shortened.
         workspace: absolute path whose code may be read as context, or ""; set by us, never by a client.
         extras: fields of the client's format that the neutral form has no place for.
     """
@@ -207,8 +210,13 @@ class ChatRequest:
     session_id: str = ""
     agent: str = ""
     workspace: str = ""
-    compactable: bool = True
+    own_history: bool = False
     extras: Mapping[str, Json] = field(default_factory=_nothing)
+
+    @property
+    def compactable(self) -> bool:
+        """The conversation may be shortened to fit; else the client is told the number instead (SPEC GW-6)."""
+        return not self.own_history or not self.model or self.model in VIRTUAL_MODELS
 
     @property
     def last_user_text(self) -> str:

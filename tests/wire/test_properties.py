@@ -69,6 +69,7 @@ def anthropic_stream(events: list[Event]) -> bytes:
 )
 def test_an_openai_request_survives_the_round_trip(messages, tools, choice, max_tokens, stop, stream):
     request = ChatRequest(
+        own_history=True,
         messages=messages,
         model="m",
         tools=tuple(tools),

@@ -83,12 +83,11 @@ async def raw_lane(
     ) as reply:
         await _raise_refusal(backend, endpoint, reply)
         if not peek.stream:
-            whole = await reply.read_all(WHOLE_ANSWER_BYTES)
-            if not isinstance(base.json_object(whole).get("choices"), list):
+            whole = scanner.feed(await reply.read_all(WHOLE_ANSWER_BYTES))
+            if not scanner.answered:
                 raise _not_an_answer(endpoint, whole)
-            forward = scanner.feed(whole)
             yield RawHead(200, "application/json")
-            yield RawChunk(forward)
+            yield RawChunk(whole)
         else:
             _require_stream(reply, endpoint)
             begun = False

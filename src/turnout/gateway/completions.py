@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
-from dataclasses import replace
 from types import ModuleType
 
 import msgspec
@@ -16,14 +15,15 @@ from starlette.types import Receive, Scope, Send
 
 from turnout.errors import EndpointLoadingError, QueryFailedError, TurnoutError, UsageError
 from turnout.router import Router
-from turnout.routing.select import VIRTUAL
-from turnout.types import ChatRequest, Event, Principal, RawChunk, RawHead, Route, Started
+from turnout.types import VIRTUAL_MODELS, ChatRequest, Event, Principal, RawChunk, RawHead, Route, Started
 from turnout.wire import anthropic as anthropic_wire
 from turnout.wire import openai_chat as openai_wire
 
 KEEP_ALIVE_SECONDS = 10.0
 PATIENCE_SECONDS = 5.0
+WATCH_AFTER_SECONDS = 0.05
 _SSE = b"text/event-stream; charset=utf-8"
+_JSON = b"application/json"
 
 
 async def list_models(request: Request) -> Response:
@@ -39,7 +39,10 @@ async def list_models(request: Request) -> Response:
             seen.add(model.id)
             windows.append(model.window)
             rows.append(_row(model.id, status.endpoint.kind, model.window))
-    rows += [_row(name, "turnout", max(windows, default=0)) for name in sorted(VIRTUAL, key=lambda n: (n != "auto", n))]
+    rows += [
+        _row(name, "turnout", max(windows, default=0))
+        for name in sorted(VIRTUAL_MODELS, key=lambda n: (n != "auto", n))
+    ]
     listing = {
         "object": "list",
         "data": rows,
@@ -63,44 +66,49 @@ def _row(model_id: str, owner: str, window: int) -> dict[str, object]:
     return row | {"context_length": window, "context_window": window, "max_model_len": window} if window else row
 
 
-async def openai_chat(request: Request) -> Response:
-    """POST /v1/chat/completions."""
-    return await _answer(request, openai_wire)
+class ChatEndpoint:
+    """POST of a chat request in one wire format, as a plain ASGI application.
+
+    The answer runs in the server's own task; a client that leaves cancels it, which frees the backend.
+    """
+
+    def __init__(self, wire: ModuleType) -> None:
+        self.wire = wire
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Read, parse, answer; the query string (``?beta=true``) is ignored."""
+        state = scope["app"].state
+        try:
+            chat: ChatRequest = self.wire.parse_request(await _read(scope, receive, state.max_body_bytes))
+        except ClientDisconnect:
+            return
+        except TurnoutError as error:
+            await _refusal(error, self.wire)(scope, receive, send)
+            return
+        with _WhilePresent(receive):
+            await ChatAnswer(state.router, chat, self.wire).send(scope, receive, send)
 
 
-async def anthropic_messages(request: Request) -> Response:
-    """POST /v1/messages; the query string (``?beta=true``) is ignored."""
-    return await _answer(request, anthropic_wire)
+openai_chat = ChatEndpoint(openai_wire)
+anthropic_messages = ChatEndpoint(anthropic_wire)
 
 
-async def _answer(request: Request, wire: ModuleType) -> Response:
-    try:
-        body = await _read(request)
-        chat = _parse(body, wire)
-    except ClientDisconnect:
-        return Response(status_code=499)
-    except TurnoutError as error:
-        return _refusal(error, wire)
-    return ChatResponse(request, chat, wire)
-
-
-def _parse(body: bytes, wire: ModuleType) -> ChatRequest:
-    chat: ChatRequest = wire.parse_request(body)
-    return replace(chat, compactable=not chat.model or chat.model in VIRTUAL)
-
-
-async def _read(request: Request) -> bytes:
-    limit = request.app.state.max_body_bytes
-    length = request.headers.get("content-length", "")
+async def _read(scope: Scope, receive: Receive, limit: int) -> bytes:
+    length = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
     if length.isdigit() and int(length) > limit:
         raise TooLargeError(limit)
     pieces: list[bytes] = []
-    size = 0
-    async for piece in request.stream():
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        piece = message.get("body", b"")
         size += len(piece)
         if size > limit:
             raise TooLargeError(limit)
         pieces.append(piece)
+        more = message.get("more_body", False)
     return b"".join(pieces)
 
 
@@ -129,29 +137,49 @@ def _refusal(error: TurnoutError, wire: ModuleType) -> Response:
     return Response(body, status_code=status, headers=headers, media_type="application/json")
 
 
-class ChatResponse(Response):
-    """Runs the pipeline while the client is there: a client that leaves cancels it, which frees the server."""
+class _WhilePresent:
+    """Cancels the task it is entered in when the client leaves, and swallows that cancellation.
 
-    def __init__(self, request: Request, chat: ChatRequest, wire: ModuleType) -> None:
-        super().__init__()
-        self.request, self.chat, self.wire = request, chat, wire
-        self.router: Router = request.app.state.router
+    It looks only after a moment: most of what ends sooner is not worth a second task.
+    """
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI call: the answer raced against the disconnect."""
-        work = asyncio.ensure_future(self._respond(scope, receive, send))
-        gone = asyncio.ensure_future(_disconnected(receive))
-        try:
-            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (work, gone):
-                task.cancel()
-            with suppress(asyncio.CancelledError):
-                await gone
-            with suppress(asyncio.CancelledError):
-                await work
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._gone = False
+        self._watch: asyncio.Task[None] | None = None
 
-    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __enter__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._timer = loop.call_later(WATCH_AFTER_SECONDS, self._look)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        self._timer.cancel()
+        if self._watch is not None:
+            self._watch.remove_done_callback(self._left)
+            self._watch.cancel()
+        if not self._gone or self._task is None:
+            return False
+        return self._task.uncancel() == 0 and kind is asyncio.CancelledError
+
+    def _look(self) -> None:
+        self._watch = asyncio.ensure_future(_disconnected(self._receive))
+        self._watch.add_done_callback(self._left)
+
+    def _left(self, watch: asyncio.Task[None]) -> None:
+        if not watch.cancelled() and self._task is not None:
+            self._gone = True
+            self._task.cancel()
+
+
+class ChatAnswer:
+    """One answer on its way to the client."""
+
+    def __init__(self, router: Router, chat: ChatRequest, wire: ModuleType) -> None:
+        self.router, self.chat, self.wire = router, chat, wire
+
+    async def send(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the pipeline and hand its events on, as a stream or as a whole."""
         async with aclosing(self.router.route(self.chat, Principal())) as events:
             if self.chat.stream:
                 await self._stream(events, scope, receive, send)
@@ -171,8 +199,10 @@ class ChatResponse(Response):
             return
         raw = [event.data for event in collected if isinstance(event, RawChunk)]
         body = b"".join(raw) if raw else self._render(collected, route)
-        headers = {name.decode(): value.decode() for name, value in _route_headers(route)}
-        await Response(body, headers=headers, media_type="application/json")(scope, receive, send)
+        length = (b"content-length", str(len(body)).encode())
+        headers = [(b"content-type", _JSON), length, *_route_headers(route)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
     def _render(self, events: list[Event], route: Route | None) -> bytes:
         model = route.sent_model if route else self.chat.model
@@ -201,16 +231,16 @@ class ChatResponse(Response):
 class _Stream:
     """The bytes of one streamed answer, in the client's format."""
 
-    def __init__(self, response: ChatResponse, send: Send) -> None:
+    def __init__(self, answer: ChatAnswer, send: Send) -> None:
         self._send = send
         self._route: Route | None = None
         self._raw = self._ended = False
         self._whole_event = True
         self._written, self._last_pulse = 0, -1
         self.begun = False
-        chat = response.chat
+        chat = answer.chat
         self._renderer: openai_wire.StreamRenderer | anthropic_wire.StreamRenderer
-        if response.wire is openai_wire:
+        if answer.wire is openai_wire:
             include = chat.raw is not None and openai_wire.peek(chat.raw.body).include_usage
             self._renderer = openai_wire.StreamRenderer(chat.model, _new_id(), include)
         else:

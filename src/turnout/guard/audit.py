@@ -137,6 +137,8 @@ class AuditLog:
         self._regular = True
         self._size = -1
         self._sequence, self._previous = 0, FIRST_HASH
+        self._held: list[_Record] = []
+        self._hashes: dict[str, str | None] = {}  # of the queries that are running, by request id
         try:
             self._open()
         except OSError as error:
@@ -151,9 +153,16 @@ class AuditLog:
         self._size = -1
 
     def close(self) -> None:
-        """Close the file. The end of a query that is still running opens it again: no record is lost."""
+        """Write what is held and close the file. The end of a query that still runs opens it again: nothing is lost.
+
+        Raises:
+            AuditError: held records cannot be written.
+        """
         with self._mutex:
-            self._close()
+            try:
+                self._write()
+            finally:
+                self._close()
 
     def _close(self) -> None:
         if self._file >= 0:
@@ -166,35 +175,46 @@ class AuditLog:
             return None
         return hmac.digest(self._key, query.encode("utf-8", "surrogatepass"), "sha256").hex()
 
-    def start(self, record: QueryStart) -> None:
+    def start(self, record: QueryStart, *, hold: bool = False) -> None:
         """Write that a query begins.
+
+        Args:
+            record: what begins.
+            hold: as in ``end``; run nothing before ``flush`` has returned.
 
         Raises:
             AuditError: the line cannot be written; run nothing.
         """
+        query_hash = self.query_hash(record.query)
         line = _Record(
             event_type="query",
             phase="start",
             session_id=record.session_id or None,
-            query_hash=self.query_hash(record.query),
+            query_hash=query_hash,
             request_id=record.request_id,
             principal=record.principal,
         )
-        self._write(line)
+        self._add(line, hold=hold)
+        self._hashes[record.request_id] = query_hash
 
-    def end(self, record: QueryEnd) -> None:
+    def end(self, record: QueryEnd, *, hold: bool = False) -> None:
         """Write how a query ended.
+
+        Args:
+            record: how it ended.
+            hold: write it together with the next record, or at ``flush`` or ``close``: one write for both.
 
         Raises:
             AuditError: the line cannot be written.
         """
+        known = record.request_id in self._hashes
         line = _Record(
             event_type="query",
             phase="end",
             session_id=record.session_id or None,
             model=record.model or None,
             service=record.service or None,
-            query_hash=self.query_hash(record.query),
+            query_hash=self._hashes.pop(record.request_id) if known else self.query_hash(record.query),
             tokens_in=record.tokens_in,
             tokens_out=record.tokens_out,
             success=not record.error,
@@ -206,7 +226,26 @@ class AuditLog:
             attempts=[_attempt(a) for a in record.attempts],
             response=record.response if self._log_responses else msgspec.UNSET,
         )
-        self._write(line)
+        self._add(line, hold=hold)
+
+    def flush(self) -> None:
+        """Write what is held.
+
+        Raises:
+            AuditError: it cannot be written. Ends are kept for the next try; starts are dropped: run none of them.
+        """
+        with self._mutex:
+            try:
+                self._write()
+            except AuditError:
+                self._drop_starts()
+                raise
+
+    def _drop_starts(self) -> None:
+        for record in self._held:
+            if record.phase == "start" and record.request_id:
+                self._hashes.pop(record.request_id, None)
+        self._held = [record for record in self._held if record.phase != "start"]
 
     def event(
         self, event_type: str, *, error: str = "", principal: str = "local", service: str = "", session_id: str = ""
@@ -224,21 +263,35 @@ class AuditLog:
             error=error or None,
             principal=principal,
         )
-        self._write(line)
+        self._add(line)
 
-    def _write(self, record: _Record) -> None:
+    def _add(self, record: _Record, *, hold: bool = False) -> None:
+        record.timestamp = datetime.now(UTC).isoformat(timespec="milliseconds")
         with self._mutex:
-            before = self._sequence, self._previous
+            self._held.append(record)
+            if hold:
+                return
             try:
-                self._lock_current()
-                try:
-                    self._append(record)
-                finally:
-                    _unlock(self._file)
-            except OSError as error:
-                self._sequence, self._previous = before
-                self._size = -1
-                raise self._failure(error) from error
+                self._write()
+            except AuditError:
+                self._held.pop()  # its caller is told; what was held before waits for the next try
+                raise
+
+    def _write(self) -> None:
+        if not self._held:
+            return
+        before = self._sequence, self._previous
+        try:
+            self._lock_current()
+            try:
+                self._append(self._held)
+            finally:
+                _unlock(self._file)
+        except OSError as error:
+            self._sequence, self._previous = before
+            self._size = -1
+            raise self._failure(error) from error
+        self._held = []
 
     def _lock_current(self) -> None:
         """Lock the file that the path names now: it may be rotated or deleted at any time, also while we wait."""
@@ -254,10 +307,10 @@ class AuditLog:
                 return
             self._close()
 
-    def _append(self, record: _Record) -> None:
+    def _append(self, records: Iterable[_Record]) -> None:
         size = os.fstat(self._file).st_size
         lead = self._catch_up(size) if self._regular and size != self._size else b""
-        data = lead + self._link(record)
+        data = lead + b"".join(map(self._link, records))
         written = 0
         try:
             while written < len(data):
@@ -271,7 +324,6 @@ class AuditLog:
 
     def _link(self, record: _Record) -> bytes:
         """The next line of the chain."""
-        record.timestamp = datetime.now(UTC).isoformat(timespec="milliseconds")
         record.sequence, record.previous_hash = self._sequence + 1, self._previous
         line = _encode(record)
         self._sequence, self._previous = record.sequence, hashlib.sha256(line).hexdigest()
@@ -295,7 +347,8 @@ class AuditLog:
         return lead
 
     def _note(self, event_type: str, found: str) -> bytes:
-        return self._link(_Record(event_type=event_type, success=False, error=found))
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        return self._link(_Record(timestamp=now, event_type=event_type, success=False, error=found))
 
     def _last_record(self, size: int) -> tuple[_Link | None, bytes]:
         """The last record and the file's bytes from its beginning on; without one, all bytes."""

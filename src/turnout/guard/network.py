@@ -77,7 +77,6 @@ class StreamReply:
 
     def __init__(self, response: aiohttp.ClientResponse, limits: Limits, endpoint: str, started: float) -> None:
         self.status = response.status
-        self.headers: Mapping[str, str] = {name.lower(): value for name, value in response.headers.items()}
         self._response, self._limits, self._endpoint = response, limits, endpoint
         self._loop = asyncio.get_running_loop()
         self._end = started + limits.total
@@ -85,6 +84,11 @@ class StreamReply:
         self._waiting_since = started  # 0 while the reader is busy: its own slowness is not the server's silence
         self._expired: PhaseTimeoutError | None = None
         self._timer = self._loop.call_at(min(self._end, started + self._quiet), self._check)
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The answer's headers, by lower-case name."""
+        return {name.lower(): value for name, value in self._response.headers.items()}
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body's pieces, as they come.

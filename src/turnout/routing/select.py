@@ -11,8 +11,6 @@ from turnout.routing.capabilities import CapabilityTable, shipped_lists
 from turnout.routing.fallback import Ranked
 from turnout.types import Candidate, FallbackLevel, TaskCategory
 
-VIRTUAL = frozenset({"auto", *TaskCategory})
-
 
 @dataclass(frozen=True, slots=True)
 class Needs:

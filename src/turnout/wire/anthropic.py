@@ -60,6 +60,7 @@ def parse_request(body: bytes) -> ChatRequest:
     head = (Message("system", (Text(leading),)),) if leading else ()
     stop = data.get("stop_sequences")
     return ChatRequest(
+        own_history=True,
         messages=(*head, *messages),
         model=text_field(data.get("model") or "auto", "model"),
         tools=tuple(_tool(row) for row in objects(data.get("tools"), "tools") if row.get("name")),

@@ -103,6 +103,7 @@ def parse_request(body: bytes) -> ChatRequest:
     stop = data.get("stop")
     response_format = data.get("response_format")
     return ChatRequest(
+        own_history=True,
         messages=tuple(_message(row) for row in rows),
         model=text_field(data.get("model") or "auto", "model"),
         tools=tuple(_tool(row) for row in objects(data.get("tools"), "tools")),

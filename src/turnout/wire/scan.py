@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
 from turnout.errors import NonsenseError, UsageError
 from turnout.types import Json, Usage
 from turnout.wire import base
-from turnout.wire.base import as_count, as_dict, as_text
+from turnout.wire.base import as_count, as_dict
 
 
 def usage_of(data: Mapping[str, Json]) -> Usage | None:
@@ -49,7 +50,18 @@ class Peek(msgspec.Struct):
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
+class _Choice(msgspec.Struct):
+    finish_reason: str | None = None
+
+
+class _Seen(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    usage: dict[str, Any] | None = None
+    timings: dict[str, Any] | None = None
+
+
 _PEEK = msgspec.json.Decoder(Peek)
+_SEEN = msgspec.json.Decoder(_Seen)
 # In JSON text these bytes are keys or whole strings, never part of what a model wrote: there the quotes are escaped.
 _FACTS = re.compile(rb'"usage"|"timings"|"finish_reason": ?"')
 _MARK = re.compile(rb'"usage"|"timings"|"finish_reason": ?"|"error"|\[DONE\]')
@@ -118,6 +130,7 @@ class Scanner:
         self._rest = b""
         self.usage: Usage | None = None
         self.finish = ""
+        self.answered = False  # choices were seen
         self.done = False
 
     def feed(self, chunk: bytes) -> bytes:
@@ -160,15 +173,20 @@ class Scanner:
 
     def _read(self, data: bytes) -> bool:
         """Read one JSON object; whether it is a usage chunk and nothing else."""
-        try:
-            value = msgspec.json.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        seen = _see(data)
+        if seen is None:
             return False
-        if not isinstance(value, dict):
-            return False
-        usage = usage_of(value)
+        usage = usage_of({"usage": seen.usage, "timings": seen.timings})
         self.usage = usage or self.usage
-        choices = value.get("choices")
-        if isinstance(choices, list) and choices and isinstance(choices[0], dict):
-            self.finish = as_text(choices[0].get("finish_reason")) or self.finish
-        return usage is not None and choices == []
+        self.answered = self.answered or seen.choices is not None
+        if seen.choices:
+            self.finish = seen.choices[0].finish_reason or self.finish
+        return usage is not None and seen.choices == []
+
+
+def _see(data: bytes) -> _Seen | None:
+    """The facts of an answer or a chunk, skipping its text; None when it is no answer."""
+    try:
+        return _SEEN.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
