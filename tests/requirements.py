@@ -35,6 +35,7 @@ ALLOW = "guard/test_allow.py::"
 NET = "guard/test_network.py::"
 CONF = "test_config.py::"
 NAMES = "routing/test_names.py::"
+HELD_OUT = "routing/test_held_out.py::"
 PARTS = "test_parts.py::"
 
 ROWS: tuple[tuple[str, str, Proven | str], ...] = (
@@ -218,6 +219,15 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "SEL-4",
         "names are parsed, not searched",
         by(NAMES + "test_a_real_id_resolves_to_its_model", code="turnout.routing.names:parse_model_name"),
+    ),
+    (
+        "SEL-4",
+        "ids written before the parser: none wrong, few unknown",
+        by(
+            HELD_OUT + "test_no_id_is_taken_for_another_model",
+            HELD_OUT + "test_at_most_one_in_twenty_known_models_is_unknown",
+            code="turnout.routing.capabilities:CapabilityTable.resolve",
+        ),
     ),
     (
         "SEL-5",

@@ -5,6 +5,11 @@ First run, the parser as of commit dd20f2f and the expectations as written, 830 
 - 517 of a model in the table: 482 right, 35 unknown (6.8 %), none taken for another model;
 - 313 of nobody: 287 left alone, 26 resolved to a model (19 base and Python builds of a row that does not say
   ``instruct``, 4 ids of DeepSeek-R1-0528-Qwen3-8B, ``phi-2-chat``, ``Evil_Llama-3.1-8B-Instruct``, a projector file).
+
+So it failed both limits. 24 expectations were then changed (reasons in that commit's message), which left 35 of 541
+unknown (6.5 %) and 2 of 830 wrong; then the parser was mended on what this table and a reading of two whole catalogues
+(2,373 ids of LocalAI's gallery and Jan's) showed. Since then it is no longer held out: 5 of 541 unknown and none wrong
+say how well the rules fit these ids, and the first run how well they did on ids nobody had tuned them to.
 """
 
 from __future__ import annotations

@@ -68,6 +68,13 @@ def test_a_canonical_name_means_no_other_row() -> None:
         "Qwen/Qwen3-Reranker-4B",
         "Qwen/Qwen3Guard-Gen-8B",
         "google/shieldgemma-9b",
+        "Evil_Llama-3.1-8B-Instruct-Q4_K_M.gguf",
+        "someone_qwen3-8b",
+        "llama-3.1-8b-think",
+        "Qwen2.5-7B-Instruct-Reasoning",
+        "master-yi-9b",
+        "granite-4.1-3b-Q5_K_S",
+        "mmproj-google_gemma-3-27b-it-f16.gguf",
     ],
 )
 def test_a_finetune_is_never_silently_its_base(server_id: str) -> None:
@@ -96,6 +103,12 @@ def test_a_name_is_a_parsed_value() -> None:
     [
         ("qwen2.5-coder:32b-instruct-q4_K_M", "q4_k_m"),
         ("Qwen3-32B-UD-Q4_K_XL.gguf", "q4_k_xl"),
+        ("gemma-4-26b-a4b-it-ud-q4-k-m", "q4_k_m"),
+        ("mistral-small-4-119b-2603-q8-0", "q8_0"),
+        ("Llama-3.3-70B-Instruct-IQ3_XXS.gguf", "iq3_xxs"),
+        ("Qwen3.6-27B-TQ3_4S", "tq3_4s"),
+        ("qwen3-coder-next-mxfp4_moe", "mxfp4_moe"),
+        ("Qwen3.6-35B-A3B-APEX-I-Compact", "apex_i_compact"),
         ("x-IQ4_NL", "iq4_nl"),
         ("Qwen2.5-72B-Instruct-GPTQ-Int8", "int8"),
         ("Qwen2.5-72B-Instruct-AWQ", "awq"),
@@ -109,6 +122,25 @@ def test_a_name_is_a_parsed_value() -> None:
 )
 def test_a_quantisation_is_read_in_every_spelling(server_id: str, quantization: str) -> None:
     assert parse_model_name(server_id).quantization == quantization
+
+
+@pytest.mark.parametrize(
+    ("server_id", "series", "publisher"),
+    [
+        ("Qwen_QwQ-32B-AWQ", "qwq", "qwen"),
+        ("deepseek_coder_6.7b_instruct", "deepseek-coder", ""),
+        ("mistral_small_24b", "mistral-small", ""),
+        ("deepseek-ai.deepseek-v3.2", "deepseek-v3.2", "deepseek-ai"),
+        ("ByteDance-Seed_Seed-OSS-36B-Instruct-Q4_K_M.gguf", "seed-oss", "bytedance-seed"),
+        ("databricks-meta-llama-3-1-405b-instruct", "llama-3.1", ""),
+        ("Qwen25-VL-32B-Instruct-Q4_K_M", "qwen2.5-vl", ""),
+        ("llama33-70b", "llama-3.3", ""),
+        ("gemma-2-2b-it", "gemma-2", ""),
+    ],
+)
+def test_versions_and_publishers_are_told_from_the_name(server_id: str, series: str, publisher: str) -> None:
+    name = parse_model_name(server_id)
+    assert (name.series, name.publisher, name.derived) == (series, publisher, ())
 
 
 @given(st.text(max_size=300))

@@ -22,13 +22,13 @@ SMALLEST_GUESS = 8192
 # The owner's last resort where the name has no marker (SPEC SVC-5).
 _FAMILY_WINDOWS = {"qwen": 131_072, "deepseek": 128_000}
 _BITS = (
-    (r"i?q1|tq1", 2.0),
-    (r"i?q2|tq2|int2|2(?:\.\d+)?_?b", 2.8),
-    (r"i?q3|3(?:\.\d+|_\d+)?_?b", 3.7),
-    (r"i?q4|u?int4|4(?:\.\d+|_\d+)?_?b|awq|gptq|mxfp4|nvfp4|nf4|w4", 4.7),
-    (r"i?q5|5(?:\.\d+|_\d+)?_?b", 5.6),
-    (r"i?q6|6(?:\.\d+|_\d+)?_?b|mxfp6", 6.6),
-    (r"i?q8|u?int8|8(?:\.\d+|_\d+)?_?b|fp8|w8|mxfp8", 8.5),
+    (r"[dt]?i?q1", 2.0),
+    (r"[dt]?i?q2|int2|2(?:\.\d+)?_?b", 2.8),
+    (r"[dt]?i?q3|3(?:\.\d+|_\d+)?_?b", 3.7),
+    (r"[dt]?i?q4|u?int4|4(?:\.\d+|_\d+)?_?b|awq|gptq|mxfp4|nvfp4|nf4|w4", 4.7),
+    (r"[dt]?i?q5|5(?:\.\d+|_\d+)?_?b", 5.6),
+    (r"[dt]?i?q6|6(?:\.\d+|_\d+)?_?b|mxfp6", 6.6),
+    (r"[dt]?i?q8|u?int8|8(?:\.\d+|_\d+)?_?b|fp8|w8|mxfp8", 8.5),
     (r"b?fp?16", 16.0),
     (r"fp?32", 32.0),
 )

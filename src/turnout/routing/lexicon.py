@@ -125,17 +125,34 @@ PURPOSES = {
     "moderation": "moderation", "safety": "moderation",
     "whisper": "speech", "tts": "speech", "asr": "speech", "kokoro": "speech", "parakeet": "speech", "piper": "speech",
     "flux": "image", "sdxl": "image", "diffusion": "image", "dreamshaper": "image",
+    "mmproj": "projector",
 }  # fmt: skip
 # Formats, ways of quantising, and publishers inside a name: they say nothing of what the model is.
 _NOISE = """
-gguf ggml ggmlv3 gguf2 exl exl2 exl3 mlx bnb hf gptq awq quant quants quantized quantised imatrix imat i1 ud
-dynamic dwq qat safetensors onnx openvino ov ct2 autoround compressed tensors marlin sgptq actorder act order
-desc true false latest local cpu gpu cuda vllm ollama koboldcpp main master default preview original fim mtp
-meta mistralai google microsoft ibm openai zai thudm deepseekai alibaba thebloke bartowski unsloth lmstudio
-community nvidia turnout demo model models weights fp instruction tuned static xl rc hq lm vlm multimodal tools
-official release final hub snapshot snapshots checkpoint
+gguf ggml ggmlv3 gguf2 exl exl2 exl3 mlx bnb hf gptq awq quant quants quantized quantised imatrix imat i1 ud dynamic
+dwq qat safetensors onnx openvino ov ct2 autoround compressed tensors marlin sgptq actorder act order desc true
+false latest local cpu gpu cuda vllm cpp sglang ollama koboldcpp main default preview original fim mtp cloud ctx
+optiq databricks meta mistralai google microsoft ibm openai zai thudm deepseekai alibaba thebloke bartowski unsloth
+lmstudio community nvidia turnout demo model models weights fp instruction tuned static xl rc hq lm vlm multimodal
+tools official release final hub snapshot snapshots checkpoint
 """
 NOISE = frozenset(_NOISE.split())
+# Makers and packagers that put their name before a model's with "_" or "."; any other word there names a finetune.
+_PUBLISHERS = """
+01-ai agentica-org ai21labs alibaba-nlp allenai amazon arcee-ai baai baidu bartowski bigcode bullerwins
+bytedance-seed casperhansen codellama cohere cohereforai coherelabs cpatonn cyankiwi databricks deepcogito
+deepreinforce-ai deepseek deepseek-ai devquasar ggml-org google hugging-quants huggingfacetb ibm ibm-granite
+inclusionai internlm ista-daslab kaitchup kwaipilot lgai-exaone liquidai lmstudio-community lonestriker
+maziyarpanahi meta meta-llama microsoft minimax minimaxai mistral mistral-community mistralai mlx-community
+modelcloud moonshotai mradermacher mungert neuralmagic nousresearch nvidia openai openbmb opencoder opengvlab
+ornith-ai quantfactory quanttrio qwen redhatai sarvamai second-state stabilityai stelterlab stepfun-ai tencent
+thebloke thudm tiiuae tinyllama turboderp ubergarm unsloth upstage wizardlm wizardlmteam xai-org xiaomimimo zai-org
+zhipuai
+"""
+PUBLISHERS = frozenset(_PUBLISHERS.split())
+# Lines whose makers publish thinking builds beside the others.
+_THINKERS = "qwen olmo ministral magistral kimi deepseek glm ernie lfm nemotron hunyuan minicpm internvl"
+THINKERS = frozenset(_THINKERS.split())
 _GENERIC = "model models ggml gguf weights main master snapshots snapshot blobs pytorch consolidated"
 GENERIC = frozenset(_GENERIC.split())
 

@@ -20,9 +20,11 @@ from turnout.routing.lexicon import (
     MIXTURES,
     NOISE,
     ORDER,
+    PUBLISHERS,
     PURPOSES,
     SIZE_WORDS,
     SPLIT_WORDS,
+    THINKERS,
     UNHYPHENED,
     USUAL,
     VARIANTS,
@@ -48,7 +50,7 @@ class ModelName:
         base: for a distilled model or a named finetune the series it was made from.
         releases: dates and revisions, for example ``2507`` or ``v0.3``.
         window: tokens that a marker such as ``128k`` states.
-        purpose: of ``chat, embedding, rerank, moderation, speech, image``.
+        purpose: of ``chat, embedding, rerank, moderation, speech, image``; ``projector`` is half a vision model.
         derived: words that have no known part: a model of its own, made from ``series``.
     """
 
@@ -97,18 +99,24 @@ def _read_grammar() -> dict[str, _Head]:
 _HEADS = _read_grammar()
 _HASH = re.compile(r"(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{12,64}\Z")
 
+_REVISION = re.compile(r"/snapshots/[^/]+/?")
 _ENDING = re.compile(r"(?:[-_.]\d{5}-of-\d{5})?\.(?:gguf|safetensors|bin|ggml|pt|pth|onnx|mlx|dlim)\Z")
 _SPLIT_FILE = re.compile(r"[-_.]\d{5}-of-\d{5}")
 _QUANT = re.compile(
     r"(?<![a-z0-9])(?:ud[-_])?("
-    r"i?q[1-8](?:_[0-9a-z]{1,2}){0,3}(?:-[sml](?![a-z0-9]))?|q[2-8]-[k01](?:-[sml])?|tq[12]_0|mxfp[468]|nvfp4|nf4|"
+    r"[dt]?i?q[1-8](?:_(?:xxs|[0-9a-z]{1,2})){0,3}(?:-(?:x{0,2}s|nl|[k01ml])(?![a-z0-9])){0,2}|mxfp[468](?:_moe)?|nvfp4|"
+    r"nf4|apex(?:-mtp)?(?:-(?:i|tq))?(?:-(?:nano|mini|compact|balanced|quality))?|"
     r"b?f(?:p)?16|f(?:p)?32|fp8|int[248]|u?int[48]|w[48]a(?:16|8|4)|[2-8](?:\.\d+)?[-_]?bits?|"
     r"\d(?:[._]\d+)?[-_]?bpw|gptq|awq|(?<=exl2[-_])\d[._]\d+|(?<=exl3[-_])\d[._]\d+)(?![a-z0-9])"
 )
 _UNDERSCORE_VERSION = re.compile(r"(?<![\d.])(\d)_(\d)(?![\d.bm])")
+# Versions written without their dot: meta-llama-3-1-405b, Qwen25-VL-32B.
+_HYPHEN_VERSION = re.compile(r"(?<=[a-z])(-?\d)-(\d)(?=-\d+(?:\.\d+)?b(?![a-z0-9]))")
+_GLUED_VERSION = re.compile(r"(?<![a-z])([a-z]{2,})([1-9])(\d)(?![a-z0-9.])")
 _UNDERSCORE_SIZE = re.compile(r"(?<![a-z0-9.])(0_[56]|1_[1-8]|6_7|7_8)(?=b(?![a-z0-9]))")
 # A publisher in front of a name, as text-generation-webui writes its folders: TheBloke_CodeLlama-34B-Instruct-GPTQ.
-_PREFIX = re.compile(r"([a-z0-9][a-z0-9.-]*)_(?=([a-z]+)[^_]*-)")
+# Only one that is known: Evil_Llama-3.1-8B is a model of its own.
+_PREFIX = re.compile(r"([a-z0-9][a-z0-9-]*)[_.](?=([a-z]+))")
 # Numbers first by what follows them, then what begins with a letter; a bare word comes last.
 _LEXEME = re.compile(
     r"(?=\d)(?:(?<![a-z0-9])(?P<digits>\d+g)(?![a-z0-9])|(?P<moe>\d+x\d+(?:\.\d+)?b)(?![a-z0-9])"
@@ -141,6 +149,7 @@ def _parse(server_id: str) -> ModelName:
     quants = _QUANT.findall(text)
     if quants:
         text = _QUANT.sub(" ", text)
+    text = _GLUED_VERSION.sub(_dotted, _HYPHEN_VERSION.sub(r"\1.\2", text))
     if "_" in text:
         text = _UNDERSCORE_VERSION.sub(r"\1.\2", _UNDERSCORE_SIZE.sub(lambda m: m[0].replace("_", "."), text))
     parts = _Parts()
@@ -153,7 +162,7 @@ def _normalised(server_id: str) -> tuple[str, str, bool]:
     """The part of an id that names the model, the publisher, and whether its tag is ``latest``."""
     text = server_id.lower().strip().replace("\\", "/").replace("@", ":")
     if (cached := text.find("models--")) >= 0:
-        text = text[cached + 8 :].replace("--", "/")
+        text = _REVISION.sub("/", text[cached + 8 :].replace("--", "/"))
     parts = [part for part in text.split("/") if part]
     name = parts.pop() if parts else ""
     name, _, tag = name.partition(":")
@@ -164,8 +173,8 @@ def _normalised(server_id: str) -> tuple[str, str, bool]:
         name = f"{above} {name}" if not _HASH.match(name) else above
     latest = tag == "latest"
     publisher = parts[-1] if parts else ""
-    if "_" in name and (prefix := _PREFIX.match(name)):
-        if prefix[2] in _HEADS and not any(_is_own(word) for word in re.findall("[a-z]+", prefix[1])):
+    if (prefix := _PREFIX.match(name)) and prefix[1] in PUBLISHERS:
+        if prefix[1] not in _HEADS or prefix[2] in _HEADS:  # qwen_qwq, but not deepseek_coder
             publisher, name = prefix[1], name[prefix.end() :]
     return (name if latest or not tag else f"{name} {tag}"), publisher, latest
 
@@ -176,9 +185,8 @@ def _says_nothing(name: str) -> bool:
     return all(not word or word in GENERIC or word.isdigit() for word in words) or bool(_HASH.match(name))
 
 
-def _is_own(word: str) -> bool:
-    head = _HEADS.get(word)
-    return head is not None and head.own
+def _dotted(match: re.Match[str]) -> str:
+    return f"{match[1]}{match[2]}.{match[3]}" if match[1] in _HEADS else match[0]
 
 
 def _quantization(found: list[str]) -> str:
@@ -323,7 +331,7 @@ class _Parts:
                 lines.append(spelled)
             elif spelled in grammar.plain or spelled in NOISE or spelled in PURPOSES:
                 continue
-            elif spelled in VARIANTS:
+            elif spelled in VARIANTS and (VARIANTS[spelled] != "thinking" or self._thinks(head)):
                 variants.add(VARIANTS[spelled])
             elif spelled == "code" and head in ("codellama", "codegemma"):
                 variants.add("base")
@@ -333,6 +341,10 @@ class _Parts:
             else:
                 derived.append(spelled)
         return variants, lines, derived
+
+    def _thinks(self, head: str) -> bool:
+        """Whether thinking builds of this line come from its maker; others are somebody's finetunes."""
+        return head in THINKERS and (head != "qwen" or self.versions.get(head, "") >= "3")
 
     def _size(self) -> tuple[float, float]:
         if self.mixture:
@@ -353,12 +365,12 @@ def _version(head: str, version: str, lines: list[str]) -> str:
     version = ".".join(version.split(".")[:2]).removesuffix(".0")
     major = version.split(".")[0]
     if head == "granite":
-        return "" if "code" in lines else major
+        return "" if "code" in lines else major if major == "3" else version
     if head == "mistral":
         return major if ("small" in lines and major == "4") or ("large" in lines and major == "3") else ""
     if head in ("yi", "magistral", "dolphin", "codeqwen", "codestral", "wizardcoder"):
         return ""
-    if head in ("devstral", "gemma", "llama") and major == "1":
+    if head in ("devstral", "gemma", "codegemma", "llama") and major == "1":
         return ""
     return "3" if head == "phi" and version == "3.1" else version
 
