@@ -108,7 +108,7 @@ def _address_literals() -> list[str]:
 async def test_the_connector_alone_refuses_addresses(everywhere: Listener, url: str) -> None:
     """The second line: the check of the URL is stepped over, the socket factory must refuse by itself."""
     client = open_client(AllowList.from_config(SECURITY))
-    async with client, client._open_session("") as session:
+    async with client, client._open_session("", fresh=False) as session:
         with pytest.raises(aiohttp.ClientConnectorError) as caught:
             await session.get(url.replace("{p}", str(everywhere.port)))
     assert isinstance(_mapped(caught.value, "box"), GuardError)
@@ -119,7 +119,7 @@ async def test_the_connector_alone_refuses_addresses(everywhere: Listener, url: 
 async def test_the_resolver_alone_refuses_names(everywhere: Listener, asked_of_system: list[str]) -> None:
     resolver = Resolver(["10.0.0.5"])
     client = open_client(AllowList.from_config(SECURITY), resolve=resolver)
-    async with client, client._open_session("") as session:
+    async with client, client._open_session("", fresh=False) as session:
         for name in ("evil.example", "gateway.docker.internal", "gpu1.lan.", "0x7f000001"):
             with pytest.raises((GuardError, aiohttp.InvalidURL)):
                 await session.get(f"http://{name}:{everywhere.port}/")
@@ -338,6 +338,31 @@ async def test_connections_are_kept_for_the_next_request(client: HttpClient) -> 
         assert "Accept: application/json" in listener.heads[2]
         await client.aclose()
         await asyncio.wait_for(listener.gone.wait(), 5)
+
+
+async def test_a_kept_connection_that_the_server_closes_is_replaced_by_a_new_one(client: HttpClient) -> None:
+    async def answers_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(HELLO)
+        await reader.readuntil(b"\r\n\r\n")  # the next request comes on the same connection, and finds it closed
+        writer.close()
+
+    async with listening(answers_once) as listener:
+        for _ in range(3):
+            reply = await client.fetch("POST", url_of(listener), body=b"", timeout=5, max_bytes=100)
+            assert reply.body == b"hello"
+    assert len(listener.dialled) == 3
+
+
+async def test_a_server_that_never_answers_is_asked_twice_and_no_more(client: HttpClient) -> None:
+    async def hangs_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+    async with listening(hangs_up) as listener:
+        with pytest.raises(EndpointDownError, match="closed the connection before it answered"):
+            await client.fetch("POST", url_of(listener), body=b"", timeout=5, max_bytes=100)
+    assert len(listener.dialled) == 2
 
 
 async def test_json_and_nonsense(client: HttpClient) -> None:

@@ -163,7 +163,7 @@ class HttpClient:
     def __init__(self, allow: AllowList, resolve: Resolve, on_refusal: OnRefusal | None) -> None:
         self._allow, self._on_refusal = allow, on_refusal
         self._resolver = _Resolver(allow, resolve)
-        self._sessions: dict[str, aiohttp.ClientSession] = {}
+        self._sessions: dict[tuple[str, bool], aiohttp.ClientSession] = {}
         self._read_url = lru_cache(maxsize=256)(self._checked_url)  # the allow-list never changes
 
     async def __aenter__(self) -> Self:
@@ -242,9 +242,16 @@ class HttpClient:
             RequestRefusedError: a header that was to be sent holds a line break.
         """
         started = asyncio.get_running_loop().time()
-        session, address = self._route(url)
+        socket_path, address = self._checked(url)
         try:
-            response = await _request(session, method, address, body, headers, limits, endpoint, started)
+            try:
+                session = self._session(socket_path)
+                response = await _request(session, method, address, body, headers, limits, endpoint, started)
+            except _ClosedBeforeAnswerError:
+                # Most likely a kept connection that the server was closing: some close it right after a stream. On a
+                # new one the same answer would be the server's own.
+                session = self._session(socket_path, fresh=True)
+                response = await _request(session, method, address, body, headers, limits, endpoint, started)
         except GuardError as error:
             self._refused(error)
             raise
@@ -254,16 +261,20 @@ class HttpClient:
         finally:
             reply.close()
 
-    def _route(self, url: str) -> tuple[aiohttp.ClientSession, yarl.URL]:
+    def _checked(self, url: str) -> tuple[str, yarl.URL]:
         try:
-            socket_path, address = self._read_url(url)
+            return self._read_url(url)
         except GuardError as error:
             self._refused(error)
             raise
-        session = self._sessions.get(socket_path)
+
+    def _session(self, socket_path: str, *, fresh: bool = False) -> aiohttp.ClientSession:
+        """The session of TCP or of a socket; a ``fresh`` one takes no connection that was used before."""
+        key = (socket_path, fresh)
+        session = self._sessions.get(key)
         if session is None:
-            session = self._sessions[socket_path] = self._open_session(socket_path)
-        return session, address
+            session = self._sessions[key] = self._open_session(socket_path, fresh=fresh)
+        return session
 
     def _checked_url(self, url: str) -> tuple[str, yarl.URL]:
         """The socket's path ("" for TCP) and the URL for aiohttp, built from what was checked: no second reading."""
@@ -275,17 +286,21 @@ class HttpClient:
         )
         return target.socket_path, address
 
-    def _open_session(self, socket_path: str) -> aiohttp.ClientSession:
+    def _open_session(self, socket_path: str, *, fresh: bool) -> aiohttp.ClientSession:
         connector: aiohttp.BaseConnector
+        keep = None if fresh else KEEPALIVE_SECONDS
         if socket_path:
-            connector = aiohttp.UnixConnector(socket_path, limit=MAX_CONNECTIONS, keepalive_timeout=KEEPALIVE_SECONDS)
+            connector = aiohttp.UnixConnector(
+                socket_path, limit=MAX_CONNECTIONS, keepalive_timeout=keep, force_close=fresh
+            )
         else:
             connector = aiohttp.TCPConnector(
                 resolver=self._resolver,
                 socket_factory=_socket_factory(self._allow),
                 use_dns_cache=False,
                 limit=MAX_CONNECTIONS,
-                keepalive_timeout=KEEPALIVE_SECONDS,
+                keepalive_timeout=keep,
+                force_close=fresh,
             )
         return aiohttp.ClientSession(
             connector=connector,
@@ -435,4 +450,8 @@ def _mapped(error: Exception, endpoint: str) -> BackendError | GuardError:
     if isinstance(error, ValueError):
         hint = "look for one in its key"
         return RequestRefusedError(f"a header for {endpoint} holds a line break", endpoint=endpoint, hint=hint)
-    return EndpointDownError(f"{endpoint} closed the connection before it answered", endpoint=endpoint)
+    return _ClosedBeforeAnswerError(f"{endpoint} closed the connection before it answered", endpoint=endpoint)
+
+
+class _ClosedBeforeAnswerError(EndpointDownError):
+    """The connection was made, and closed before the answer's headers."""
