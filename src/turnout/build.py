@@ -76,8 +76,8 @@ async def open_router(
             stack.push_async_callback(running.stop)
             extra.append(running.endpoint)
 
-        async def look(generation: int) -> Catalog:
-            return await discover(client, config, host, extra=extra, generation=generation)
+        async def look(before: Catalog) -> Catalog:
+            return await discover(client, config, host, extra=extra, before=before)
 
         user_models = Path(config.routing.models_file) if config.routing.models_file else None
         router = Router(

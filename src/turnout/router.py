@@ -129,7 +129,7 @@ class Router:
         client: HttpClient,
         config: RouterConfig,
         table: CapabilityTable,
-        discover: Callable[[int], Awaitable[Catalog]],
+        discover: Callable[[Catalog], Awaitable[Catalog]],
         code: CodeProvider,
         audit: AuditLog | None,
         store: SessionStore | None,
@@ -144,7 +144,7 @@ class Router:
 
     async def refresh(self) -> Catalog:
         """Look at every endpoint again and swap the catalog."""
-        catalog = await self._discover(self.catalog.generation + 1)
+        catalog = await self._discover(self.catalog)
         self._pool = candidates(catalog, self._table)
         self._selections = {}
         self.catalog = catalog
@@ -328,7 +328,7 @@ class Router:
         candidate = attempt.candidate
         backend = BY_KIND[candidate.endpoint.kind]
         same_format = request.raw is not None and request.raw.format is backend.wire is WireFormat.OPENAI_CHAT
-        if same_format and not fitted.changed:
+        if same_format and backend.streams and not fitted.changed:
             return raw_lane(
                 self._client, backend, candidate.endpoint, candidate.model, request, _clamped(request, candidate)
             )

@@ -99,7 +99,7 @@ def test_no_server_is_exit_3_and_says_what_was_probed() -> None:
     assert result.exit_code == 3
     first, probed, hint = result.stderr.splitlines()
     assert first == "Error: no local LLM service available"
-    assert probed == "probed fake0 http://127.0.0.1:9: offline: nothing listens there"
+    assert probed == "probed fake0 http://127.0.0.1:9: offline: nothing answers at 127.0.0.1:9: connection refused"
     assert "start a server" in hint
     assert "turnout ask --embedded" in hint
     failure = json.loads(run("ask", "hello", "--json", stdin=b"").stdout)

@@ -21,7 +21,7 @@ async def test_discover_shows_each_server_with_its_state(fakes: Fakes, llama: Ll
     assert by_name["fake0"][6:] == ["1", "2048"]
     assert (by_name["fake1"][1], by_name["fake1"][6]) == ("openai", "2")
     assert by_name["fake2"][4] == "needs_key"
-    assert by_name["fake3"][4:6] == ["offline", "nothing listens there"]
+    assert by_name["fake3"][4:6] == ["offline", "nothing answers at 127.0.0.1:9: connection refused"]
 
 
 async def test_discover_as_json(fakes: Fakes) -> None:

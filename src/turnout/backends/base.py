@@ -7,9 +7,9 @@ A Backend is stateless: one object per kind, given the endpoint with each call. 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import msgspec
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from turnout.guard.network import HttpClient, Reply
 
 MAX_ERROR_CHARS = 300
+MAX_REPLY_BYTES = 64_000_000
 
 _OVERFLOW = re.compile(
     r"exceed(?:s|ed)?[\w\s]{0,40}context|context[\w\s]{0,20}(?:length|size|window)|input length exceeds|"
@@ -56,12 +57,24 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What a server can do now."""
+    """What a server can do now.
+
+    Attributes:
+        slots: requests it serves at once, 0 when it does not tell.
+        busy, waiting: requests that run and that queue there now, None when it does not tell without being woken.
+        capacity: models it keeps loaded at once, 0 when it does not tell.
+        notes: what an air-gap audit wants to know of it (a way out that is open, a tool that runs commands).
+    """
 
     health: Health
     reason: str
     models: tuple[Model, ...] = ()
     slots: int = 0
+    busy: int | None = None
+    waiting: int | None = None
+    capacity: int = 0
+    notes: tuple[str, ...] = ()
+    version: str = ""
 
 
 class StreamParser(Protocol):
@@ -78,57 +91,149 @@ class StreamParser(Protocol):
         """Events left when the body ends."""
 
 
-class Backend(Protocol):
-    """A kind of server.
+Told: TypeAlias = Callable[[str], None]
+Vectors: TypeAlias = tuple[tuple[float, ...], ...]
+
+
+class Backend:
+    """A kind of server. Subclasses say what it is; what is optional here is refused in clear words.
 
     Attributes:
         kind: its name in the configuration.
-        default_url: where it listens by default.
+        title: its name for people.
+        default_urls: where it listens by default.
         wire: the chat format it speaks best.
         probes: the GET paths whose replies ``identify`` reads.
+        key_headers: the headers in which it takes a key; the first is the one we send.
+        routed: used when it was only found; False for a front end to other servers, which is used when configured.
+        streams: answers a stream request with a stream.
     """
 
     kind: str
-    default_url: str
+    title: str
+    default_urls: tuple[str, ...] = ()
     wire: WireFormat
     probes: tuple[str, ...]
+    key_headers: tuple[str, ...] = ("Authorization",)
+    routed: bool = True
+    streams: bool = True
 
     def identify(self, replies: Mapping[str, Reply]) -> Identity | None:
         """The verdict from the replies that came (by path), or None. Never by port or status alone."""
+        raise NotImplementedError
 
     async def inspect(self, client: HttpClient, endpoint: Endpoint, timeout: float) -> Inspection:
         """Health and models, by GETs that neither wake nor load a model. ``timeout`` in seconds."""
+        raise NotImplementedError
 
     def chat_path(self, endpoint: Endpoint) -> str:
         """Where chat requests go."""
+        raise NotImplementedError
 
     def render(self, request: ChatRequest, model: Model, window: int) -> bytes:
-        """The body of a streaming chat request. ``window`` in tokens, for servers that want to be told."""
+        """The body of a chat request, streaming if the kind streams. ``window``: tokens, for servers that are told."""
+        raise NotImplementedError
 
     def parser(self) -> StreamParser:
-        """A fresh parser for one answer."""
+        """A fresh parser for one streamed answer."""
+        raise NotImplementedError
+
+    def read_whole(self, body: bytes) -> list[Event]:
+        """The events of an answer that is no stream, for a kind that does not stream.
+
+        Raises:
+            NonsenseError, ServerFailedError: it is no answer.
+        """
+        raise NotImplementedError
 
     def error(self, endpoint: Endpoint, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
         """What a refusal means, in this server's own words."""
+        return classify_error(endpoint, status, headers, body)
 
     async def count_tokens(self, client: HttpClient, endpoint: Endpoint, request: ChatRequest, model: Model) -> int:
-        """Exact tokens of the prompt as this server counts them, or 0 when it cannot tell."""
+        """Exact tokens of the prompt as this server counts them, or 0 when it cannot tell without being woken."""
+        return 0
+
+    async def embed(self, client: HttpClient, endpoint: Endpoint, model: Model, texts: Sequence[str]) -> Vectors:
+        """One vector per text.
+
+        Raises:
+            BackendError: it makes no embeddings, or this model does not.
+        """
+        raise self.cannot("make embeddings", endpoint)
+
+    async def load(self, client: HttpClient, endpoint: Endpoint, model: Model, told: Told) -> None:
+        """Have the server load a model and keep it; returns when it is loaded. ``told`` hears of the progress.
+
+        Raises:
+            BackendError: it has no means to, or it failed.
+        """
+        raise self.cannot("load a model on request", endpoint)
+
+    async def unload(self, client: HttpClient, endpoint: Endpoint, model: Model) -> None:
+        """Have the server free a model's memory.
+
+        Raises:
+            BackendError: it has no means to, or it failed.
+        """
+        raise self.cannot("unload a model on request", endpoint)
+
+    def changes(self, client: HttpClient, endpoint: Endpoint) -> AsyncGenerator[str, None] | None:
+        """A feed that says one line for every change of what is loaded; None when the kind has none and is polled."""
+        return None
+
+    def cannot(self, what: str, endpoint: Endpoint) -> RequestRefusedError:
+        """The refusal of what this kind has no means for."""
+        return RequestRefusedError(f"{endpoint.name}: {self.title} has no means to {what}", endpoint=endpoint.name)
 
 
-def auth_headers(endpoint: Endpoint) -> dict[str, str]:
+def auth_headers(backend: Backend, endpoint: Endpoint) -> dict[str, str]:
     """Headers that carry the endpoint's key and the Host it insists on."""
     headers: dict[str, str] = {}
     if endpoint.key:
-        headers["Authorization"] = f"Bearer {endpoint.key}"
+        name = backend.key_headers[0]
+        headers[name] = f"Bearer {endpoint.key}" if name == "Authorization" else endpoint.key
     if endpoint.host_header:
         headers["Host"] = endpoint.host_header
     return headers
 
 
-async def get(client: HttpClient, endpoint: Endpoint, path: str, timeout: float) -> Reply:
+async def get(client: HttpClient, backend: Backend, endpoint: Endpoint, path: str, timeout: float) -> Reply:
     """GET ``path`` at an endpoint with its key; ``timeout`` in seconds. Raises as ``HttpClient.fetch``."""
     url = client.request_url(endpoint.url, path)
-    return await client.get_json(url, headers=auth_headers(endpoint), timeout=timeout)
+    return await client.get_json(url, headers=auth_headers(backend, endpoint), timeout=timeout)
+
+
+async def get_object(
+    client: HttpClient, backend: Backend, endpoint: Endpoint, path: str, timeout: float
+) -> dict[str, Json]:
+    """The JSON object at ``path``; empty when there is none, or no answer: for what is good to know and not needed."""
+    try:
+        reply = await get(client, backend, endpoint, path, timeout)
+    except BackendError:
+        return {}
+    return json_object(reply.body) if reply.status == 200 else {}
+
+
+async def post(
+    client: HttpClient, backend: Backend, endpoint: Endpoint, path: str, body: object, timeout: float
+) -> Reply:
+    """POST a JSON body; ``timeout`` in seconds for all of it.
+
+    Raises:
+        BackendError: it did not answer, or refused, in the class its words mean.
+    """
+    reply = await client.fetch(
+        "POST",
+        client.request_url(endpoint.url, path),
+        body=msgspec.json.encode(body),
+        headers=auth_headers(backend, endpoint) | {"Content-Type": "application/json"},
+        timeout=timeout,
+        max_bytes=MAX_REPLY_BYTES,
+    )
+    if reply.status >= 400:
+        raise backend.error(endpoint, reply.status, reply.headers, reply.body)
+    return reply
 
 
 def clean(text: str, limit: int = MAX_ERROR_CHARS) -> str:
@@ -166,6 +271,18 @@ def int_of(value: Json) -> int:
 def dict_of(value: Json) -> dict[str, Json]:
     """An object, or an empty one when it is something else."""
     return value if isinstance(value, dict) else {}
+
+
+def replied(replies: Mapping[str, Reply], path: str) -> dict[str, Json]:
+    """The JSON object that was answered at ``path`` under 200; empty when it was something else."""
+    reply = replies.get(path)
+    return json_object(reply.body) if reply is not None and reply.status == 200 else {}
+
+
+def first_owner(replies: Mapping[str, Reply]) -> str:
+    """``owned_by`` of the first row of the model list, or ""."""
+    listing = rows(replied(replies, "/v1/models").get("data"))
+    return text_of(listing[0].get("owned_by")) if listing else ""
 
 
 def error_text(body: bytes) -> str:

@@ -31,12 +31,16 @@ async def event_lane(
         BackendError: in the class that decides what is tried next; StreamBrokenError once events have been yielded.
     """
     url = client.request_url(endpoint.url, backend.chat_path(endpoint))
-    headers = base.auth_headers(endpoint) | {"Content-Type": "application/json"}
+    headers = base.auth_headers(backend, endpoint) | {"Content-Type": "application/json"}
     body = backend.render(request, model, window)
     async with client.stream(
         "POST", url, body=body, headers=headers, limits=endpoint.limits, endpoint=endpoint.name
     ) as reply:
         await _raise_refusal(backend, endpoint, reply)
+        if not backend.streams:
+            for event in backend.read_whole(await reply.read_all(WHOLE_ANSWER_BYTES)):
+                yield event
+            return
         parser = backend.parser()
         begun = False
         try:
@@ -75,7 +79,7 @@ async def raw_lane(
         request.raw.body, model=model.id, max_tokens=max_tokens, ask_usage=bool(peek.stream) and not peek.include_usage
     )
     url = client.request_url(endpoint.url, backend.chat_path(endpoint))
-    headers = base.auth_headers(endpoint) | {"Content-Type": "application/json"}
+    headers = base.auth_headers(backend, endpoint) | {"Content-Type": "application/json"}
     streaming = bool(peek.stream)
     scanner = openai_chat.Scanner(strip_usage=streaming and not peek.include_usage, stream=streaming)
     async with client.stream(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from turnout.backends import base
 from turnout.backends.base import Identity, Inspection, dict_of, int_of, json_object, rows, text_of
 from turnout.backends.openai_compatible import OpenAICompatible, meta_of
-from turnout.errors import BackendError
 from turnout.types import ChatRequest, Endpoint, Health, Json, Model
 from turnout.wire import openai_chat
 
@@ -20,10 +19,11 @@ if TYPE_CHECKING:
 class LlamaCpp(OpenAICompatible):
     """The server names itself in every reply's Server header, also while it loads."""
 
-    probes: tuple[str, ...] = ("/health", "/v1/models")
-
-    def __init__(self) -> None:
-        super().__init__("llamacpp", "http://127.0.0.1:8080")
+    kind = "llamacpp"
+    title = "llama.cpp"
+    default_urls = ("http://127.0.0.1:8080",)
+    key_headers = ("Authorization", "X-Api-Key")
+    probes = ("/health", "/v1/models")
 
     def identify(self, replies: Mapping[str, Reply]) -> Identity | None:
         """By the Server header, else by the owner named in the model list."""
@@ -39,7 +39,8 @@ class LlamaCpp(OpenAICompatible):
     async def inspect(self, client: HttpClient, endpoint: Endpoint, timeout: float) -> Inspection:
         """List and ``/props`` (neither wakes a sleeping server; ``/slots`` would)."""
         listing, props = await asyncio.gather(
-            super().inspect(client, endpoint, timeout), self._props(client, endpoint, timeout)
+            super().inspect(client, endpoint, timeout),
+            base.get_object(client, self, endpoint, "/props", timeout),
         )
         if listing.health is not Health.ONLINE:
             return listing
@@ -48,13 +49,6 @@ class LlamaCpp(OpenAICompatible):
         models = tuple(_with_props(model, props, capabilities, sleeping) for model in listing.models)
         reason = "asleep, wakes on a request" if sleeping else listing.reason
         return Inspection(Health.ONLINE, reason, models, slots=int_of(props.get("total_slots")))
-
-    async def _props(self, client: HttpClient, endpoint: Endpoint, timeout: float) -> dict[str, Json]:
-        try:
-            reply = await base.get(client, endpoint, "/props", timeout)
-        except BackendError:
-            return {}
-        return json_object(reply.body) if reply.status == 200 else {}
 
     def model(self, row: dict[str, Json]) -> Model | None:
         """``meta.n_ctx`` is the window of one slot; a router's rows have a status instead."""
@@ -81,7 +75,7 @@ class LlamaCpp(OpenAICompatible):
             "POST",
             client.request_url(endpoint.url, "/v1/chat/completions/input_tokens"),
             body=openai_chat.render_request(request, model.id, stream=False),
-            headers=base.auth_headers(endpoint) | {"Content-Type": "application/json"},
+            headers=base.auth_headers(self, endpoint) | {"Content-Type": "application/json"},
             timeout=2.0,
             max_bytes=100_000,
         )

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from turnout.backends import base
-from turnout.backends.base import Identity, Inspection, dict_of, int_of, json_object, rows, text_of
+from turnout.backends.base import Backend, Identity, Inspection, dict_of, int_of, json_object, rows, text_of
 from turnout.errors import BackendError, EndpointBusyError
 from turnout.types import ChatRequest, Endpoint, Health, Json, Model, WireFormat
 from turnout.wire import ollama as wire
@@ -25,13 +25,14 @@ _SIZE = re.compile(r"([\d.]+)\s*([KMBT])", re.IGNORECASE)
 _UNIT = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 
-class Ollama:
+class Ollama(Backend):
     """The server behind ``ollama serve``."""
 
-    kind: str = "ollama"
-    default_url: str = "http://127.0.0.1:11434"
-    wire: WireFormat = WireFormat.OLLAMA
-    probes: tuple[str, ...] = ("/", "/api/version", "/api/status", "/api/tags")
+    kind = "ollama"
+    title = "Ollama"
+    default_urls = ("http://127.0.0.1:11434",)
+    wire = WireFormat.OLLAMA
+    probes = ("/", "/api/version", "/api/status", "/api/tags")
 
     def identify(self, replies: Mapping[str, Reply]) -> Identity | None:
         """Many servers emulate /api/tags; its greeting with /api/status, or with real digests, is the evidence."""
@@ -49,7 +50,7 @@ class Ollama:
     async def inspect(self, client: HttpClient, endpoint: Endpoint, timeout: float) -> Inspection:
         """``/api/tags`` is what is there, ``/api/ps`` what is loaded and with which window."""
         tags, running = await asyncio.gather(
-            base.get(client, endpoint, "/api/tags", timeout), base.get(client, endpoint, "/api/ps", timeout)
+            base.get(client, self, endpoint, "/api/tags", timeout), base.get(client, self, endpoint, "/api/ps", timeout)
         )
         if tags.status != 200:
             return Inspection(*base.health_of_status(tags.status, base.error_text(tags.body)))
@@ -78,10 +79,6 @@ class Ollama:
         if "server busy" in text:
             return EndpointBusyError(f"{endpoint.name} is busy: {text}", endpoint=endpoint.name, status=status)
         return base.classify_error(endpoint, status, headers, body)
-
-    async def count_tokens(self, client: HttpClient, endpoint: Endpoint, request: ChatRequest, model: Model) -> int:
-        """It has no tokenizer on the wire."""
-        return 0
 
 
 def _json(reply: Reply | None) -> dict[str, Json]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from turnout.backends import base
-from turnout.backends.base import Identity, Inspection, dict_of, int_of, json_object, rows, text_of
-from turnout.errors import BackendError
-from turnout.types import ChatRequest, Endpoint, Health, Json, Model, WireFormat
+from turnout.backends.base import Backend, Identity, Inspection, dict_of, int_of, json_object, rows, text_of
+from turnout.errors import NonsenseError
+from turnout.types import ChatRequest, Endpoint, Event, Health, Json, Model, WireFormat
 from turnout.wire import openai_chat
 
 if TYPE_CHECKING:
@@ -17,14 +17,13 @@ if TYPE_CHECKING:
 _WINDOW_FIELDS = ("max_model_len", "context_length", "context_window", "max_context_length")
 
 
-class OpenAICompatible:
-    """``kind`` and ``default_url`` name a server that has no more to it than this protocol."""
+class OpenAICompatible(Backend):
+    """A server that has no more to it than this protocol."""
 
-    wire: WireFormat = WireFormat.OPENAI_CHAT
+    kind = "openai"
+    title = "OpenAI-compatible server"
+    wire = WireFormat.OPENAI_CHAT
     probes: tuple[str, ...] = ("/v1/models",)
-
-    def __init__(self, kind: str = "openai", default_url: str = "") -> None:
-        self.kind, self.default_url = kind, default_url
 
     def identify(self, replies: Mapping[str, Reply]) -> Identity | None:
         """A JSON list of models, or a JSON refusal of the key: the protocol, not the product."""
@@ -48,7 +47,7 @@ class OpenAICompatible:
 
     async def inspect(self, client: HttpClient, endpoint: Endpoint, timeout: float) -> Inspection:
         """The model list is the health check."""
-        reply = await base.get(client, endpoint, self.models_path(endpoint), timeout)
+        reply = await base.get(client, self, endpoint, self.models_path(endpoint), timeout)
         if reply.status != 200:
             return Inspection(*base.health_of_status(reply.status, base.error_text(reply.body)))
         listing = json_object(reply.body).get("data")
@@ -66,20 +65,43 @@ class OpenAICompatible:
         return Model(id=model_id, window=window, max_window=window)
 
     def render(self, request: ChatRequest, model: Model, window: int) -> bytes:
-        """The body of a streaming request; the window is the server's own affair here."""
-        return openai_chat.render_request(request, model.id, stream=True)
+        """The window is the server's own affair here."""
+        return openai_chat.render_request(request, model.id, stream=self.streams)
 
     def parser(self) -> base.StreamParser:
         """A fresh parser."""
         return openai_chat.StreamParser()
 
-    def error(self, endpoint: Endpoint, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
-        """The words all servers share."""
-        return base.classify_error(endpoint, status, headers, body)
+    def read_whole(self, body: bytes) -> list[Event]:
+        """A chat completion."""
+        return openai_chat.parse_response(body)
 
-    async def count_tokens(self, client: HttpClient, endpoint: Endpoint, request: ChatRequest, model: Model) -> int:
-        """Not part of the protocol."""
-        return 0
+    async def embed(self, client: HttpClient, endpoint: Endpoint, model: Model, texts: Sequence[str]) -> base.Vectors:
+        """By ``/v1/embeddings``, all texts in one request."""
+        path = "/embeddings" if endpoint.url.endswith("/v1") else "/v1/embeddings"
+        body = {"model": model.id, "input": list(texts)}
+        reply = await base.post(client, self, endpoint, path, body, endpoint.limits.first_byte)
+        return vectors(rows(json_object(reply.body).get("data")), len(texts), endpoint)
+
+
+def vectors(found: Sequence[Mapping[str, Json]], count: int, endpoint: Endpoint) -> base.Vectors:
+    """The vectors of an embeddings answer, in the order of the texts.
+
+    Raises:
+        NonsenseError: there is not one for each text.
+    """
+    made = [numbers(row.get("embedding")) for row in sorted(found, key=lambda row: int_of(row.get("index")))]
+    if len(made) != count or not all(made):
+        raise NonsenseError(f"{endpoint.name} did not answer with a vector for each text", endpoint=endpoint.name)
+    return tuple(made)
+
+
+def numbers(value: Json) -> tuple[float, ...]:
+    """A list of numbers; empty when it is something else."""
+    if not isinstance(value, list):
+        return ()
+    found = [n for n in value if isinstance(n, int | float) and not isinstance(n, bool)]
+    return tuple(map(float, found)) if len(found) == len(value) else ()
 
 
 def meta_of(row: dict[str, Json]) -> dict[str, Json]:

@@ -19,6 +19,11 @@ class EndpointStatus:
         models: what it serves, models that it only proxies to elsewhere left out.
         excluded: ids of models that are left out, with the reason.
         slots: requests it serves at once, 0 when it does not tell.
+        busy, waiting: requests that run and queue there, None when it does not tell.
+        capacity: models it keeps loaded at once, 0 when it does not tell.
+        evidence: by which reply it was recognised, for people.
+        notes: what an air-gap audit wants to know of it.
+        unused: why nothing is routed to it although it answers, or "".
     """
 
     endpoint: Endpoint
@@ -29,6 +34,12 @@ class EndpointStatus:
     models: tuple[Model, ...] = ()
     excluded: tuple[tuple[str, str], ...] = ()
     slots: int = 0
+    busy: int | None = None
+    waiting: int | None = None
+    capacity: int = 0
+    evidence: str = ""
+    notes: tuple[str, ...] = ()
+    unused: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +54,7 @@ class Catalog:
     def serving(self) -> tuple[EndpointStatus, ...]:
         """Endpoints that can answer now, or soon (loading), and list a model."""
         able = (Health.ONLINE, Health.LOADING)
-        return tuple(status for status in self.endpoints if status.health in able and status.models)
+        return tuple(s for s in self.endpoints if s.health in able and s.models and not s.unused)
 
     @property
     def probed(self) -> tuple[tuple[str, str], ...]:

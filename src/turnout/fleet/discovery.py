@@ -13,25 +13,38 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from turnout.backends import BACKENDS, BY_KIND, DEFAULT_URLS
-from turnout.backends.base import get
+from turnout.backends import BACKENDS, BY_KIND
+from turnout.backends.base import Backend, Identity, get
 from turnout.config import CustomEndpoint, RouterConfig, ServiceConfig
 from turnout.errors import BackendError, EndpointDownError, GuardError
 from turnout.fleet.catalog import Catalog, EndpointStatus
 from turnout.fleet.host import HostInfo, candidate_urls
-from turnout.types import Endpoint, Health, Limits
+from turnout.guard.allow import HOSTS_FILE_NAMES
+from turnout.types import Endpoint, Health, Limits, Model
 
 if TYPE_CHECKING:
-    from turnout.backends.base import Backend, Identity
     from turnout.guard.network import HttpClient, Reply
+
+
+FOUND_PRIORITY = 5
+IDENTIFY_EVERY = 20  # refreshes; in between, a server that goes on answering as its kind is taken for it
+GENERIC = BY_KIND["openai"]
+SWITCHED_OFF = "switched off in the configuration"
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An address to look at. ``endpoint.kind`` is what the configuration says it is, "" to find out."""
+    """An address to look at.
+
+    Attributes:
+        endpoint: where; its kind is "" until it is found out.
+        style: the ``api_style`` of a custom endpoint.
+        main: the default address that this one is an alias of, or "".
+    """
 
     endpoint: Endpoint
     style: str = ""
+    main: str = ""
 
 
 def _limits(section: ServiceConfig | CustomEndpoint) -> Limits:
@@ -45,50 +58,70 @@ def _limits(section: ServiceConfig | CustomEndpoint) -> Limits:
 
 
 def targets(config: RouterConfig, host: HostInfo) -> tuple[Target, ...]:
-    """Every address to look at, most preferred first; each address once, explicit ones as they were written."""
-    found: list[Target] = []
-    for custom in config.custom_endpoints:
-        endpoint = Endpoint(
-            name=custom.name,
-            kind="",
-            url=custom.endpoint.rstrip("/"),
-            priority=custom.priority,
-            limits=_limits(custom),
-            key=custom.key or "",
-            configured=True,
-            chat_path=custom.chat_path or "",
-            models_path=custom.models_path or "",
-            window=custom.window or 0,
-        )
-        found.append(Target(endpoint, style=custom.api_style))
-    for kind, default in DEFAULT_URLS.items():
-        section = config.services.get(kind, ServiceConfig())
-        if not section.enabled or (section.endpoint is None and not config.discovery.enabled):
-            continue
-        explicit = section.endpoint is not None
-        urls = (section.endpoint.rstrip("/"),) if section.endpoint else candidate_urls(default, host)
-        found += [
-            Target(
-                Endpoint(
-                    name=kind,
-                    kind="",
-                    url=url,
-                    priority=section.priority if kind in config.services else 5,
-                    limits=_limits(section),
-                    key=section.key or "",
-                    configured=explicit,
-                )
-            )
-            for url in urls
-        ]
-    return _once_each(found)
-
-
-def _once_each(found: Sequence[Target]) -> tuple[Target, ...]:
+    """Every address to look at, configured ones first and as they were written; each address once."""
+    found = [_custom(custom) for custom in config.custom_endpoints]
+    found += [
+        Target(_configured(Endpoint(kind, "", section.endpoint.rstrip("/"), configured=True), section))
+        for kind, section in config.services.items()
+        if section.enabled and section.endpoint
+    ]
+    if config.discovery.enabled:
+        found += _defaults(config, host)
     by_address: dict[str, Target] = {}
-    for target in sorted(found, key=lambda t: not t.endpoint.configured):
+    for target in found:
         by_address.setdefault(address_of(target.endpoint.url), target)
     return tuple(by_address.values())
+
+
+def _custom(custom: CustomEndpoint) -> Target:
+    endpoint = Endpoint(
+        name=custom.name,
+        kind="",
+        url=custom.endpoint.rstrip("/"),
+        priority=custom.priority,
+        limits=_limits(custom),
+        key=custom.key or "",
+        host_header=_host_header(custom.endpoint),
+        configured=True,
+        chat_path=custom.chat_path or "",
+        models_path=custom.models_path or "",
+        window=custom.window or 0,
+    )
+    return Target(endpoint, style=custom.api_style)
+
+
+def _configured(endpoint: Endpoint, section: ServiceConfig) -> Endpoint:
+    return replace(
+        endpoint,
+        priority=section.priority,
+        limits=_limits(section),
+        key=section.key or "",
+        host_header=_host_header(endpoint.url),
+    )
+
+
+def _defaults(config: RouterConfig, host: HostInfo) -> list[Target]:
+    """The default addresses of the kinds that are switched on and have no address of their own.
+
+    No key is sent there before the server is known for what it is: anybody may listen at a default port.
+    """
+    kinds: dict[str, list[str]] = {}
+    for backend in BACKENDS:
+        section = config.services.get(backend.kind)
+        if section is None or (section.enabled and not section.endpoint):
+            for main in backend.default_urls:
+                kinds.setdefault(main, []).append(backend.kind)
+    return [
+        Target(Endpoint(" or ".join(names), "", url, priority=FOUND_PRIORITY, host_header=_host_header(url)), main=main)
+        for main, names in kinds.items()
+        for url in candidate_urls(main, host)
+    ]
+
+
+def _host_header(url: str) -> str:
+    """Behind a container's alias for the host, several servers answer to the name localhost alone."""
+    parts = urlsplit(url)
+    return f"localhost:{parts.port or 80}" if parts.hostname in HOSTS_FILE_NAMES else ""
 
 
 def address_of(url: str) -> str:
@@ -101,7 +134,7 @@ def address_of(url: str) -> str:
 
 
 async def discover(
-    client: HttpClient, config: RouterConfig, host: HostInfo, *, extra: Sequence[Endpoint] = (), generation: int = 0
+    client: HttpClient, config: RouterConfig, host: HostInfo, *, extra: Sequence[Endpoint] = (), before: Catalog
 ) -> Catalog:
     """Look at every target at once.
 
@@ -110,12 +143,13 @@ async def discover(
         config: services, custom endpoints and the probe timeout.
         host: where we run.
         extra: endpoints that are known already (the embedded model).
-        generation: number of the catalog that is built.
+        before: the catalog until now: what it knows is only looked at, not identified anew each time.
     """
-    timeout = config.discovery.timeout / 1000
+    known = {} if before.generation % IDENTIFY_EVERY == 0 else {address_of(s.endpoint.url): s for s in before.endpoints}
     wanted = (*targets(config, host), *(Target(endpoint) for endpoint in extra))
-    seen = await asyncio.gather(*(look(client, target, timeout) for target in wanted))
-    return Catalog(_named(_without_silent_defaults(seen)), generation, time.time())
+    looks = (look(client, target, config, known.get(address_of(target.endpoint.url))) for target in wanted)
+    seen = await asyncio.gather(*looks)
+    return Catalog(_named(_without_silent_defaults(seen)), before.generation + 1, time.time())
 
 
 def _without_silent_defaults(seen: Sequence[EndpointStatus]) -> list[EndpointStatus]:
@@ -146,42 +180,83 @@ def _named(seen: Sequence[EndpointStatus]) -> tuple[EndpointStatus, ...]:
     return tuple(named)
 
 
-async def look(client: HttpClient, target: Target, timeout: float) -> EndpointStatus:
+async def look(
+    client: HttpClient, target: Target, config: RouterConfig, known: EndpointStatus | None = None
+) -> EndpointStatus:
     """What is at one address: identity, then health and models. Never raises for what a server does."""
+    timeout = config.discovery.timeout / 1000
     try:
         async with asyncio.timeout(timeout):
-            return await _look(client, target, timeout)
+            return await _look(client, target, config, known)
     except TimeoutError:
         return _status(target.endpoint, Health.OFFLINE, f"no answer within {timeout:g} s")
     except GuardError as error:
         return _status(target.endpoint, Health.OFFLINE, str(error))
-    except EndpointDownError:
-        return _status(target.endpoint, Health.OFFLINE, "nothing listens there")
+    except EndpointDownError as error:
+        return _status(target.endpoint, Health.OFFLINE, error.message)
     except BackendError as error:
         return _status(target.endpoint, Health.DEGRADED, error.message)
 
 
-async def _look(client: HttpClient, target: Target, timeout: float) -> EndpointStatus:
-    endpoint = target.endpoint
-    backend, version = BY_KIND.get(endpoint.kind), ""
-    if backend is None:
-        replies = await _probe(client, endpoint, timeout)
-        verdict = identify(replies)
-        if verdict is None and target.style not in ("openai", "custom"):
-            return _status(endpoint, Health.DEGRADED, "something answers there, but no server that Turnout knows")
-        kind, version = (verdict.kind, verdict.version) if verdict else ("openai", "")
-        backend = BY_KIND["openai" if target.style == "custom" else kind]
-    endpoint = replace(endpoint, kind=backend.kind)
-    inspection = await backend.inspect(client, endpoint, timeout)
-    excluded = tuple((m.id, "served by another machine through this server") for m in inspection.models if m.remote)
-    models = tuple(
-        replace(m, window=endpoint.window, window_source="configured") if endpoint.window else m
-        for m in inspection.models
-        if not m.remote
-    )
+async def _look(
+    client: HttpClient, target: Target, config: RouterConfig, known: EndpointStatus | None
+) -> EndpointStatus:
+    timeout = config.discovery.timeout / 1000
+    verdict = _known_verdict(target, known)
+    if verdict is None:
+        verdict = identify(await _probe(client, target.endpoint, timeout))
+    if verdict is None and target.style in ("openai", "custom"):
+        verdict = Identity("openai", "the configuration says so")
+    if verdict is None:
+        return _status(target.endpoint, Health.DEGRADED, "something answers there, but no server that Turnout knows")
+    backend = BY_KIND["openai" if target.style == "custom" else verdict.kind]
+    endpoint, unused = _endpoint_of(target.endpoint, backend, config)
+    if unused == SWITCHED_OFF:
+        return EndpointStatus(endpoint, Health.UNKNOWN, unused, time.time(), evidence=verdict.evidence, unused=unused)
+    found = await backend.inspect(client, endpoint, timeout)
     return EndpointStatus(
-        endpoint, inspection.health, inspection.reason, time.time(), version, models, excluded, inspection.slots
+        endpoint,
+        found.health,
+        found.reason,
+        time.time(),
+        version=found.version or verdict.version,
+        models=tuple(_windowed(m, endpoint) for m in found.models if not m.remote),
+        excluded=tuple((m.id, "served by another machine through this server") for m in found.models if m.remote),
+        slots=found.slots,
+        busy=found.busy,
+        waiting=found.waiting,
+        capacity=found.capacity,
+        evidence=verdict.evidence,
+        notes=found.notes,
+        unused=unused,
     )
+
+
+def _known_verdict(target: Target, known: EndpointStatus | None) -> Identity | None:
+    """An endpoint whose kind is given, or one that answered as its kind the last time."""
+    if target.endpoint.kind:
+        return Identity(target.endpoint.kind, "given")
+    if known is None or known.health is not Health.ONLINE or known.endpoint.kind not in BY_KIND:
+        return None
+    return Identity(known.endpoint.kind, known.evidence, known.version)
+
+
+def _endpoint_of(endpoint: Endpoint, backend: Backend, config: RouterConfig) -> tuple[Endpoint, str]:
+    """The endpoint as its kind's section has it, and why it is not used, or ""."""
+    endpoint = replace(endpoint, kind=backend.kind)
+    if endpoint.configured or endpoint.embedded:
+        return endpoint, ""
+    section = config.services.get(backend.kind)
+    endpoint = replace(endpoint, name=backend.kind)
+    if section is not None:
+        endpoint = _configured(endpoint, section)
+        if not section.enabled:
+            return endpoint, SWITCHED_OFF
+    return endpoint, "" if backend.routed else f"{backend.title} leads to other servers: used when it is configured"
+
+
+def _windowed(model: Model, endpoint: Endpoint) -> Model:
+    return replace(model, window=endpoint.window, window_source="configured") if endpoint.window else model
 
 
 async def _probe(client: HttpClient, endpoint: Endpoint, timeout: float) -> dict[str, Reply]:
@@ -197,7 +272,7 @@ async def _probe(client: HttpClient, endpoint: Endpoint, timeout: float) -> dict
 
 async def _get(client: HttpClient, endpoint: Endpoint, path: str, timeout: float) -> Reply | BackendError | GuardError:
     try:
-        return await get(client, replace(endpoint, url=endpoint.url.removesuffix("/v1")), path, timeout)
+        return await get(client, GENERIC, replace(endpoint, url=endpoint.url.removesuffix("/v1")), path, timeout)
     except (BackendError, GuardError) as error:
         return error
 

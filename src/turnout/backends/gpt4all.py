@@ -1,0 +1,28 @@
+"""GPT4All (facts/services.md, section 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from turnout.backends.base import Identity, first_owner
+from turnout.backends.openai_compatible import OpenAICompatible
+
+if TYPE_CHECKING:
+    from turnout.guard.network import Reply
+
+
+class Gpt4All(OpenAICompatible):
+    """GPT4All."""
+
+    kind = "gpt4all"
+    title = "GPT4All"
+    default_urls = ("http://127.0.0.1:4891",)
+    probes = ("/v1/models",)
+    streams = False
+
+    def identify(self, replies: Mapping[str, Reply]) -> Identity | None:
+        """By the owner named in its model list."""
+        if first_owner(replies) != "humanity":
+            return None
+        return Identity(self.kind, "GET /v1/models is owned by humanity")

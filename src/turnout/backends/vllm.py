@@ -1,0 +1,27 @@
+"""vLLM (facts/services.md, section 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from turnout.backends.base import Identity, first_owner
+from turnout.backends.openai_compatible import OpenAICompatible
+
+if TYPE_CHECKING:
+    from turnout.guard.network import Reply
+
+
+class Vllm(OpenAICompatible):
+    """vLLM."""
+
+    kind = "vllm"
+    title = "vLLM"
+    default_urls = ("http://127.0.0.1:8000",)
+    probes = ("/v1/models", "/version")
+
+    def identify(self, replies: Mapping[str, Reply]) -> Identity | None:
+        """By the owner named in its model list."""
+        if first_owner(replies) != "vllm":
+            return None
+        return Identity(self.kind, "GET /v1/models is owned by vllm")
