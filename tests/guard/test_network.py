@@ -342,7 +342,6 @@ async def test_connections_are_kept_for_the_next_request(client: HttpClient) -> 
 
 async def test_a_kept_connection_that_the_server_closes_is_replaced_by_a_new_one(client: HttpClient) -> None:
     async def answers_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
         writer.write(HELLO)
         await reader.readuntil(b"\r\n\r\n")  # the next request comes on the same connection, and finds it closed
         writer.close()
@@ -355,11 +354,7 @@ async def test_a_kept_connection_that_the_server_closes_is_replaced_by_a_new_one
 
 
 async def test_a_server_that_never_answers_is_asked_twice_and_no_more(client: HttpClient) -> None:
-    async def hangs_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.close()
-
-    async with listening(hangs_up) as listener:
+    async with listening(says(then_hang_up=True)) as listener:
         with pytest.raises(EndpointDownError, match="closed the connection before it answered"):
             await client.fetch("POST", url_of(listener), body=b"", timeout=5, max_bytes=100)
     assert len(listener.dialled) == 2
