@@ -32,7 +32,7 @@ MAX_ERROR_CHARS = 300
 MAX_REPLY_BYTES = 64_000_000
 
 _OVERFLOW = re.compile(
-    r"exceed(?:s|ed)?[\w\s]{0,40}context|context[\w\s]{0,20}(?:length|size|window)|input length exceeds|"
+    r"exceed(?:s|ed)?[\w\s]{0,40}context|context[\w\s]{0,20}(?:length|size|window)|context is \d|input length exceeds|"
     r"prompt is too long|prompt is longer|too many tokens|reduce the length",
     re.IGNORECASE,
 )

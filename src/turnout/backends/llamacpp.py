@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from turnout.backends import base
@@ -51,7 +52,7 @@ class LlamaCpp(OpenAICompatible):
         return Inspection(Health.ONLINE, reason, models, slots=int_of(props.get("total_slots")))
 
     def model(self, row: dict[str, Json]) -> Model | None:
-        """``meta.n_ctx`` is the window of one slot; a router's rows have a status instead."""
+        """``meta.n_ctx`` is the window of one slot; a router's rows have a status, and meta only while loaded."""
         model_id = text_of(row.get("id"))
         if not model_id or model_id != base.clean(model_id, 1000):
             return None
@@ -59,7 +60,7 @@ class LlamaCpp(OpenAICompatible):
         status = text_of(dict_of(row.get("status")).get("value"))
         return Model(
             id=model_id,
-            window=int_of(meta.get("n_ctx")),
+            window=int_of(meta.get("n_ctx")) or _window_to_come(dict_of(row.get("status")).get("args")),
             max_window=int_of(meta.get("n_ctx_train")) or int_of(row.get("context_length")),
             resident=status == "loaded" if status else True,
             parameters=int_of(meta.get("n_params")),
@@ -80,6 +81,21 @@ class LlamaCpp(OpenAICompatible):
             max_bytes=100_000,
         )
         return int_of(json_object(reply.body).get("input_tokens")) if reply.status == 200 else 0
+
+
+def _window_to_come(args: Json) -> int:
+    """The window of one slot that a router's child will have at least, or 0 when its command line leaves it open.
+
+    The window is shared out unless it is unified, which it is when the number of slots is left to the server.
+    """
+    words = [text_of(word) for word in args] if isinstance(args, list) else []
+    given = dict(pairwise(words))
+    slots = 1 if "--kv-unified" in words else _whole(given.get("--parallel")) or 1
+    return _whole(given.get("--ctx-size")) // slots
+
+
+def _whole(text: str | None) -> int:
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 10 else 0
 
 
 def _capabilities(props: dict[str, Json]) -> frozenset[str]:

@@ -1,0 +1,290 @@
+"""Records what a real server answers, byte for byte, one JSON file per exchange.
+
+    python tests/recordings/record.py URL KIND VERSION STATE [OUT]
+
+URL is the server's base URL on loopback; KIND and STATE name the list of requests below; the files go to
+OUT/KIND/VERSION/STATE/NAME.json (OUT is this folder by default). Each kind's README.md says how the servers were
+started for each state.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import re
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+SECONDS = 120.0
+QUIET_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One exchange.
+
+    Attributes:
+        name: the file's name.
+        path: path and query.
+        body: a JSON value or bytes to POST; None for a GET.
+        headers: beside what HTTP needs.
+        during: exchanges made and recorded while this answer is open; it is then read until it is silent.
+        burst: how often it is sent at once; the reply with the highest status is kept.
+    """
+
+    name: str
+    path: str
+    body: object = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    during: tuple[Ask, ...] = ()
+    burst: int = 1
+
+
+def get(path: str) -> Ask:
+    """A GET, named for its path."""
+    return Ask("get " + (re.sub(r"\W+", " ", path).strip() or "root"), path)
+
+
+HELLO = [{"role": "user", "content": "Say hello."}]
+LONG = [{"role": "user", "content": "a " * 1200}]
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather in a city",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+ASK_WEATHER = [{"role": "user", "content": "What is the weather in Paris?"}]
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+
+# What discovery asks of every address. (dasllama's "/" is a page of 167 kB, which is left out below.)
+PROBES = tuple(get(path) for path in ("/", "/health", "/v1/models", "/api/version", "/api/status", "/api/tags"))
+
+
+def openai_chat(name: str, model: str, messages: object = HELLO, **more: object) -> Ask:
+    """A chat completion that is short and the same each time."""
+    body = {"model": model, "messages": messages, "max_tokens": 8, "temperature": 0, **more}
+    return Ask(name, "/v1/chat/completions", body)
+
+
+def openai_chats(model: str) -> tuple[Ask, ...]:
+    """The chats that every OpenAI-compatible server is asked for."""
+    return (
+        openai_chat("chat", model),
+        openai_chat("chat stream", model, stream=True, stream_options={"include_usage": True}),
+        openai_chat("chat stream no usage", model, stream=True),
+        openai_chat("tools", model, ASK_WEATHER, tools=[WEATHER], max_tokens=40),
+        openai_chat("tools required", model, ASK_WEATHER, tools=[WEATHER], tool_choice="required", max_tokens=40),
+        openai_chat(
+            "tools stream",
+            model,
+            ASK_WEATHER,
+            tools=[WEATHER],
+            tool_choice="required",
+            max_tokens=40,
+            stream=True,
+            stream_options={"include_usage": True},
+        ),
+        openai_chat("overflow", model, LONG),
+        openai_chat("overflow stream", model, LONG, stream=True, stream_options={"include_usage": True}),
+        openai_chat("unknown model", "nope"),
+        Ask("bad json", "/v1/chat/completions", b"{"),
+    )
+
+
+LLAMACPP_READY = (
+    *PROBES,
+    *(get(path) for path in ("/props", "/slots", "/metrics")),
+    *openai_chats("smol"),
+    openai_chat(
+        "schema",
+        "smol",
+        ASK_WEATHER,
+        max_tokens=20,
+        response_format={"type": "json_schema", "json_schema": {"name": "place", "schema": SCHEMA}},
+    ),
+    openai_chat(
+        "image",
+        "smol",
+        [
+            {
+                "role": "user",
+                "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}],
+            }
+        ],
+    ),
+    Ask("no messages", "/v1/chat/completions", {"model": "smol"}),
+    Ask("input tokens", "/v1/chat/completions/input_tokens", {"model": "smol", "messages": HELLO, "stream": False}),
+    Ask("embeddings off", "/v1/embeddings", {"model": "smol", "input": "hello"}),
+    Ask("messages", "/v1/messages", {"model": "smol", "max_tokens": 8, "messages": HELLO}),
+    Ask("messages overflow", "/v1/messages", {"model": "smol", "max_tokens": 8, "messages": LONG}),
+)
+LLAMACPP_KEYED = (
+    *PROBES,
+    get("/props"),
+    openai_chat("no key", "smol"),
+    replace(openai_chat("bad key", "smol"), headers={"Authorization": "Bearer wrong"}),
+    Ask("models with key", "/v1/models", headers={"Authorization": "Bearer right"}),
+)
+ROUTER_IDLE = (
+    *PROBES,
+    *(get(path) for path in ("/models", "/props")),
+    openai_chat("unknown model", "nope"),
+    Ask("load unknown", "/models/load", {"model": "nope"}),
+    Ask(
+        "get models sse",
+        "/models/sse",
+        during=(
+            Ask("load", "/models/load", {"model": "smol-q4"}),
+            openai_chat("chat autoload", "smol-q8"),
+            Ask("unload", "/models/unload", {"model": "smol-q8"}),
+        ),
+    ),
+)
+ROUTER_LOADED = (
+    openai_chat("chat", "smol-q4"),
+    openai_chat("overflow", "smol-q4", LONG),
+    *PROBES,
+    *(get(path) for path in ("/models", "/props", "/props?model=smol-q4")),
+)
+ASLEEP = (*PROBES, get("/props"), openai_chat("chat wakes", "smol"), Ask("props awake", "/props"))
+
+
+def ollama_chat(name: str, messages: object = HELLO, model: str = "smol:latest", **more: object) -> Ask:
+    """A chat over the native API as the backend renders it, short and the same each time."""
+    body = {
+        "model": model,
+        "messages": messages,
+        "stream": False,
+        "truncate": False,
+        "options": {"num_ctx": 1024, "num_predict": 8, "temperature": 0},
+        **more,
+    }
+    return Ask(name, "/api/chat", body)
+
+
+TO_CALL = {"num_ctx": 2048, "num_predict": 40, "temperature": 0}
+V1_CHATS = ("chat", "chat stream", "unknown model")
+OLLAMA_EMPTY = (*PROBES, get("/api/ps"), ollama_chat("unknown model", model="nope"))
+OLLAMA_IDLE = (
+    *PROBES,
+    get("/api/ps"),
+    Ask("show", "/api/show", {"model": "smol:latest"}),
+    Ask("show tools", "/api/show", {"model": "smol-tools:latest"}),
+    Ask("show unknown", "/api/show", {"model": "nope"}),
+    Ask("foreign host", "/api/tags", headers={"Host": "example.invalid"}),
+    ollama_chat("load", [], keep_alive=600),
+    ollama_chat("unload", [], keep_alive=0),
+    ollama_chat("cloud model", model="nope:cloud"),
+)
+OLLAMA_LOADED = (
+    ollama_chat("chat"),
+    ollama_chat("chat stream", stream=True),
+    *PROBES,
+    get("/api/ps"),
+    Ask("show", "/api/show", {"model": "smol:latest"}),
+    ollama_chat("tools", ASK_WEATHER, tools=[WEATHER], stream=True),
+    ollama_chat("tool call", ASK_WEATHER, model="smol-tools:latest", tools=[WEATHER], stream=True, options=TO_CALL),
+    ollama_chat("schema", ASK_WEATHER, format=SCHEMA, options={"num_ctx": 1024, "num_predict": 20, "temperature": 0}),
+    ollama_chat("think", think="high", stream=True),
+    ollama_chat("overflow", LONG),
+    ollama_chat("overflow stream", LONG, stream=True),
+    ollama_chat("overflow truncated", LONG, truncate=True),
+    ollama_chat("unknown model", model="nope"),
+    Ask("embed", "/api/embed", {"model": "smol:latest", "input": "hello", "options": {"num_ctx": 1024}}),
+    Ask("bad json", "/api/chat", b"{"),
+    *(replace(ask, name=f"v1 {ask.name}") for ask in openai_chats("smol:latest") if ask.name in V1_CHATS),
+)
+OLLAMA_REMOTE = (
+    *PROBES,
+    get("/api/ps"),
+    Ask("show", "/api/show", {"model": "smol:latest"}),
+    Ask("show remote", "/api/show", {"model": "far:latest"}),
+    ollama_chat("chat", model="far:latest"),
+)
+OLLAMA_BUSY = (ollama_chat("unload", [], keep_alive=0), replace(ollama_chat("busy"), burst=12))
+
+STATES: dict[str, dict[str, tuple[Ask, ...]]] = {
+    "llamacpp": {
+        "loading": (*PROBES, get("/props"), openai_chat("chat", "smol")),
+        "ready": LLAMACPP_READY,
+        "keyed": LLAMACPP_KEYED,
+        "asleep": ASLEEP,
+        "router-idle": ROUTER_IDLE,
+        "router-loaded": ROUTER_LOADED,
+    },
+    "ollama": {
+        "empty": OLLAMA_EMPTY,
+        "idle": OLLAMA_IDLE,
+        "loaded": OLLAMA_LOADED,
+        "remote": OLLAMA_REMOTE,
+        "busy": OLLAMA_BUSY,
+    },
+    "dasllama": {"ready": (*PROBES[1:], *openai_chats("smollm2-135m-q8_0.gguf"))},
+}
+
+
+def exchange(url: str, ask: Ask, folder: Path) -> None:
+    """Make one exchange and keep it."""
+    with ThreadPoolExecutor(ask.burst) as pool:
+        made = list(pool.map(lambda _: _exchange(url, ask, folder), range(ask.burst)))
+    kept = max(made, key=lambda record: record["response"]["status"])
+    path = folder / f"{ask.name.replace(' ', '-')}.json"
+    path.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    print(kept["response"]["status"], path)
+
+
+def _exchange(url: str, ask: Ask, folder: Path) -> dict[str, dict[str, object]]:
+    parts = urlsplit(url)
+    method = "GET" if ask.body is None else "POST"
+    body = ask.body if ask.body is None or isinstance(ask.body, bytes) else json.dumps(ask.body).encode()
+    headers = {"Content-Type": "application/json", **ask.headers} if body is not None else dict(ask.headers)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=SECONDS)
+    try:
+        connection.request(method, ask.path, body, headers)
+        response = connection.getresponse()
+        for other in ask.during:
+            exchange(url, other, folder)
+        answer = _read_until_quiet(connection, response) if ask.during else response.read()
+    finally:
+        connection.close()
+    return {
+        "request": {"method": method, "path": ask.path, "headers": headers, "body": _text(body or b"")},
+        "response": {"status": response.status, "headers": response.getheaders(), "body": _text(answer)},
+    }
+
+
+def _read_until_quiet(connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> bytes:
+    connection.sock.settimeout(QUIET_SECONDS)
+    pieces: list[bytes] = []
+    try:
+        while piece := response.read1(65_536):
+            pieces.append(piece)
+    except TimeoutError:
+        pass
+    return b"".join(pieces)
+
+
+def _text(data: bytes) -> str | dict[str, str]:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(data).decode()}
+
+
+def main(url: str, kind: str, version: str, state: str, out: str = str(Path(__file__).parent)) -> None:
+    """Record every exchange of a state."""
+    folder = Path(out) / kind / version / state
+    folder.mkdir(parents=True, exist_ok=True)
+    for ask in STATES[kind][state]:
+        exchange(url, ask, folder)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
