@@ -37,6 +37,9 @@ CONF = "test_config.py::"
 NAMES = "routing/test_names.py::"
 HELD_OUT = "routing/test_held_out.py::"
 PARTS = "test_parts.py::"
+LLAMACPP = "backends/test_llamacpp.py::"
+OLLAMA = "backends/test_ollama.py::"
+OPENAI = "backends/test_openai_compatible.py::"
 
 ROWS: tuple[tuple[str, str, Proven | str], ...] = (
     (
@@ -152,7 +155,12 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
     (
         "SVC-3",
         "identity by fingerprint: llama.cpp, Ollama, any OpenAI-compatible server",
-        by(PARTS + "test_a_server_is_known_by_what_it_answers", code="turnout.fleet.discovery:identify"),
+        by(
+            LLAMACPP + "test_it_names_itself_in_every_state",
+            OLLAMA + "test_it_is_known_by_its_greeting_and_its_status",
+            OPENAI + "test_it_is_known_by_its_model_list_alone",
+            code="turnout.fleet.discovery:identify",
+        ),
     ),
     ("SVC-3", "identity by fingerprint: the other kinds", FLEET),
     ("SVC-4", "needs_key", by(REAL + "test_a_wrong_key_is_not_retried", code="turnout.backends.base:health_of_status")),
@@ -173,7 +181,20 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
     (
         "SVC-5",
         "window, size, residency as the server tells them",
-        by(PARTS + "test_what_a_server_tells_of_its_models", code="turnout.backends.ollama:_model"),
+        by(
+            OLLAMA + "test_a_list_without_capabilities_is_completed_model_by_model",
+            OLLAMA + "test_a_loaded_models_window_is_the_one_it_was_given",
+            code="turnout.backends.ollama:_model",
+        ),
+    ),
+    (
+        "SVC-5",
+        "window, size, residency of a llama.cpp server, alone and as a router",
+        by(
+            LLAMACPP + "test_a_running_server_tells_its_window_size_and_quantisation",
+            LLAMACPP + "test_a_routers_models_have_the_window_that_they_will_get",
+            code="turnout.backends.llamacpp:LlamaCpp.model",
+        ),
     ),
     (
         "SVC-5",

@@ -12,13 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import turnout
-from tests.fakes.llm import ollama_app, openai_app, running
+from tests.fakes.llm import openai_app, running
 from turnout.api import LocalLLMRouter, build_system_prompt, collect, load_any, parse_file_context
-from turnout.backends import BACKENDS, BY_KIND, DEFAULT_URLS
+from turnout.backends import BACKENDS, DEFAULT_URLS
 from turnout.build import open_router
 from turnout.code.enrich import build_enriched_query
 from turnout.code.provider import CodeContext, Issue, Reference
-from turnout.config import ContextConfig, RouterConfig, SecurityConfig, TaskRouting
+from turnout.config import ContextConfig, RouterConfig, TaskRouting
 from turnout.config_load import load_config_from_dict
 from turnout.context.compaction import STUB_MARK, SUMMARY_MARK, fit
 from turnout.context.conversation import Conversation, add, switch_model
@@ -39,11 +39,8 @@ from turnout.errors import (
 )
 from turnout.fleet.agents import detect_coding_agent, get_agent_specific_config
 from turnout.fleet.catalog import Catalog, EndpointStatus
-from turnout.fleet.discovery import identify
 from turnout.fleet.host import candidate_urls, detect_os
-from turnout.guard.allow import AllowList
 from turnout.guard.audit import QueryEnd, QueryStart, open_audit, verify
-from turnout.guard.network import Reply, open_client
 from turnout.routing.capabilities import guess_window, load_table
 from turnout.routing.classify import classify_task
 from turnout.routing.fallback import Ranked, after_error, plan_attempts
@@ -142,42 +139,6 @@ def test_the_enriched_query() -> None:
     assert "- Line 6" not in text
     assert build_enriched_query("q", CodeContext("x")) == "q"
     assert "hunter2hunter2" not in build_enriched_query("q", CodeContext("x", "PASSWORD = 'hunter2hunter2'"))
-
-
-def reply(body: object = None, *, text: str = "", status: int = 200, server: str = "") -> Reply:
-    data = text.encode() if body is None else json.dumps(body).encode()
-    return Reply(status, {"server": server} if server else {}, data)
-
-
-def test_a_server_is_known_by_what_it_answers() -> None:
-    listing = reply({"data": [{"id": "m"}]})
-    html = reply(text="<html>")
-    tags = reply({"models": [{"name": "a", "digest": "b5dc5e78"}]})
-    greeting, version = reply(text="Ollama is running"), reply({"version": "0.7.0"})
-    cases = {
-        "llamacpp": {"/health": reply({"error": "x"}, status=503, server="llama.cpp")},
-        "ollama": {"/": greeting, "/api/version": version, "/api/status": reply({"cloud": {"disabled": True}})},
-        "openai": {"/": html, "/v1/models": listing, "/api/version": version, "/api/tags": tags},
-    }
-    for kind, replies in cases.items():
-        found = identify(replies)
-        assert found is not None
-        assert found.kind == kind
-    emulated = {"/": greeting, "/api/version": version, "/api/tags": tags}
-    assert identify(emulated) is None, "an emulated API with a dummy digest is not Ollama"
-    assert identify({"/v1/models": html, "/": html}) is None, "200 alone proves nothing"
-
-
-async def test_what_a_server_tells_of_its_models() -> None:
-    app = ollama_app(("qwen2.5-coder:7b", "llama3.2:3b", "big:cloud"), window=16_384)
-    backend = BY_KIND["ollama"]
-    async with running(app) as url, open_client(AllowList.from_config(SecurityConfig())) as client:
-        found = await backend.inspect(client, Endpoint("o", "ollama", url), 2.0)
-    loaded, other, cloud = found.models
-    assert (loaded.window, loaded.window_source, loaded.resident) == (16_384, "known", True)
-    assert (other.window, other.window_source, other.resident) == (4096, "guessed", False)
-    assert loaded.parameters == 7_600_000_000
-    assert cloud.remote
 
 
 def test_a_guess_is_marked_as_one() -> None:

@@ -167,6 +167,14 @@ def test_what_its_refusals_mean(version: str, state: str, name: str, kind: type[
         assert (error.prompt_tokens, error.window) == (1231, 1024)
 
 
+def test_the_fields_of_an_overflow_outrank_its_words() -> None:
+    answer = reply("llamacpp", PIP, "ready", "overflow")
+    reworded = answer.body.replace(b"(1231 tokens)", b"(1 tokens)").replace(b"(1024 tokens)", b"(2 tokens)")
+    error = BACKEND.error(BOX, answer.status, answer.headers, reworded)
+    assert isinstance(error, ContextOverflowError)
+    assert (error.prompt_tokens, error.window) == (1231, 1024)
+
+
 @pytest.mark.parametrize("version", [PIP, SID])
 def test_the_name_of_a_model_is_not_looked_at(version: str) -> None:
     answer = reply("llamacpp", version, "ready", "unknown-model")

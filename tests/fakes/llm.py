@@ -171,6 +171,10 @@ def ollama_app(models: tuple[str, ...] = ("qwen2.5-coder:7b",), window: int = 40
         state.paths.append("/api/tags")
         return JSONResponse({"models": [row(name, n) for n, name in enumerate(state.models, 1)]})
 
+    async def show(request: Request) -> Response:
+        state.paths.append("/api/show")
+        return JSONResponse({"error": "this fake shows nothing"}, 404)
+
     async def ps(request: Request) -> Response:
         loaded = row(state.models[0], 1) | {"size_vram": 1, "context_length": state.window}
         return JSONResponse({"models": [loaded]})
@@ -192,6 +196,7 @@ def ollama_app(models: tuple[str, ...] = ("qwen2.5-coder:7b",), window: int = 40
             Route("/api/status", status),
             Route("/api/tags", tags),
             Route("/api/ps", ps),
+            Route("/api/show", show, methods=["POST"]),
             Route("/api/chat", chat, methods=["POST"]),
         ]
     )

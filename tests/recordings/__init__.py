@@ -49,8 +49,8 @@ def reply(kind: str, version: str, state: str, name: str) -> Reply:
     return exchanges(kind, version, state)[name].reply
 
 
-def replies(kind: str, version: str, state: str) -> Mapping[str, Reply]:
-    """The answers to GETs, by path: what ``Backend.identify`` takes."""
+def replies(kind: str, version: str, state: str) -> dict[str, Reply]:
+    """The answers to plain GETs, by path: what ``Backend.identify`` takes."""
     found = exchanges(kind, version, state).values()
     return {made.path: made.reply for made in found if made.name.startswith("get-")}
 
@@ -63,16 +63,19 @@ async def replaying(kind: str, version: str, state: str) -> AsyncIterator[str]:
     recorded is answered with 418, so what a backend sends is proven too. Not faithful: the pieces in which a body came,
     and headers of the connection.
     """
-    known = exchanges(kind, version, state)
+    gets = replies(kind, version, state)
+    posts = [made for made in exchanges(kind, version, state).values() if made.method == "POST"]
 
     async def answer(request: Request) -> Response:
-        sent = _json(await request.body())
         path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-        for made in known.values():
-            if (made.method, made.path) == (request.method, path) and _json(made.sent) == sent:
-                headers = {k: v for k, v in made.reply.headers.items() if k not in _OF_THE_CONNECTION}
-                return Response(made.reply.body, made.reply.status, headers)
-        return PlainTextResponse(f"nobody recorded {request.method} {path} {sent}", 418)
+        sent = _json(await request.body())
+        found = gets.get(path) if request.method == "GET" else None
+        if request.method == "POST":
+            found = next((made.reply for made in posts if made.path == path and _json(made.sent) == sent), None)
+        if found is None:
+            return PlainTextResponse(f"nobody recorded {request.method} {path} {sent}", 418)
+        headers = {k: v for k, v in found.headers.items() if k not in _OF_THE_CONNECTION}
+        return Response(found.body, found.status, headers)
 
     app = Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "POST"])])
     async with running(app) as url:

@@ -188,7 +188,6 @@ OLLAMA_LOADED = (
     ollama_chat("chat stream", stream=True),
     *PROBES,
     get("/api/ps"),
-    Ask("show", "/api/show", {"model": "smol:latest"}),
     ollama_chat("tools", ASK_WEATHER, tools=[WEATHER], stream=True),
     ollama_chat("tool call", ASK_WEATHER, model="smol-tools:latest", tools=[WEATHER], stream=True, options=TO_CALL),
     ollama_chat("schema", ASK_WEATHER, format=SCHEMA, options={"num_ctx": 1024, "num_predict": 20, "temperature": 0}),
@@ -204,7 +203,6 @@ OLLAMA_LOADED = (
 OLLAMA_REMOTE = (
     *PROBES,
     get("/api/ps"),
-    Ask("show", "/api/show", {"model": "smol:latest"}),
     Ask("show remote", "/api/show", {"model": "far:latest"}),
     ollama_chat("chat", model="far:latest"),
 )

@@ -30,7 +30,7 @@ class OpenAICompatible(Backend):
         reply = replies.get("/v1/models")
         if reply is None:
             return None
-        if reply.status == 200 and isinstance(json_object(reply.body).get("data"), list):
+        if reply.status == 200 and _listing(reply) is not None:
             return Identity(self.kind, "GET /v1/models is an OpenAI model list")
         if reply.status in (401, 403) and json_object(reply.body):
             return Identity(self.kind, f"GET /v1/models answers {reply.status} in JSON")
@@ -50,10 +50,10 @@ class OpenAICompatible(Backend):
         reply = await base.get(client, self, endpoint, self.models_path(endpoint), timeout)
         if reply.status != 200:
             return Inspection(*base.health_of_status(reply.status, base.error_text(reply.body)))
-        listing = json_object(reply.body).get("data")
-        if not isinstance(listing, list):
+        listing = _listing(reply)
+        if listing is None:
             return Inspection(Health.DEGRADED, "the model list is not an OpenAI model list")
-        models = tuple(model for row in rows(listing) if (model := self.model(row)))
+        models = tuple(model for row in listing if (model := self.model(row)))
         return Inspection(Health.ONLINE, "answers" if models else "has no model", models)
 
     def model(self, row: dict[str, Json]) -> Model | None:
@@ -102,6 +102,14 @@ def numbers(value: Json) -> tuple[float, ...]:
         return ()
     found = [n for n in value if isinstance(n, int | float) and not isinstance(n, bool)]
     return tuple(map(float, found)) if len(found) == len(value) else ()
+
+
+def _listing(reply: Reply) -> list[dict[str, Json]] | None:
+    """The rows of an OpenAI model list, None when it is something else. Ollama without a model says ``data: null``."""
+    answer = json_object(reply.body)
+    data = answer.get("data")
+    empty = data is None and answer.get("object") == "list"
+    return rows(data) if empty or isinstance(data, list) else None
 
 
 def meta_of(row: dict[str, Json]) -> dict[str, Json]:
