@@ -63,8 +63,26 @@ WEATHER = {
 ASK_WEATHER = [{"role": "user", "content": "What is the weather in Paris?"}]
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 
-# What discovery asks of every address. (dasllama's "/" is a page of 167 kB, which is left out below.)
-PROBES = tuple(get(path) for path in ("/", "/health", "/v1/models", "/api/version", "/api/status", "/api/tags"))
+# What discovery asks of any address to tell the kinds apart (facts/services.md, section 11).
+# dasllama's "/" is a page of 167 kB, which is left out below.
+PROBES = tuple(
+    get(path)
+    for path in (
+        "/",
+        "/health",
+        "/v1/models",
+        "/version",
+        "/api/version",
+        "/api/status",
+        "/api/tags",
+        "/api/config",
+        "/.well-known/serviceinfo",
+        "/.well-known/localai.json",
+        "/lmstudio-greeting",
+        "/v1/internal/model/info",
+        "/openapi.json",
+    )
+)
 
 
 def openai_chat(name: str, model: str, messages: object = HELLO, **more: object) -> Ask:
