@@ -11,7 +11,7 @@ from tests.recordings import Exchange, exchanges, replaying, replies, reply
 from turnout.backends import BY_KIND
 from turnout.backends.base import Inspection
 from turnout.backends.lanes import event_lane, raw_lane
-from turnout.config import SecurityConfig
+from turnout.config import RouterConfig, SecurityConfig
 from turnout.errors import (
     BackendError,
     ContextOverflowError,
@@ -93,7 +93,7 @@ async def test_a_running_server_tells_its_window_size_and_quantisation(version: 
 
 async def test_discovery_finds_it_by_its_answers_alone() -> None:
     async with replaying("llamacpp", PIP, "ready") as url, open_client(AllowList.from_config(SecurityConfig())) as c:
-        status = await look(c, Target(Endpoint("found", "", url)), 5.0)
+        status = await look(c, Target(Endpoint("found", "", url)), RouterConfig())
     assert (status.endpoint.kind, status.health, status.models) == ("llamacpp", Health.ONLINE, (Q4,))
 
 

@@ -13,7 +13,7 @@ from tests.recordings import exchanges, replaying, replies, reply
 from turnout.backends import BY_KIND
 from turnout.backends.base import Identity, Inspection
 from turnout.backends.lanes import event_lane
-from turnout.config import SecurityConfig
+from turnout.config import RouterConfig, SecurityConfig
 from turnout.errors import (
     BackendError,
     ContextOverflowError,
@@ -164,7 +164,7 @@ async def test_a_loaded_models_window_is_the_one_it_was_given() -> None:
 async def test_a_model_of_another_machine_is_left_out() -> None:
     async with replaying("ollama", VERSION, "remote") as url, open_client(AllowList.from_config(SecurityConfig())) as c:
         found = await BACKEND.inspect(c, replace(BOX, url=url), 5.0)
-        status = await look(c, Target(Endpoint("found", "", url)), 5.0)
+        status = await look(c, Target(Endpoint("found", "", url)), RouterConfig())
     assert {m.id: m.remote for m in found.models} == {
         "far:latest": True,
         "gpt-oss:120b-cloud": True,

@@ -11,7 +11,7 @@ from tests.recordings import replaying, replies, reply
 from turnout.backends import BY_KIND
 from turnout.backends.base import Identity, Inspection
 from turnout.backends.lanes import event_lane, raw_lane
-from turnout.config import SecurityConfig
+from turnout.config import RouterConfig, SecurityConfig
 from turnout.errors import BackendError, ContextOverflowError, RequestRefusedError, UnknownModelError
 from turnout.fleet.discovery import Target, identify, look
 from turnout.guard.allow import AllowList
@@ -66,7 +66,7 @@ def test_a_refusal_in_json_is_a_server_that_wants_a_key() -> None:
 async def test_what_it_does_not_tell_is_left_open() -> None:
     async with replaying(*SERVER) as url, open_client(AllowList.from_config(SecurityConfig())) as client:
         found = await BACKEND.inspect(client, replace(BOX, url=url), 5.0)
-        status = await look(client, Target(Endpoint("found", "", url)), 5.0)
+        status = await look(client, Target(Endpoint("found", "", url)), RouterConfig())
     assert found == Inspection(Health.ONLINE, "answers", (MODEL,))
     assert (MODEL.window, MODEL.resident, MODEL.capabilities) == (0, None, frozenset())
     assert (status.endpoint.kind, status.models) == ("openai", (MODEL,))
