@@ -1,0 +1,414 @@
+"""What every backend must do: one list, run against every fake, and against real servers where they can be had.
+
+A behaviour is a coroutine function that asserts; its name is what ``LACKS`` of a fake and docs/services.md call it.
+Where a server lacks a behaviour the suite asserts the lack: the backend then says so instead of guessing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+import pytest
+
+from tests.fakes.base import ANSWER_TOKENS, ARGUMENTS, PROMPT_TOKENS, STRUCTURED, THOUGHT, TOOL, WORDS, Fake
+from turnout.backends import BY_KIND
+from turnout.backends.base import Backend
+from turnout.backends.lanes import event_lane
+from turnout.config import RouterConfig
+from turnout.errors import (
+    ContextOverflowError,
+    EndpointBusyError,
+    NonsenseError,
+    PhaseTimeoutError,
+    RequestRefusedError,
+    ServerFailedError,
+    StreamBrokenError,
+    UnknownModelError,
+)
+from turnout.fleet.catalog import EndpointStatus
+from turnout.fleet.discovery import Target, look
+from turnout.guard.network import HttpClient
+from turnout.types import (
+    ChatRequest,
+    Endpoint,
+    Event,
+    Finish,
+    Health,
+    Limits,
+    Model,
+    ReasoningDelta,
+    TextDelta,
+    Tool,
+    ToolCallDelta,
+    Usage,
+    UsageReport,
+    message,
+)
+
+QUICK = Limits(connect=2.0, first_byte=5.0, silence=5.0, total=20.0)
+WEATHER = Tool(TOOL, "the weather of a city", {"type": "object", "properties": {"city": {"type": "string"}}})
+SCHEMA = {"type": "object", "properties": {"answer": {"type": "integer"}}, "required": ["answer"]}
+
+
+@dataclass
+class Case:
+    """One server under test.
+
+    Attributes:
+        url: where it listens.
+        fake: its state, for faults.
+        lacks: behaviours that the server does not offer, with the reason.
+    """
+
+    kind: str
+    url: str
+    client: HttpClient
+    fake: Fake
+    lacks: dict[str, str]
+
+    @property
+    def backend(self) -> Backend:
+        return BY_KIND[self.kind]
+
+    def endpoint(self, **fields: object) -> Endpoint:
+        given: dict[str, object] = {"limits": QUICK, "key": self.fake.key, "configured": True, **fields}
+        return Endpoint("box", self.kind, self.url, **given)  # type: ignore[arg-type]
+
+    async def look(self, **fields: object) -> EndpointStatus:
+        """What discovery finds there, knowing nothing."""
+        target = Target(replace(self.endpoint(**fields), kind=""), style="native")
+        return await look(self.client, target, RouterConfig())
+
+    async def model(self) -> Model:
+        """The first model that it lists."""
+        return (await self.look()).models[0]
+
+    async def ask(self, request: ChatRequest | None = None, **fields: object) -> list[Event]:
+        """All events of an answer."""
+        model = await self.model()
+        request = request or ChatRequest((message("user", "Add two numbers"),))
+        request = replace(request, **fields)  # type: ignore[arg-type]
+        lane = event_lane(self.client, self.backend, self.endpoint(), model, request, model.window)
+        async with aclosing(lane) as events:
+            return [event async for event in events]
+
+
+def said(events: list[Event]) -> str:
+    return "".join(event.text for event in events if isinstance(event, TextDelta))
+
+
+async def identified(case: Case) -> None:
+    status = await case.look()
+    assert status.endpoint.kind == case.kind
+    assert status.evidence
+    if case.fake.version:
+        assert status.version == case.fake.version
+
+
+async def online(case: Case) -> None:
+    assert (await case.look()).health is Health.ONLINE
+
+
+async def loading(case: Case) -> None:
+    case.fake.fault = "loading"
+    status = await case.look()
+    assert (status.health, status.endpoint.kind) == (Health.LOADING, case.kind), status.reason
+
+
+async def needs_key(case: Case) -> None:
+    case.fake.key = "secret"
+    without = await case.look(key="")
+    assert (without.health, without.endpoint.kind) == (Health.NEEDS_KEY, case.kind), without.reason
+    assert (await case.look()).health is Health.ONLINE
+    assert said(await case.ask()) == "".join(WORDS)
+
+
+async def models(case: Case) -> None:
+    found = {model.id for model in (await case.look()).models}
+    assert found == {model.id for model in case.fake.models if not model.remote}
+
+
+async def window(case: Case) -> None:
+    model, told = await case.model(), case.fake.models[0]
+    assert (model.window, model.window_source) == (told.window, "known")
+
+
+async def max_window(case: Case) -> None:
+    assert (await case.model()).max_window == case.fake.models[0].max_window
+
+
+async def residency(case: Case) -> None:
+    assert (await case.model()).resident is case.fake.models[0].resident
+
+
+async def size(case: Case) -> None:
+    assert (await case.model()).size == case.fake.models[0].size
+
+
+async def quantization(case: Case) -> None:
+    assert (await case.model()).quantization == case.fake.models[0].quantization
+
+
+async def capabilities(case: Case) -> None:
+    assert {"chat", "tools"} <= (await case.model()).capabilities
+
+
+async def digest(case: Case) -> None:
+    assert (await case.model()).digest == case.fake.models[0].digest
+
+
+async def slots(case: Case) -> None:
+    case.fake.slots = 3
+    assert (await case.look()).slots == 3
+
+
+async def busy_count(case: Case) -> None:
+    case.fake.busy = 1
+    assert (await case.look()).busy == 1
+
+
+async def remote(case: Case) -> None:
+    case.fake.models[-1].remote = True
+    status = await case.look()
+    assert case.fake.models[-1].id not in {model.id for model in status.models}
+    assert any(reason for _, reason in status.excluded)
+
+
+async def looking_is_get_only(case: Case) -> None:
+    await case.look()
+    assert {method for method, _ in case.fake.requests} == {"GET"}
+
+
+async def chat(case: Case) -> None:
+    events = await case.ask()
+    assert said(events) == "".join(WORDS)
+    assert UsageReport(Usage(PROMPT_TOKENS, ANSWER_TOKENS)) in events
+    assert events[-1] == Finish("stop")
+
+
+async def stream(case: Case) -> None:
+    assert sum(isinstance(event, TextDelta) for event in await case.ask()) > 1
+
+
+async def tools(case: Case) -> None:
+    events = await case.ask(tools=(WEATHER,))
+    calls = [event for event in events if isinstance(event, ToolCallDelta)]
+    assert calls[0].name == TOOL
+    assert calls[0].call_id
+    assert json.loads("".join(call.arguments for call in calls)) == json.loads(ARGUMENTS)
+    assert events[-1] == Finish("tool_calls")
+
+
+async def reasoning(case: Case) -> None:
+    events = await case.ask(reasoning_effort="high")
+    assert "".join(event.text for event in events if isinstance(event, ReasoningDelta)) == "".join(THOUGHT)
+
+
+async def structured(case: Case) -> None:
+    wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA}}
+    assert said(await case.ask(response_format=wanted)) == STRUCTURED
+
+
+async def embeddings(case: Case) -> None:
+    vectors = await case.backend.embed(case.client, case.endpoint(), await case.model(), ["a", "bcd"])
+    assert [len(vector) for vector in vectors] == [3, 3]
+    assert [vector[0] for vector in vectors] == [1.0, 3.0]
+
+
+async def count(case: Case) -> None:
+    request = ChatRequest((message("user", "Add two numbers"),))
+    assert await case.backend.count_tokens(case.client, case.endpoint(), request, await case.model()) == PROMPT_TOKENS
+
+
+async def overflow(case: Case) -> None:
+    model = await case.model()
+    case.fake.fault = "overflow"
+    with pytest.raises(ContextOverflowError) as caught:
+        await case.ask()
+    if "overflow_counts" not in case.lacks:
+        assert caught.value.window == model.window
+        assert caught.value.prompt_tokens > model.window
+
+
+async def busy(case: Case) -> None:
+    await case.model()
+    case.fake.fault = "busy"
+    with pytest.raises(EndpointBusyError):
+        await case.ask()
+
+
+async def unknown_model(case: Case) -> None:
+    model = replace(await case.model(), id="nobody-has-this")
+    request = ChatRequest((message("user", "hello"),))
+    lane = event_lane(case.client, case.backend, case.endpoint(), model, request, 4096)
+    with pytest.raises(UnknownModelError):
+        async with aclosing(lane) as events:
+            async for _ in events:
+                pass
+
+
+async def error(case: Case) -> None:
+    case.fake.fault = "error"
+    with pytest.raises(ServerFailedError):
+        await case.ask()
+
+
+async def malformed(case: Case) -> None:
+    for fault in ("malformed", "html", "empty_200"):
+        case.fake.fault = fault
+        with pytest.raises(NonsenseError):
+            await case.ask()
+
+
+async def drop(case: Case) -> None:
+    case.fake.fault = "drop"
+    with pytest.raises(StreamBrokenError):
+        await case.ask()
+
+
+async def error_under_200(case: Case) -> None:
+    case.fake.fault = "error_200"
+    # The words and the error may come in one piece: then nothing had been handed on, and another server may answer.
+    with pytest.raises((StreamBrokenError, ServerFailedError)):
+        await case.ask()
+
+
+async def hang(case: Case) -> None:
+    case.fake.fault = "hang"
+    limits = replace(QUICK, first_byte=0.2)
+    model = await case.model()
+    request = ChatRequest((message("user", "hello"),))
+    lane = event_lane(case.client, case.backend, case.endpoint(limits=limits), model, request, model.window)
+    with pytest.raises(PhaseTimeoutError, match="did not begin"):
+        async with aclosing(lane) as events:
+            async for _ in events:
+                pass
+
+
+async def cancel(case: Case) -> None:
+    case.fake.fault = "stall"
+    model = await case.model()
+    request = ChatRequest((message("user", "hello"),))
+    lane = event_lane(case.client, case.backend, case.endpoint(), model, request, model.window)
+    async with aclosing(lane) as events:
+        async for event in events:
+            if isinstance(event, TextDelta):
+                break
+    await asyncio.wait_for(case.fake.closed.wait(), 5)
+
+
+async def load(case: Case) -> None:
+    case.fake.models[0].resident = False
+    told: list[str] = []
+    await case.backend.load(case.client, case.endpoint(), await case.model(), told.append)
+    assert case.fake.models[0].resident
+
+
+async def unload(case: Case) -> None:
+    await case.backend.unload(case.client, case.endpoint(), await case.model())
+    assert not case.fake.models[0].resident
+
+
+BEHAVIOURS: tuple[Callable[[Case], Awaitable[None]], ...] = (
+    identified,
+    online,
+    loading,
+    needs_key,
+    looking_is_get_only,
+    models,
+    window,
+    max_window,
+    residency,
+    size,
+    quantization,
+    capabilities,
+    digest,
+    slots,
+    busy_count,
+    remote,
+    chat,
+    stream,
+    tools,
+    reasoning,
+    structured,
+    embeddings,
+    count,
+    overflow,
+    busy,
+    unknown_model,
+    error,
+    malformed,
+    drop,
+    error_under_200,
+    hang,
+    cancel,
+    load,
+    unload,
+)
+
+
+# What a backend says where its server lacks something: nothing known, or a refusal in clear words.
+
+
+async def _unknown_window(case: Case) -> None:
+    assert (await case.model()).window_source == "guessed" or (await case.model()).window == 0
+
+
+async def _refuses(call: Awaitable[object]) -> None:
+    with pytest.raises(RequestRefusedError, match="has no means to"):
+        await call
+
+
+async def _no_load(case: Case) -> None:
+    await _refuses(case.backend.load(case.client, case.endpoint(), await case.model(), lambda _: None))
+
+
+async def _no_unload(case: Case) -> None:
+    await _refuses(case.backend.unload(case.client, case.endpoint(), await case.model()))
+
+
+async def _no_embeddings(case: Case) -> None:
+    await _refuses(case.backend.embed(case.client, case.endpoint(), await case.model(), ["a"]))
+
+
+async def _no_count(case: Case) -> None:
+    request = ChatRequest((message("user", "hello"),))
+    assert await case.backend.count_tokens(case.client, case.endpoint(), request, await case.model()) == 0
+
+
+async def _no_tools(case: Case) -> None:
+    model = await case.model()
+    assert model.capabilities, "a kind without tools says what its models can do"
+    assert "tools" not in model.capabilities
+
+
+def _field(name: str, nothing: object) -> Callable[[Case], Awaitable[None]]:
+    async def check(case: Case) -> None:
+        assert getattr(await case.model(), name) == nothing
+
+    return check
+
+
+async def _any(case: Case) -> None:
+    """Nothing of ours shows the lack; an ordinary question is answered all the same."""
+    assert said(await case.ask()) == "".join(WORDS)
+
+
+LACKING: dict[str, Callable[[Case], Awaitable[None]]] = {
+    "window": _unknown_window,
+    "max_window": _any,
+    "residency": _any,
+    "size": _field("size", 0),
+    "quantization": _field("quantization", ""),
+    "capabilities": _any,
+    "digest": _field("digest", ""),
+    "load": _no_load,
+    "unload": _no_unload,
+    "embeddings": _no_embeddings,
+    "count": _no_count,
+    "tools": _no_tools,
+}
