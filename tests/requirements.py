@@ -399,7 +399,7 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "OpenAI chat completions",
         by(
             GATE + "test_the_openai_sdk_gets_a_real_answer_whole_and_streamed",
-            code="turnout.gateway.completions:openai_chat",
+            code="turnout.gateway.completions:ChatEndpoint.__call__",
         ),
     ),
     (
@@ -407,7 +407,7 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "Anthropic messages",
         by(
             GATE + "test_the_anthropic_sdk_gets_a_real_answer_whole_and_streamed",
-            code="turnout.gateway.completions:anthropic_messages",
+            code="turnout.gateway.completions:ChatEndpoint.__call__",
         ),
     ),
     ("GW-1", "Responses, Ollama, embeddings, count_tokens", GATEWAY),
@@ -439,7 +439,7 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "cancellation frees the server",
         by(
             GATE + "test_a_client_that_leaves_frees_the_server",
-            code="turnout.gateway.completions:ChatResponse.__call__",
+            code="turnout.gateway.completions:_WhilePresent.__exit__",
         ),
     ),
     (
@@ -455,7 +455,7 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "the status line is held",
         by(
             GATE + "test_a_failure_has_the_status_and_code_that_agents_understand",
-            code="turnout.gateway.completions:ChatResponse._stream",
+            code="turnout.gateway.completions:ChatAnswer._stream",
         ),
     ),
     ("WIN-1", "advertised, counted and enforced", CONTEXT),

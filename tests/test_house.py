@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.check_requirements import lines_of
+from tests.requirements import ROWS, Proven
+
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 
@@ -59,3 +62,10 @@ def test_the_readmes_python_runs_as_written() -> None:
     import turnout
 
     assert {"quick_route"} <= names & set(turnout.__all__)
+
+
+@pytest.mark.parametrize("code", sorted({c for _, _, proof in ROWS if isinstance(proof, Proven) for c in proof.code}))
+def test_requirements_name_code_that_exists(code: str) -> None:
+    path, body = lines_of(code)
+    assert path.is_file()
+    assert body
