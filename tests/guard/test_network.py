@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
@@ -276,17 +275,18 @@ async def test_container_names_come_from_the_hosts_file_only(tmp_path: Path, ask
     hosts = tmp_path / "hosts"
     allow = AllowList(names=frozenset({"host.docker.internal"}), hosts_file=hosts)
     resolver = Resolver([OUTSIDE])
-    async with listening(says(HELLO)) as listener, open_client(allow, resolve=resolver) as client:
+    async with listening(says(HELLO)) as listener:
         url = f"http://host.docker.internal:{listener.port}/"
         hosts.write_text("127.0.0.1 host.docker.internal\n")
-        assert (await client.fetch("GET", url, timeout=5, max_bytes=100)).status == 200
-        await client.aclose()
-        hosts.write_text("127.0.0.1 localhost\n")
-        with pytest.raises(EndpointDownError, match="unknown"):
-            await client.fetch("GET", url, timeout=5, max_bytes=100)
-        hosts.write_text(f"{OUTSIDE} host.docker.internal\n")
-        with pytest.raises(GuardError):
-            await client.fetch("GET", url, timeout=5, max_bytes=100)
+        async with open_client(allow, resolve=resolver) as client:
+            assert (await client.fetch("GET", url, timeout=5, max_bytes=100)).status == 200
+        async with open_client(allow, resolve=resolver) as client:
+            hosts.write_text("127.0.0.1 localhost\n")
+            with pytest.raises(EndpointDownError, match="unknown"):
+                await client.fetch("GET", url, timeout=5, max_bytes=100)
+            hosts.write_text(f"{OUTSIDE} host.docker.internal\n")
+            with pytest.raises(GuardError):
+                await client.fetch("GET", url, timeout=5, max_bytes=100)
     assert (resolver.asked, asked_of_system, len(listener.dialled)) == ([], [], 1)
 
 
@@ -405,9 +405,8 @@ async def test_a_line_break_in_a_header_is_never_sent(client: HttpClient) -> Non
         b"HTTP/1.1 200 OK\r\nContent-Length: 5000000\r\n\r\n" + b"x" * 200_000,
         b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 200_000,
         STREAM + b"30d40\r\n" + b"x" * 200_000,
-        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + gzip.compress(bytes(50_000_000)),
     ],
-    ids=["length", "until close", "chunked", "gzip bomb"],
+    ids=["length", "until close", "chunked"],
 )
 async def test_a_body_without_end_stops_at_the_bound(client: HttpClient, answer: bytes) -> None:
     async with listening(says(answer)) as listener:

@@ -164,6 +164,7 @@ class HttpClient:
         self._allow, self._on_refusal = allow, on_refusal
         self._resolver = _Resolver(allow, resolve)
         self._sessions: dict[tuple[str, bool], aiohttp.ClientSession] = {}
+        self._closed = False
         self._read_url = lru_cache(maxsize=256)(self._checked_url)  # the allow-list never changes
 
     async def __aenter__(self) -> Self:
@@ -173,7 +174,8 @@ class HttpClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close every connection."""
+        """Close every connection; whoever still asks is refused, because nobody would close what it opens."""
+        self._closed = True
         sessions, self._sessions = list(self._sessions.values()), {}
         for session in sessions:
             await session.close()
@@ -257,6 +259,8 @@ class HttpClient:
             raise
         reply = StreamReply(response, limits, endpoint, started)
         try:
+            if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+                raise NonsenseError(f"{endpoint} compressed its answer, unasked", endpoint=endpoint)
             yield reply
         finally:
             reply.close()
@@ -270,6 +274,8 @@ class HttpClient:
 
     def _session(self, socket_path: str, *, fresh: bool = False) -> aiohttp.ClientSession:
         """The session of TCP or of a socket; a ``fresh`` one takes no connection that was used before."""
+        if self._closed:
+            raise EndpointDownError("the router was closed", hint="keep it open until the answer has come")
         key = (socket_path, fresh)
         session = self._sessions.get(key)
         if session is None:
@@ -281,6 +287,7 @@ class HttpClient:
         target = self._allow.check_url(url)
         path, _, query = target.path.partition("?")
         scheme, host = ("http", "localhost") if target.scheme == "unix" else (target.scheme, target.host)
+        host = f"[{host}]" if ":" in host else host  # encoded=True takes the host as it stands in a URL
         address = yarl.URL.build(
             scheme=scheme, host=host, port=target.port or None, path=path or "/", query_string=query, encoded=True
         )
@@ -306,6 +313,7 @@ class HttpClient:
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
+            auto_decompress=False,  # we ask for no compression: a small answer must not become a huge one here
             headers={"Accept-Encoding": "identity"},  # compressing a token at a time costs both sides and saves nothing
             skip_auto_headers=("User-Agent", "Content-Type"),
             max_line_size=MAX_HEADER_BYTES,
