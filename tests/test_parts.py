@@ -333,7 +333,7 @@ def attempt_at(
         (EndpointLoadingError("x"), ["a-other", "b", "a again"]),
         (ServerFailedError("x"), ["a-other", "b", "a again"]),
         (ContextOverflowError("x", window=4096), ["b", "a reduced"]),
-        (StreamBrokenError("x"), []),
+        (StreamBrokenError("x"), ["b"]),
     ],
 )
 def test_what_an_error_does_to_the_plan(error: BackendError, expected: list[str]) -> None:

@@ -148,5 +148,5 @@ def _parameters(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     try:
         return int(float(match[1]) * _UNIT[match[2].upper()]) if match else 0
-    except ValueError:
+    except (ValueError, OverflowError):  # more than one dot, or digits without end
         return 0

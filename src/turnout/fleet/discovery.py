@@ -30,6 +30,8 @@ FOUND_PRIORITY = 5
 IDENTIFY_EVERY = 20  # refreshes; in between, a server that goes on answering as its kind is taken for it
 GENERIC = BY_KIND["openai"]
 SWITCHED_OFF = "switched off in the configuration"
+# Each model is rated at every look: a list without end must not stop everything else.
+MAX_MODELS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,14 +216,17 @@ async def _look(
     if unused == SWITCHED_OFF:
         return EndpointStatus(endpoint, Health.UNKNOWN, unused, time.time(), evidence=verdict.evidence, unused=unused)
     found = await backend.inspect(client, endpoint, timeout)
+    own = [m for m in found.models if not m.remote]
+    excluded = [(m.id, "served by another machine through this server") for m in found.models if m.remote]
+    excluded += [(m.id, f"beyond the first {MAX_MODELS:,} of its server") for m in own[MAX_MODELS:]]
     return EndpointStatus(
         endpoint,
         found.health,
         found.reason,
         time.time(),
         version=found.version or verdict.version,
-        models=tuple(_windowed(m, endpoint) for m in found.models if not m.remote),
-        excluded=tuple((m.id, "served by another machine through this server") for m in found.models if m.remote),
+        models=tuple(_windowed(m, endpoint) for m in own[:MAX_MODELS]),
+        excluded=tuple(excluded),
         slots=found.slots,
         busy=found.busy,
         waiting=found.waiting,

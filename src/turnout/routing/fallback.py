@@ -58,14 +58,13 @@ def _reduced(candidate: Candidate, target: int, reason: str) -> Attempt:
 def after_error(rest: Sequence[Attempt], failed: Attempt, error: BackendError, target: int) -> tuple[Attempt, ...]:
     """What is left of the plan after ``failed`` ended with ``error``.
 
-    Only a context overflow leads to level 2. A refused key and a dead endpoint take the endpoint out; busy, loading
-    and server failures are tried elsewhere first and here again later, at most ``max_retries`` times.
+    Only a context overflow leads to level 2. A refused key and an endpoint that is dead, or died before any output,
+    take the endpoint out; busy, loading and server failures are tried elsewhere first and here again later, at most
+    ``max_retries`` times. Never called once output has begun.
     """
-    if isinstance(error, StreamBrokenError):
-        return ()
     if isinstance(error, ContextOverflowError):
         return _after_overflow(rest, failed, error, target)
-    if isinstance(error, KeyRefusedError | EndpointDownError) or (
+    if isinstance(error, KeyRefusedError | EndpointDownError | StreamBrokenError) or (
         isinstance(error, PhaseTimeoutError) and error.phase == "connect"
     ):
         return tuple(a for a in rest if a.candidate.endpoint != failed.candidate.endpoint)

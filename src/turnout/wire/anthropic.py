@@ -106,7 +106,7 @@ def _parts(row: Mapping[str, Json]) -> list[Part]:
             arguments = base.arguments_text(row.get("input", {}))
             return [ToolCall(as_text(row.get("id")), as_text(row.get("name")), arguments)]
         case "tool_result":
-            inner = _content(row.get("content"))
+            inner = _content(_flat(row.get("content")))
             content = "".join(part.text for part in inner if isinstance(part, Text))
             result = ToolResult(as_text(row.get("tool_use_id")), content, is_error=row.get("is_error") is True)
             return [result, *(part for part in inner if isinstance(part, Image))]
@@ -114,6 +114,13 @@ def _parts(row: Mapping[str, Json]) -> list[Part]:
             return []
         case other:
             raise UsageError(f"a message has a block of type {other[:40]!r}, which is not supported")
+
+
+def _flat(value: Json) -> Json:
+    """A tool result's content, which holds no other result: results without end would exhaust the stack."""
+    if isinstance(value, list) and any(as_dict(block).get("type") == "tool_result" for block in value):
+        raise UsageError("a tool result holds another tool result, which is not supported")
+    return value
 
 
 def _tool(row: Mapping[str, Json]) -> Tool:

@@ -282,6 +282,7 @@ class _Calls:
     def __init__(self) -> None:
         self._all: list[_Call] = []
         self._at: dict[int, _Call] = {}
+        self._by_id: dict[str, _Call] = {}
 
     def events(self, value: Json) -> list[Event]:
         """The events of one ``tool_calls`` list."""
@@ -312,7 +313,7 @@ class _Calls:
             if call is None or (call.named and name and call_id not in ("", call.call_id)):
                 call = self._at[hint] = self._new(call_id)
             return call
-        known = next((c for c in self._all if call_id and c.call_id == call_id), None)
+        known = self._by_id.get(call_id)
         if known is not None:
             return known
         if not self._all or call_id or name:
@@ -320,9 +321,10 @@ class _Calls:
         return self._all[min(place, len(self._all) - 1)] if place else self._all[-1]
 
     def _new(self, call_id: str) -> _Call:
-        taken = {call.call_id for call in self._all}
-        call = _Call(len(self._all), call_id if call_id and call_id not in taken else new_id("call_"))
+        free = bool(call_id) and call_id not in self._by_id
+        call = _Call(len(self._all), call_id if free else new_id("call_"))
         self._all.append(call)
+        self._by_id[call.call_id] = call
         return call
 
     def __bool__(self) -> bool:
