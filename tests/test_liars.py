@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,13 +11,15 @@ import pytest
 
 from tests.fakes.liar import CHAT, CHUNKED, DONE, SSE, Say, answer, event, lying, models
 from tests.fakes.llm import ollama_app, running
-from turnout.api import collect, load_any
+from turnout.api import LocalLLMRouter, collect, load_any, quick_route
+from turnout.backends import lanes
 from turnout.build import open_router
 from turnout.config import LoadedConfig
-from turnout.errors import UsageError
+from turnout.errors import StreamBrokenError, UsageError
 from turnout.fleet.discovery import MAX_MODELS
-from turnout.types import ChatRequest, ExecutionResult, ToolCallDelta, message
+from turnout.types import ChatRequest, ExecutionResult, Json, ToolCallDelta, message
 from turnout.wire import anthropic, openai_chat
+from turnout.wire.openai_chat import _Calls
 
 ASKED = ChatRequest((message("user", "hi"),))
 HONEST: Mapping[str, Say] = {"/v1/models": models("m"), CHAT: SSE + event("hello") + DONE}
@@ -79,22 +80,23 @@ async def test_a_server_that_dies_after_its_headers_is_replaced(whole: bool) -> 
     assert [a.error.code if a.error else "" for a in result.attempts] == ["stream_broken", ""]
 
 
+class _Id(str):
+    """An id that counts how often it is compared."""
+
+    __slots__ = ()
+    compared = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        _Id.compared += 1
+        return str.__eq__(self, other)
+
+
 def test_a_tool_call_is_not_compared_with_all_before_it() -> None:
-    rows = [{"id": f"c{n}", "function": {"name": "f", "arguments": "{}"}} for n in range(1000)]
-    data = b"data: " + json.dumps({"choices": [{"delta": {"tool_calls": rows}}]}).encode() + b"\n\n"
-    parser, steps = openai_chat.StreamParser(), 0
-
-    def count(_: object, kind: str, __: object) -> None:
-        nonlocal steps
-        steps += kind == "call"
-
-    sys.setprofile(count)
-    try:
-        events = parser.feed(data)
-    finally:
-        sys.setprofile(None)
-    assert [e.call_id for e in events if isinstance(e, ToolCallDelta)] == [row["id"] for row in rows]
-    assert steps < 50 * len(rows)
+    rows: list[Json] = [{"id": _Id(f"c{n}"), "function": {"name": "f", "arguments": "{}"}} for n in range(1000)]
+    events = _Calls().events(rows)
+    assert [e.call_id for e in events if isinstance(e, ToolCallDelta)] == [f"c{n}" for n in range(1000)]
+    assert _Id.compared < 10_000
 
 
 def test_tool_results_in_tool_results_are_refused() -> None:
@@ -104,3 +106,66 @@ def test_tool_results_in_tool_results_are_refused() -> None:
     body = json.dumps({"model": "auto", "messages": [{"role": "user", "content": [block]}]}).encode()
     with pytest.raises(UsageError, match="holds another tool result"):
         anthropic.parse_request(body)
+
+
+async def test_an_answer_that_was_complete_is_complete_though_the_connection_stays_open() -> None:
+    over = asyncio.Event()
+
+    async def hold(writer: asyncio.StreamWriter) -> None:
+        writer.write(SSE + event("hello") + DONE)
+        await over.wait()
+
+    body = json.dumps({"model": "m", "stream": True, "messages": [{"role": "user", "content": "hi"}]}).encode()
+    async with lying({"/v1/models": models("m"), CHAT: hold}) as url:
+        assert (await asyncio.wait_for(ask(url), 10)).text == "hello"
+        raw = await asyncio.wait_for(ask(url, request=openai_chat.parse_request(body)), 10)
+        over.set()
+    assert raw.finish == "stop"
+
+
+async def test_an_answer_without_end_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "WHOLE_ANSWER_BYTES", 1_000_000)
+
+    async def talk(writer: asyncio.StreamWriter) -> None:
+        writer.write(SSE)
+        while True:
+            writer.write(event("x" * 10_000))
+            await writer.drain()
+
+    async with lying({"/v1/models": models("m"), CHAT: talk}) as url:
+        with pytest.raises(StreamBrokenError, match="without end") as caught:
+            await asyncio.wait_for(ask(url), 20)
+    assert 500_000 < len(caught.value.received) < 1_100_000
+
+
+@pytest.mark.parametrize("exact", [False, True])
+async def test_one_servers_window_is_not_anothers(exact: bool) -> None:
+    told = {"message": "the request exceeds the available context size", "n_prompt_tokens": 9000, "n_ctx": 2048}
+    small: Mapping[str, Say] = {"/v1/models": models("m", window=16_000), CHAT: answer({"error": told}, status=400)}
+    large: Mapping[str, Say] = {"/v1/models": models("m", window=32_000), CHAT: HONEST[CHAT]}
+    query = "word " * 6000
+    request = ChatRequest((message("user", query),))
+    if exact:
+        body = json.dumps({"model": "m", "stream": True, "messages": [{"role": "user", "content": query}]}).encode()
+        request = openai_chat.parse_request(body)
+        assert not request.compactable
+    async with lying(small) as one, lying(large) as other:
+        result = await ask(one, other, request=request)
+    assert result.service == "s1"
+    assert [n.code for n in result.notices] == ["fallback"]
+
+
+async def test_a_session_that_cannot_be_kept_costs_no_answer(tmp_path: Path) -> None:
+    async with lying(HONEST) as url, LocalLLMRouter(None, config_of(url), session_id="s") as router:
+        assert router._store is not None
+        router._store._db.execute("PRAGMA max_page_count = 1")  # the disk is full
+        result = await router.execute("x" * 10_000)
+    assert result.text == "hello"
+    assert [n.code for n in result.notices] == ["not_recorded"]
+
+
+async def test_an_empty_question_to_the_library_is_refused() -> None:
+    async with lying(HONEST) as url:
+        for query in ("", " \n"):
+            with pytest.raises(UsageError, match="empty"):
+                await quick_route(query, config_of(url))

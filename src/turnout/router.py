@@ -24,6 +24,7 @@ from turnout.errors import (
     NoServiceError,
     NoSuitableModelError,
     QueryFailedError,
+    StorageError,
     StreamBrokenError,
     TurnoutError,
     UsageError,
@@ -107,9 +108,8 @@ class Run:
     usage: Usage = field(default_factory=Usage)
     text: list[str] = field(default_factory=list)
     error: str = "cancelled"
-    # How much more the server counted than we did; learned from its refusal.
-    scale: float = 1.0
-    window_told: int = 0
+    # By candidate, learned from its refusal: its window (0 when not told), and how much more it counted than we did.
+    told: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     def see(self, event: Event) -> None:
         if isinstance(event, TextDelta):
@@ -184,7 +184,8 @@ class Router:
             raise
         finally:
             self._audit_end(run)
-        await self._record(run)
+        if problem := await self._record(run):
+            yield Notice("not_recorded", problem)
 
     async def explain(self, request: ChatRequest) -> Explanation:
         """The decision with every candidate and why it was or was not taken; no model is called."""
@@ -270,7 +271,7 @@ class Router:
                     run.attempts[-1] = _record_of(attempt, error, began)
                     raise _broken(error, run) from error
                 run.attempts.append(_record_of(attempt, error, began))
-                _learn_overflow(run, error)
+                _learn_overflow(run, attempt.candidate, error)
                 plan = after_error(rest, attempt, error, selection.target)
                 if not request.compactable:
                     plan = tuple(a for a in plan if not a.reduced)
@@ -281,7 +282,8 @@ class Router:
 
     async def _fit(self, run: Run, request: ChatRequest, attempt: Attempt) -> Fitted:
         candidate = attempt.candidate
-        window = min(candidate.window, run.window_told or candidate.window)
+        told, scale = run.told.get(candidate.label, (0, 1.0))
+        window = min(candidate.window, told or candidate.window)
         reserve = _room(request, window)
         if request.raw is not None and len(request.raw.body) + reserve <= window:
             # Tokens never exceed bytes: nothing to count, nothing to cut.
@@ -290,7 +292,7 @@ class Router:
         if not request.compactable:
             await self._refuse_overflow(request, candidate, counter, window)
             return Fitted(request.messages, 0, 0, (), changed=False)
-        room = int(window / run.scale) - counter.count_tools(request.tools)
+        room = int(window / scale) - counter.count_tools(request.tools)
         target = attempt.target_window or None
         if attempt.reduced and target is None:
             target = int(room * self._config.context.compaction_target)
@@ -383,10 +385,16 @@ class Router:
         counter = get_token_counter("")
         return counter.count_messages(request.messages) + counter.count_tools(request.tools)
 
-    async def _record(self, run: Run) -> None:
+    async def _record(self, run: Run) -> str:
+        """Keep the exchange; what went wrong, because the answer that was given must not be lost by it."""
         if self._store is None or not run.request.session_id or run.route is None:
-            return
-        await asyncio.to_thread(self._store_exchange, self._store, run)
+            return ""
+        try:
+            await asyncio.to_thread(self._store_exchange, self._store, run)
+        except StorageError as error:
+            log.error("%s", error)
+            return f"this exchange is not in the session: {error.message}"
+        return ""
 
     def _store_exchange(self, store: SessionStore, run: Run) -> None:
         from turnout.context.store import exchange
@@ -516,15 +524,15 @@ def _record_of(attempt: Attempt, error: BackendError | None, began: float) -> At
     return AttemptRecord(attempt.level, candidate.model.id, candidate.endpoint.name, error, time.monotonic() - began)
 
 
-def _learn_overflow(run: Run, error: BackendError) -> None:
+def _learn_overflow(run: Run, candidate: Candidate, error: BackendError) -> None:
     if not isinstance(error, ContextOverflowError):
         return
-    if error.window:
-        run.window_told = error.window
+    window, scale = run.told.get(candidate.label, (0, 1.0))
     if error.status and error.prompt_tokens and error.window:
-        run.scale = max(run.scale * 1.1, error.prompt_tokens / max(1, error.window) * run.scale)
+        scale = max(scale * 1.1, error.prompt_tokens / error.window * scale)
     elif error.status:
-        run.scale *= 1.5
+        scale *= 1.5
+    run.told[candidate.label] = error.window or window, scale
 
 
 def _broken(error: BackendError, run: Run) -> StreamBrokenError:

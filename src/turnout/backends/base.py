@@ -84,6 +84,10 @@ class StreamParser(Protocol):
     def finished(self) -> bool:
         """A proper end was seen."""
 
+    @property
+    def ended(self) -> bool:
+        """The format's end mark was seen: nothing that matters follows."""
+
     def feed(self, data: bytes) -> list[Event]:
         """Events that ``data`` completed."""
 

@@ -42,16 +42,24 @@ async def event_lane(
                 yield event
             return
         parser = backend.parser()
-        begun = False
+        begun, size = False, 0
         try:
             async for data in reply.chunks():
+                size += len(data)
+                if size > WHOLE_ANSWER_BYTES:
+                    raise NonsenseError(f"{endpoint.name} answers without end", endpoint=endpoint.name)
                 for event in parser.feed(data):
                     begun = True
                     yield event
+                if parser.ended:
+                    reply.expect_end()
+        except BackendError as error:
+            _raise_unless(parser.ended, error, endpoint, begun)
+        try:
             for event in parser.close():
                 yield event
         except BackendError as error:
-            raise _after_output(error, endpoint) if begun else _in_its_words(error, endpoint) from error
+            _raise_unless(parser.ended, error, endpoint, begun)
         if not parser.finished:
             what = f"{endpoint.name} ended its answer without an end mark"
             raise (
@@ -104,10 +112,12 @@ async def raw_lane(
                         begun = True
                         yield RawHead(200, "text/event-stream; charset=utf-8")
                     yield RawChunk(forward)
+                    if scanner.done:
+                        reply.expect_end()
                 if rest := scanner.close():
                     yield RawChunk(rest)
             except BackendError as error:
-                raise _after_output(error, endpoint) if begun else _in_its_words(error, endpoint) from error
+                _raise_unless(scanner.done, error, endpoint, begun)
             if not begun:
                 raise NonsenseError(f"{endpoint.name} answered with an empty stream", endpoint=endpoint.name)
         if peek.stream and not scanner.done and not scanner.finish:
@@ -129,6 +139,12 @@ async def _raise_refusal(backend: Backend, endpoint: Endpoint, reply: StreamRepl
         return
     body = await reply.read_all(ERROR_BYTES)
     raise backend.error(endpoint, reply.status, reply.headers, body)
+
+
+def _raise_unless(ended: bool, error: BackendError, endpoint: Endpoint, begun: bool) -> None:
+    """An error after the end mark is none: the answer is complete."""
+    if not ended:
+        raise _after_output(error, endpoint) if begun else _in_its_words(error, endpoint) from error
 
 
 def _not_an_answer(endpoint: Endpoint, body: bytes) -> BackendError:

@@ -45,6 +45,8 @@ MAX_HEADERS = 128
 MAX_CONNECTIONS = 512
 # Below the 5 s after which common servers close an idle connection: a POST must not meet one that is being closed.
 KEEPALIVE_SECONDS = 4.0
+# Servers that hold the connection open after the end mark exist; the others end the body at once.
+END_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,13 @@ class StreamReply:
                 raise NonsenseError(f"{self._endpoint} sent more than {max_bytes:,} bytes", endpoint=self._endpoint)
             pieces.append(piece)
         return b"".join(pieces)
+
+    def expect_end(self) -> None:
+        """What matters has come: the end of the body is awaited for a moment only, then ``chunks`` raises."""
+        if self._quiet != END_SECONDS:
+            self._quiet = END_SECONDS
+            self._timer.cancel()
+            self._timer = self._loop.call_at(min(self._end, self._loop.time() + self._quiet), self._check)
 
     def close(self) -> None:
         """Stop the timer, and close the connection unless the whole body came: that frees the server's slot."""

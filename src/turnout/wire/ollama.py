@@ -135,6 +135,11 @@ class StreamParser:
         self._calls = 0
         self.finished = False
 
+    @property
+    def ended(self) -> bool:
+        """The last object was seen."""
+        return self.finished
+
     def feed(self, data: bytes) -> list[Event]:
         """The events that ``data`` completed.
 

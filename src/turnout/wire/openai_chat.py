@@ -332,7 +332,10 @@ class _Calls:
 
 
 class StreamParser:
-    """A server's SSE bytes, cut anywhere, as events. ``finished``: a finish reason or the end mark was seen."""
+    """A server's SSE bytes, cut anywhere, as events.
+
+    ``finished``: a finish reason or the end mark was seen; ``ended``: the mark was.
+    """
 
     def __init__(self) -> None:
         self._lines = base.Lines()
@@ -340,7 +343,7 @@ class StreamParser:
         self._finish: FinishReason | None = None
         self._usage: Usage | None = None
         self._closed = False
-        self.finished = False
+        self.finished = self.ended = False
         self._data: list[bytes] = []
         self._held = 0
 
@@ -385,7 +388,7 @@ class StreamParser:
         if not data:
             return []
         if data.strip() == b"[DONE]":
-            self.finished = True
+            self.finished = self.ended = True
             return []
         return self._chunk(base.server_object(data))
 
