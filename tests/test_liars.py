@@ -15,7 +15,8 @@ from turnout.api import LocalLLMRouter, collect, load_any, quick_route
 from turnout.backends import lanes
 from turnout.build import open_router
 from turnout.config import LoadedConfig
-from turnout.errors import StreamBrokenError, UsageError
+from turnout.context import store
+from turnout.errors import QueryFailedError, StreamBrokenError, UsageError
 from turnout.fleet.discovery import MAX_MODELS
 from turnout.types import ChatRequest, ExecutionResult, Json, ToolCallDelta, message
 from turnout.wire import anthropic, openai_chat
@@ -169,3 +170,40 @@ async def test_an_empty_question_to_the_library_is_refused() -> None:
         for query in ("", " \n"):
             with pytest.raises(UsageError, match="empty"):
                 await quick_route(query, config_of(url))
+
+
+async def test_questions_asked_at_once_open_one_router(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Path] = []
+    monkeypatch.setattr(store, "open_store", lambda path: opened.append(path) or store.SessionStore(path))
+    async with lying(HONEST) as url:
+        router = LocalLLMRouter(None, config_of(url), session_id="s")
+        assert await asyncio.gather(*(router.route(f"question {n}") for n in range(4))) == ["hello"] * 4
+        await router.aclose()
+    assert len(opened) == 1
+
+
+def test_a_router_belongs_to_one_event_loop(tmp_path: Path) -> None:
+    router = LocalLLMRouter(None, load_any({"discovery": {"enabled": False}}))
+    with asyncio.Runner() as first:
+        first.run(router.initialize())
+        with pytest.raises(UsageError, match="another event loop"), asyncio.Runner() as other:
+            other.run(router.route("hi"))
+        first.run(router.aclose())
+
+
+async def test_a_router_that_is_closed_under_a_question_opens_nothing_more() -> None:
+    asked, over = asyncio.Event(), asyncio.Event()
+
+    async def hang(_: asyncio.StreamWriter) -> None:
+        asked.set()
+        await over.wait()
+
+    silent: Mapping[str, Say] = {"/v1/models": models("m"), CHAT: hang}
+    async with lying(silent) as one, lying(HONEST) as other:
+        router = LocalLLMRouter(None, config_of(one, other))
+        asking = asyncio.create_task(router.route("hi"))
+        await asked.wait()
+        await router.aclose()
+        with pytest.raises(QueryFailedError, match="the router was closed"):
+            await asyncio.wait_for(asking, 10)
+        over.set()

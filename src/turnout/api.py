@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import platform
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
@@ -153,14 +154,27 @@ class LocalLLMRouter:
         self._loaded = load_any(config)
         self._agent = detect_coding_agent().name
         self._stack = AsyncExitStack()
+        self._opening = asyncio.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._router: Router | None = None
         self._store: SessionStore | None = None
         self._history: list[Message] = []
 
     async def initialize(self) -> None:
-        """Find the servers and open the session. Called on first use when you do not call it."""
-        if self._router is not None:
-            return
+        """Find the servers and open the session. Called on first use when you do not call it.
+
+        Raises:
+            UsageError: it is open in another event loop, whose connections are of no use here.
+        """
+        if self._loop not in (None, asyncio.get_running_loop()):
+            hint = "open, use and close it within one asyncio.run()"
+            raise UsageError("this router was opened in another event loop", hint=hint)
+        async with self._opening:
+            if self._router is None:
+                await self._open()
+
+    async def _open(self) -> None:
+        self._loop = asyncio.get_running_loop()
         embedded = self._loaded.config.embedded.fallback
         try:
             store = self._open_store()
@@ -186,7 +200,7 @@ class LocalLLMRouter:
 
     async def aclose(self) -> None:
         """Close every connection and stop what was started. Safe to call twice."""
-        self._router = None
+        self._router = self._loop = None
         await self._stack.aclose()
         if self._store is not None:
             self._store.close()
