@@ -139,7 +139,10 @@ async def test_a_broken_stream_keeps_what_came(fakes: Fakes) -> None:
     assert failure["error"]["code"] == "stream_broken"
 
 
-async def test_ctrl_c_ends_the_stream_and_frees_the_server() -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+async def test_a_signal_ends_the_stream_frees_the_server_and_is_audited(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     app = openai_app()
     app.state.fake.fault = "stall"
     async with running(app) as url:
@@ -151,12 +154,14 @@ async def test_ctrl_c_ends_the_stream_and_frees_the_server() -> None:
         )
         assert child.stdout is not None
         came = await child.stdout.readexactly(len("".join(WORDS[:2])))
-        child.send_signal(signal.SIGINT)
+        child.send_signal(number)
         rest, err = await child.communicate()
         await asyncio.wait_for(app.state.fake.closed.wait(), 10)
     assert (came + rest).decode() == "".join(WORDS[:2]) + "\n"
     assert err.strip() == b""
-    assert child.returncode == 130
+    assert child.returncode == code
+    lines = [json.loads(line) for line in (tmp_path / "data" / "audit.log").read_text().splitlines()]
+    assert [(line["phase"], line["error"]) for line in lines] == [("start", None), ("end", "cancelled")]
 
 
 async def test_a_reader_that_leaves_ends_the_stream_quietly() -> None:

@@ -131,6 +131,39 @@ def test_a_full_disk_under_stdout_is_one_message() -> None:
     assert done.returncode == 1
 
 
+def test_a_directory_that_is_gone_is_named(tmp_path: Path) -> None:
+    code = "import os, sys; os.rmdir(os.getcwd()); from turnout.cli import main; main()"
+    (here := tmp_path / "gone").mkdir()
+    done = subprocess.run([sys.executable, "-c", code, "doctor"], cwd=here, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[0]) == (1, "Error: the current directory is gone")
+
+
+def _with_closed(*descriptors: int, args: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    """The program with some of its standard streams closed, as the shell's ``>&-`` does."""
+
+    def close() -> None:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    command = [sys.executable, "-c", "from turnout.cli import main; main()", *args]
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.run(command, text=True, check=False, preexec_fn=close, **pipes)  # type: ignore[call-overload,no-any-return]
+
+
+@pytest.mark.parametrize("args", [("classify", "hello"), ("classify", "--json", "hello")])
+def test_a_closed_stdout_is_one_message(args: tuple[str, ...]) -> None:
+    done = _with_closed(1, args=args)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[0] == "Error: standard output is closed"
+
+
+def test_a_closed_stderr_costs_nothing() -> None:
+    done = _with_closed(2, args=("ask", "--help"))
+    assert (done.returncode, "Usage" in done.stdout) == (0, True)
+    done = _with_closed(2, args=("doctor", "--json"))
+    assert '"checks"' in done.stdout
+
+
 def test_completion_lists_the_commands() -> None:
     env = {**os.environ, "_TURNOUT_COMPLETE": "bash_complete", "COMP_WORDS": "turnout e", "COMP_CWORD": "1"}
     command = [sys.executable, "-c", "from turnout.cli import main; main()"]

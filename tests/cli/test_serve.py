@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 
 import aiohttp
 
-from tests.cli.conftest import Fakes, configure, run
+from tests.cli.conftest import Fakes, configure, program, run
 
 
 def test_it_listens_on_loopback_only() -> None:
@@ -18,6 +19,15 @@ def test_it_listens_on_loopback_only() -> None:
     assert result.exit_code == 2
     assert "loopback only" in result.stderr
     assert run("serve", "--port", "70000").exit_code == 2
+
+
+def test_a_port_in_use_is_one_clear_message() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = program("serve", "--port", str(port))
+    assert done.returncode == 2
+    assert f"Error: the gateway cannot listen on 127.0.0.1:{port}" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 async def test_it_says_its_address_answers_and_ends_on_ctrl_c(fakes: Fakes) -> None:

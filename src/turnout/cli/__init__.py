@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -78,11 +79,41 @@ def guarded(run: Callable[[], object]) -> int:
     return code if isinstance(code, int) else EXIT_DONE
 
 
+def _require_streams() -> None:
+    """Give a closed stderr a place to write to; an answer that nobody could read is refused before it is made."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+    if sys.stdout is None:
+        sys.stderr.write("Error: standard output is closed\nHint: redirect it, for example to a file\n")
+        sys.exit(EXIT_FAILED)
+
+
+def _as_interrupts() -> list[int]:
+    """Let SIGTERM and a closed terminal end the command as Ctrl-C does: what runs is stopped, the audit line written.
+
+    Returns a list that takes the signal's number, for the exit code. A signal that is ignored (nohup) stays so.
+    """
+    ended: list[int] = []
+
+    def interrupt(number: int, _: object) -> None:
+        ended.append(number)
+        signal.raise_signal(signal.SIGINT)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, interrupt)
+    return ended
+
+
 def _report_unexpected(error: Exception) -> int:
     if os.environ.get("TURNOUT_DEBUG") == "1":
         raise error
     from turnout.cli.output import safe
 
+    if isinstance(error, FileNotFoundError) and not _is_somewhere():
+        click.echo("Error: the current directory is gone\nHint: change to one that is there", err=True)
+        return EXIT_FAILED
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
         click.echo(safe(f"Error: {error.strerror}{where}"), err=True)
@@ -91,6 +122,14 @@ def _report_unexpected(error: Exception) -> int:
     again = "run again with TURNOUT_DEBUG=1 for the traceback"
     click.echo(safe(f"internal error: {type(error).__name__}: {text}; {again}"), err=True)
     return EXIT_FAILED
+
+
+def _is_somewhere() -> bool:
+    try:
+        os.getcwd()  # noqa: PTH109 (nothing more to import in an emergency)
+    except OSError:
+        return False
+    return True
 
 
 @click.group(cls=CommandLine, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
@@ -109,5 +148,11 @@ def cli(ctx: click.Context, config_file: str | None) -> None:
 
 def main() -> None:
     """The entry point of the ``turnout`` command; exits."""
-    cli.main(prog_name="turnout")
-    raise SystemExit(EXIT_DONE)
+    _require_streams()
+    ended = _as_interrupts()
+    try:
+        cli.main(prog_name="turnout")
+    except SystemExit:
+        if ended:
+            raise SystemExit(128 + ended[0]) from None
+        raise

@@ -131,11 +131,10 @@ async def running(
         timeout_graceful_shutdown=5,
     )
     server = uvicorn.Server(config)
-    task = asyncio.create_task(server.serve())
+    task = asyncio.create_task(_listen(server, host, port))
     while not server.started:
         if task.done():
             await task
-            raise UsageError(f"the gateway cannot listen on {host}:{port}", hint="choose another --port")
         await asyncio.sleep(0.01)
     try:
         actual = server.servers[0].sockets[0].getsockname()[1]
@@ -144,3 +143,10 @@ async def running(
     finally:
         server.should_exit = True
         await task
+
+
+async def _listen(server: uvicorn.Server, host: str, port: int) -> None:
+    try:
+        await server.serve()
+    except SystemExit as error:  # how uvicorn says, after a line on stderr, that it cannot have the port
+        raise UsageError(f"the gateway cannot listen on {host}:{port}", hint="choose another --port") from error
