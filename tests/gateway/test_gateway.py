@@ -210,6 +210,26 @@ async def test_another_host_is_refused() -> None:
             assert reply.status == 200
 
 
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("https://evil.example", 403),
+        ("http://localhost.evil.example", 403),
+        ("null", 403),
+        ("http://localhost:3000", 200),
+        ("vscode-webview://1a2b", 200),
+    ],
+)
+async def test_a_page_of_another_site_is_refused_before_anything_is_asked(origin: str, status: int) -> None:
+    app = openai_app()
+    async with serving(app) as upstream, gateway(upstream) as url, aiohttp.ClientSession() as session:
+        body = json.dumps({"model": "auto", "messages": QUESTION})
+        headers = {"Origin": origin, "Content-Type": "text/plain"}
+        async with session.post(f"{url}/v1/chat/completions", data=body, headers=headers) as reply:
+            assert reply.status == status
+    assert len(app.state.fake.seen) == (status == 200)
+
+
 async def test_the_model_list_satisfies_both_sdks_and_tells_the_window(llama: LlamaServer) -> None:
     async with gateway(llama.url) as url:
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="x") as one:

@@ -58,6 +58,9 @@ class Gateway(Starlette):
         if scope["type"] == "http" and not _host_allowed(scope):
             await Response(b"the Host header is not this gateway's", status_code=421)(scope, receive, send)
             return
+        if scope["type"] == "http" and not _origin_allowed(scope):
+            await Response(b"web pages of other sites may not ask this gateway", status_code=403)(scope, receive, send)
+            return
         chat = CHAT.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
         if chat is None:
             await super().__call__(scope, receive, send)
@@ -73,11 +76,22 @@ async def health(request: Request) -> Response:
 
 def _host_allowed(scope: Scope) -> bool:
     hosts = [value for name, value in scope["headers"] if name == b"host"]
-    if len(hosts) != 1:
-        return False
-    host = hosts[0].lower()
-    name = host[: host.index(b"]") + 1] if host.startswith(b"[") and b"]" in host else host.split(b":", 1)[0]
-    return name in ALLOWED_HOSTS
+    return len(hosts) == 1 and _without_port(hosts[0]) in ALLOWED_HOSTS
+
+
+def _origin_allowed(scope: Scope) -> bool:
+    """A page may send a plain-text POST to any address unasked. Its browser says whose page it is; no agent does."""
+    for name, value in scope["headers"]:
+        if name == b"origin":
+            scheme, _, host = value.lower().partition(b"://")
+            if scheme == b"null" or (scheme in (b"http", b"https") and _without_port(host) not in ALLOWED_HOSTS):
+                return False
+    return True
+
+
+def _without_port(host: bytes) -> bytes:
+    host = host.lower()
+    return host[: host.index(b"]") + 1] if host.startswith(b"[") and b"]" in host else host.split(b":", 1)[0]
 
 
 def serve(loaded: LoadedConfig, host: str | None = None, port: int | None = None) -> None:
