@@ -207,3 +207,15 @@ async def test_a_router_that_is_closed_under_a_question_opens_nothing_more() -> 
         with pytest.raises(QueryFailedError, match="the router was closed"):
             await asyncio.wait_for(asking, 10)
         over.set()
+
+
+async def test_a_failure_at_hundreds_of_models_is_one_short_line() -> None:
+    refusing: Mapping[str, Say] = {
+        "/v1/models": models(*(f"m{n}" for n in range(300))),
+        CHAT: answer({"error": "no"}, status=400),
+    }
+    async with lying(refusing) as url:
+        with pytest.raises(QueryFailedError, match="tried 300: .*, and 292 more ") as caught:
+            await ask(url)
+    assert len(caught.value.attempts) == 300
+    assert len(caught.value.message) < 600

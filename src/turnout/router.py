@@ -69,6 +69,7 @@ if TYPE_CHECKING:
 MAX_QUERY_CHARS = 2_000_000
 DEFAULT_ANSWER_TOKENS = 1024
 MAX_REMEMBERED_SELECTIONS = 256
+MAX_SHOWN_ATTEMPTS = 8
 LOCAL = Principal()
 
 log = logging.getLogger("turnout")
@@ -545,7 +546,9 @@ def _broken(error: BackendError, run: Run) -> StreamBrokenError:
 
 
 def _failed(run: Run) -> QueryFailedError:
-    tried = ", ".join(f"{a.model} @ {a.service}: {a.error.message}" for a in run.attempts if a.error)
+    shown = [f"{a.model} @ {a.service}: {a.error.message}" for a in run.attempts[:MAX_SHOWN_ATTEMPTS] if a.error]
+    more = len(run.attempts) - len(shown)
+    tried = ", ".join(shown) + (f", and {more} more" if more else "")
     errors = [a.error for a in run.attempts if a.error is not None]
     overflow = next((e for e in errors if isinstance(e, ContextOverflowError)), None)
     cause = overflow or (errors[0] if errors else None)
