@@ -124,6 +124,21 @@ async def test_an_answer_that_was_complete_is_complete_though_the_connection_sta
     assert raw.finish == "stop"
 
 
+@pytest.mark.parametrize("raw", [False, True])
+async def test_an_answer_that_is_cut_after_its_finish_reason_is_complete(raw: bool) -> None:
+    finish = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"length"}]}\n\n'
+
+    async def cut(writer: asyncio.StreamWriter) -> None:
+        data = event("hello") + finish
+        writer.write(CHUNKED + b"%x\r\n" % len(data) + data + b"\r\n")
+        await writer.drain()
+
+    body = json.dumps({"model": "m", "stream": True, "messages": [{"role": "user", "content": "hi"}]}).encode()
+    async with lying({"/v1/models": models("m"), CHAT: cut}) as url:
+        result = await ask(url, request=openai_chat.parse_request(body) if raw else ASKED)
+    assert (result.finish, result.text) == ("length", "" if raw else "hello")
+
+
 async def test_an_answer_without_end_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lanes, "WHOLE_ANSWER_BYTES", 1_000_000)
 

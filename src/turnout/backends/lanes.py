@@ -54,12 +54,12 @@ async def event_lane(
                 if parser.ended:
                     reply.expect_end()
         except BackendError as error:
-            _raise_unless(parser.ended, error, endpoint, begun)
+            _raise_unless(parser.finished, error, endpoint, begun)
         try:
             for event in parser.close():
                 yield event
         except BackendError as error:
-            _raise_unless(parser.ended, error, endpoint, begun)
+            _raise_unless(parser.finished, error, endpoint, begun)
         if not parser.finished:
             what = f"{endpoint.name} ended its answer without an end mark"
             raise (
@@ -117,7 +117,7 @@ async def raw_lane(
                 if rest := scanner.close():
                     yield RawChunk(rest)
             except BackendError as error:
-                _raise_unless(scanner.done, error, endpoint, begun)
+                _raise_unless(scanner.done or bool(scanner.finish), error, endpoint, begun)
             if not begun:
                 raise NonsenseError(f"{endpoint.name} answered with an empty stream", endpoint=endpoint.name)
         if peek.stream and not scanner.done and not scanner.finish:
@@ -141,9 +141,9 @@ async def _raise_refusal(backend: Backend, endpoint: Endpoint, reply: StreamRepl
     raise backend.error(endpoint, reply.status, reply.headers, body)
 
 
-def _raise_unless(ended: bool, error: BackendError, endpoint: Endpoint, begun: bool) -> None:
-    """An error after the end mark is none: the answer is complete."""
-    if not ended:
+def _raise_unless(finished: bool, error: BackendError, endpoint: Endpoint, begun: bool) -> None:
+    """An error after the finish reason or the end mark is none: the answer is complete."""
+    if not finished:
         raise _after_output(error, endpoint) if begun else _in_its_words(error, endpoint) from error
 
 
