@@ -224,13 +224,13 @@ async def test_a_router_that_is_closed_under_a_question_opens_nothing_more() -> 
         over.set()
 
 
-async def test_a_failure_at_hundreds_of_models_is_one_short_line() -> None:
+async def test_of_hundreds_of_models_that_fail_a_few_are_tried_and_said_in_one_line() -> None:
     refusing: Mapping[str, Say] = {
         "/v1/models": models(*(f"m{n}" for n in range(300))),
         CHAT: answer({"error": "no"}, status=400),
     }
     async with lying(refusing) as url:
-        with pytest.raises(QueryFailedError, match="tried 300: .*, and 292 more ") as caught:
+        with pytest.raises(QueryFailedError, match="tried 16: .*, and 8 more ") as caught:
             await ask(url)
-    assert len(caught.value.attempts) == 300
+    assert len(caught.value.attempts) == 16
     assert len(caught.value.message) < 600

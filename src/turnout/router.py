@@ -21,6 +21,7 @@ from turnout.context.tokens import TokenCounter, get_token_counter
 from turnout.errors import (
     BackendError,
     ContextOverflowError,
+    EndpointLoadingError,
     NoServiceError,
     NoSuitableModelError,
     QueryFailedError,
@@ -70,6 +71,8 @@ MAX_QUERY_CHARS = 2_000_000
 DEFAULT_ANSWER_TOKENS = 1024
 MAX_REMEMBERED_SELECTIONS = 256
 MAX_SHOWN_ATTEMPTS = 8
+# Of a server that fails with every one of many models, each try may load another of them.
+MAX_ATTEMPTS = 16
 LOCAL = Principal()
 
 log = logging.getLogger("turnout")
@@ -111,6 +114,11 @@ class Run:
     error: str = "cancelled"
     # By candidate, learned from its refusal: its window (0 when not told), and how much more it counted than we did.
     told: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+    @property
+    def failures(self) -> int:
+        """Attempts that failed, but for those that a busy or loading server will serve later."""
+        return sum(not isinstance(a.error, EndpointLoadingError) for a in self.attempts)
 
     def see(self, event: Event) -> None:
         if isinstance(event, TextDelta):
@@ -253,7 +261,7 @@ class Router:
 
     async def _execute(self, run: Run, request: ChatRequest, selection: Selection) -> AsyncGenerator[Event, None]:
         plan = self._plan(request, selection)
-        while plan:
+        while plan and run.failures < MAX_ATTEMPTS:
             attempt, *rest = plan
             if attempt.wait:
                 await asyncio.sleep(attempt.wait * random.uniform(0.8, 1.2))  # noqa: S311
