@@ -9,6 +9,7 @@
     ├── GuardError             a connection that the allow-list does not hold was refused
     ├── AuditError             the audit log cannot be written
     ├── StorageError           a file of ours (session store, data directory) cannot be used
+    ├── ListenError            the gateway cannot listen at its address (in use, not permitted)
     ├── EmbeddedError          the bundled model is not installed, not verified, or did not start
     └── BackendError           one attempt at one server failed; the class decides what is tried next (FB-2)
         ├── EndpointDownError      nothing listens, the name is unknown, the connection was cut before the first byte
@@ -154,6 +155,12 @@ class StorageError(TurnoutError):
     """A file or directory of ours cannot be read or written."""
 
     code = "storage"
+
+
+class ListenError(TurnoutError):
+    """The gateway cannot listen at its address: the port is in use, or this user may not have it."""
+
+    code = "listen"
 
 
 class EmbeddedError(TurnoutError):

@@ -19,6 +19,7 @@ from turnout.config import LoadedConfig
 from turnout.errors import UsageError
 from turnout.gateway import completions
 from turnout.gateway.transport import GatheringProtocol
+from turnout.guard.listen import listen
 from turnout.router import Router
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -99,6 +100,7 @@ def serve(loaded: LoadedConfig, host: str | None = None, port: int | None = None
 
     Raises:
         UsageError: the address is not loopback.
+        ListenError: the port is in use.
     """
     gateway = loaded.config.gateway
     address = host or gateway.host
@@ -131,11 +133,14 @@ async def _serve(loaded: LoadedConfig, host: str, port: int) -> None:
 async def running(
     app: Starlette, host: str = "127.0.0.1", port: int = 0
 ) -> AsyncIterator[tuple[asyncio.Task[None], str]]:
-    """Serve ``app``; yields the server's task and its URL once it listens."""
+    """Serve ``app``; yields the server's task and its URL once it listens.
+
+    Raises:
+        ListenError: it cannot listen there.
+    """
+    listener = listen(host, port)
     config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
         http=GatheringProtocol,
         log_level="warning",
         access_log=False,
@@ -145,22 +150,15 @@ async def running(
         timeout_graceful_shutdown=5,
     )
     server = uvicorn.Server(config)
-    task = asyncio.create_task(_listen(server, host, port))
+    task = asyncio.create_task(server.serve([listener]))
     while not server.started:
         if task.done():
             await task
         await asyncio.sleep(0.01)
     try:
-        actual = server.servers[0].sockets[0].getsockname()[1]
+        actual = listener.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
         yield task, f"http://{shown}:{actual}"
     finally:
         server.should_exit = True
         await task
-
-
-async def _listen(server: uvicorn.Server, host: str, port: int) -> None:
-    try:
-        await server.serve()
-    except SystemExit as error:  # how uvicorn says, after a line on stderr, that it cannot have the port
-        raise UsageError(f"the gateway cannot listen on {host}:{port}", hint="choose another --port") from error
