@@ -1,0 +1,52 @@
+"""The library's entry points, without a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import turnout
+from tests.fakes.llm import WORDS, openai_app, running
+from turnout.api import LocalLLMRouter, collect, load_any
+from turnout.build import open_router
+from turnout.errors import UsageError
+from turnout.router import check
+from turnout.types import ChatRequest, Image, Message, Text, message
+
+ALONE = {"discovery": {"enabled": False}}
+
+
+@pytest.fixture(autouse=True)
+def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TURNOUT_DATA_DIR", str(tmp_path / "data"))
+
+
+@pytest.mark.parametrize("query", ["", "  \n", "\t"])
+async def test_a_query_without_a_word_is_refused(query: str) -> None:
+    with pytest.raises(UsageError, match="the query is empty"):
+        await turnout.quick_route(query, ALONE)
+    async with LocalLLMRouter(None, ALONE) as router:
+        with pytest.raises(UsageError, match="the query is empty"):
+            await router.route(query)
+        with pytest.raises(UsageError, match="the query is empty"):
+            _ = [piece async for piece in router.stream(query)]
+
+
+def test_an_image_asks_without_a_word() -> None:
+    picture = Image("image/png", "aGVsbG8=")
+    check(ChatRequest((message("system", "s"), Message("user", (picture,)))))
+    check(ChatRequest((Message("user", (Text(" "), picture)),)))
+    with pytest.raises(UsageError, match="the query is empty"):
+        check(ChatRequest((message("system", "only the system speaks"), message("user", " "))))
+
+
+async def test_an_image_alone_reaches_a_model_that_sees() -> None:
+    app = openai_app(("llama3.2-vision:11b",))
+    picture = Image("image/png", "aGVsbG8=")
+    async with running(app) as url:
+        config = ALONE | {"custom_endpoints": [{"name": "s", "endpoint": url}]}
+        async with open_router(load_any(config)) as router:
+            result = await collect(router.route(ChatRequest((Message("user", (picture,)),))))
+    assert result.text == "".join(WORDS)
+    assert "aGVsbG8=" in str(app.state.fake.seen[0]["messages"])
