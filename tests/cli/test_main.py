@@ -127,7 +127,7 @@ def test_a_full_disk_under_stdout_is_one_message() -> None:
     command = [sys.executable, "-c", "from turnout.cli import main; main()", "classify", "hello"]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, check=False)
-    assert done.stderr == b"Error: No space left on device\n"
+    assert done.stderr == b"Error: No space left on device: standard output\n"
     assert done.returncode == 1
 
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from turnout import __version__
 from turnout.errors import EXIT_DONE, EXIT_FAILED, TurnoutError
 
+if TYPE_CHECKING:
+    from turnout.types import Json
+
 EXIT_INTERRUPTED = 130
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 # Name -> (module in this package, what --help says). The module holds a command of that name and help text.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -55,27 +61,32 @@ class CommandLine(click.Group):
     def main(self, *args: Any, **options: Any) -> Any:
         """Run a command line and exit with its code."""
         options["standalone_mode"] = False
-        sys.exit(guarded(lambda: super(CommandLine, self).main(*args, **options)))
+        given = args[0] if args else options.get("args")
+        as_json = _asks_for_json(sys.argv[1:] if given is None else given)
+        sys.exit(guarded(lambda: super(CommandLine, self).main(*args, **options), as_json=as_json))
 
 
-def guarded(run: Callable[[], object]) -> int:
-    """Run a command; returns its exit code, having told on stderr what went wrong. Click itself ends a closed pipe."""
+def _asks_for_json(args: Sequence[str]) -> bool:
+    """Read from the arguments themselves: a line that Click refuses is answered in JSON too."""
+    options = args[: args.index("--")] if "--" in args else args
+    return "--json" in options
+
+
+def guarded(run: Callable[[], object], *, as_json: bool = False) -> int:
+    """Run a command; returns its exit code, having told on stderr what went wrong. Click itself ends a closed pipe.
+
+    Args:
+        run: the command.
+        as_json: tell it on stdout too, as one JSON document ``{"error": ...}``.
+    """
     try:
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="replace")
         code = run()
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        return EXIT_INTERRUPTED
-    except TurnoutError as error:
-        from turnout.cli.output import report_error
-
-        report_error(error)
-        return error.exit_code
     except Exception as error:  # noqa: BLE001 - the last seam: a user sees a sentence, never a traceback
-        return _report_unexpected(error)
+        return _report(error, as_json=as_json)
+    except KeyboardInterrupt:
+        return _report(click.Abort(), as_json=as_json)
     return code if isinstance(code, int) else EXIT_DONE
 
 
@@ -106,22 +117,51 @@ def _as_interrupts() -> list[int]:
     return ended
 
 
-def _report_unexpected(error: Exception) -> int:
+def _report(error: Exception, *, as_json: bool) -> int:
+    from turnout.cli.output import PartialError, error_fields, print_json, report_error
+
+    found: Mapping[str, Json] = {}
+    if isinstance(error, PartialError):
+        found, error = error.found, error.error
+    if isinstance(error, click.ClickException):
+        error.show()
+        fields, code = _plain_fields("usage", error.format_message()), error.exit_code
+    elif isinstance(error, click.Abort):
+        fields, code = _plain_fields("cancelled", "interrupted"), EXIT_INTERRUPTED
+    elif isinstance(error, TurnoutError):
+        report_error(error)
+        fields, code = error_fields(error), error.exit_code
+    else:
+        fields, code = _plain_fields("internal", _report_unexpected(error)), EXIT_FAILED
+    if as_json:
+        with suppress(OSError):  # a full disk under standard output has been told on stderr
+            print_json({**found, "error": fields})
+    return code
+
+
+def _plain_fields(code: str, message: str) -> dict[str, Json]:
+    return {"code": code, "message": message, "hint": ""}
+
+
+def _report_unexpected(error: Exception) -> str:
     if os.environ.get("TURNOUT_DEBUG") == "1":
         raise error
     from turnout.cli.output import safe
 
     if isinstance(error, FileNotFoundError) and not _is_somewhere():
         click.echo("Error: the current directory is gone\nHint: change to one that is there", err=True)
-        return EXIT_FAILED
+        return "the current directory is gone"
     if isinstance(error, OSError) and error.strerror:
-        where = f": {error.filename}" if error.filename else ""
-        click.echo(safe(f"Error: {error.strerror}{where}"), err=True)
-        return EXIT_FAILED
+        # Our own files have errors of their own; what is written without a name is what the command prints.
+        unnamed = "standard output" if error.errno in _FULL else ""
+        where = error.filename or unnamed
+        message = f"{error.strerror}: {where}" if where else error.strerror
+        click.echo(safe(f"Error: {message}"), err=True)
+        return message
     text = " ".join(str(error).split())
-    again = "run again with TURNOUT_DEBUG=1 for the traceback"
-    click.echo(safe(f"internal error: {type(error).__name__}: {text}; {again}"), err=True)
-    return EXIT_FAILED
+    message = f"{type(error).__name__}: {text}"
+    click.echo(safe(f"internal error: {message}; run again with TURNOUT_DEBUG=1 for the traceback"), err=True)
+    return message
 
 
 def _is_somewhere() -> bool:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Unpack
 import click
 
 from turnout.cli.output import (
+    PartialError,
     attempt_fields,
-    error_fields,
     json_option,
     loaded_config,
     note,
@@ -90,8 +90,8 @@ def ask(config_file: str | None, embedded: bool, no_stream: bool, as_json: bool,
         result = _answer(loaded, request, embedded=embedded, stream=stream)
     except TurnoutError as error:
         if as_json:
-            print_json(_failure_fields(error))
-        elif not stream and isinstance(error, StreamBrokenError):
+            raise PartialError(error, _failure_fields(error)) from error
+        if not stream and isinstance(error, StreamBrokenError):
             click.echo(safe(error.received))
         raise
     seconds = time.monotonic() - began
@@ -237,6 +237,5 @@ def _failure_fields(error: TurnoutError) -> dict[str, Json]:
     attempts = error.attempts if isinstance(error, QueryFailedError) else ()
     return {
         "text": error.received if isinstance(error, StreamBrokenError) else "",
-        "error": error_fields(error),
         "attempts": [attempt_fields(attempt) for attempt in attempts],
     }

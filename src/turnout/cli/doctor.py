@@ -18,6 +18,7 @@ from turnout.errors import EXIT_FAILED, TurnoutError
 
 if TYPE_CHECKING:
     from turnout.config import LoadedConfig
+    from turnout.types import Json
 
 _OLDEST_PYTHON = (3, 11)
 _LITTLE_SPACE = 200_000_000
@@ -43,18 +44,24 @@ def doctor(context: click.Context, as_json: bool) -> None:
     """
     with waiting("checking"):
         checks = list(_checks(context.obj))
-    failed = sum(check.state == "fail" for check in checks)
+    failed = [check for check in checks if check.state == "fail"]
     if as_json:
-        print_json(
-            {
-                "ok": failed == 0,
-                "checks": [{"name": c.name, "state": c.state, "found": c.found, "fix": c.fix} for c in checks],
-            }
-        )
+        print_json(_fields(checks, failed))
     else:
         table(("check", "state", "found", "fix"), [(c.name, c.state, c.found, c.fix) for c in checks])
     if failed:
         context.exit(EXIT_FAILED)
+
+
+def _fields(checks: list[Check], failed: list[Check]) -> dict[str, Json]:
+    fields: dict[str, Json] = {
+        "ok": not failed,
+        "checks": [{"name": c.name, "state": c.state, "found": c.found, "fix": c.fix} for c in checks],
+    }
+    if failed:
+        message = "; ".join(f"{check.name}: {check.found}" for check in failed)
+        fields["error"] = {"code": "check_failed", "message": message, "hint": failed[0].fix}
+    return fields
 
 
 def _checks(config_file: str | None) -> Iterator[Check]:

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from turnout.embedded import EmbeddedStatus
     from turnout.types import Json
 
+_NOT_RUNNABLE: dict[str, Json] = {
+    "code": "embedded",
+    "message": "the bundled model cannot run here",
+    "hint": "run `turnout embedded install`",
+}
+
 
 @click.group()
 def embedded() -> None:
@@ -59,8 +65,9 @@ def status(context: click.Context, as_json: bool) -> None:
     Exits with 1 when it cannot run.
     """
     found = _status()
+    runs = can_run(found)
     if as_json:
-        print_json(_fields(found))
+        print_json(_fields(found) | ({} if runs else {"error": _NOT_RUNNABLE}))
     else:
         rows = [
             ("weights", str(found.path) if found.installed else "not installed; run `turnout embedded install`"),
@@ -69,7 +76,7 @@ def status(context: click.Context, as_json: bool) -> None:
             ("engine", found.engine or 'not installed; run `pip install "turnout[embedded]"`'),
         ]
         table(("property", "value"), rows)
-    if not can_run(found):
+    if not runs:
         context.exit(EXIT_FAILED)
 
 

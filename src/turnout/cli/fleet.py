@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from turnout.cli.output import json_option, loaded_config, print_json, table, waiting
+from turnout.cli.output import PartialError, json_option, loaded_config, print_json, table, waiting
 from turnout.errors import NoServiceError
 
 if TYPE_CHECKING:
@@ -29,10 +29,10 @@ def discover(config_file: str | None, as_json: bool) -> None:
     """
     catalog = _catalog(loaded_config(config_file))
     if as_json:
-        print_json({"services": [_service_fields(status) for status in catalog.endpoints]})
-    else:
-        columns = ("service", "kind", "address", "version", "state", "reason", "models", "window")
-        table(columns, [_service_row(status) for status in catalog.endpoints])
+        _print_found({"services": [_service_fields(status) for status in catalog.endpoints]}, catalog)
+        return
+    columns = ("service", "kind", "address", "version", "state", "reason", "models", "window")
+    table(columns, [_service_row(status) for status in catalog.endpoints])
     _require_service(catalog)
 
 
@@ -48,10 +48,10 @@ def models(config_file: str | None, as_json: bool) -> None:
     catalog = _catalog(loaded)
     found = _candidates(loaded, catalog)
     if as_json:
-        print_json({"models": [_model_fields(candidate) for candidate in found]})
-    else:
-        columns = ("id", "canonical", "service", "window", "resident", "capabilities", "parameters", "quantization")
-        table(columns, [_model_row(candidate) for candidate in found])
+        _print_found({"models": [_model_fields(candidate) for candidate in found]}, catalog)
+        return
+    columns = ("id", "canonical", "service", "window", "resident", "capabilities", "parameters", "quantization")
+    table(columns, [_model_row(candidate) for candidate in found])
     _require_service(catalog)
 
 
@@ -81,6 +81,14 @@ def _candidates(loaded: LoadedConfig, catalog: Catalog) -> tuple[Candidate, ...]
 def _require_service(catalog: Catalog) -> None:
     if not catalog.serving:
         raise NoServiceError(hint=START_ONE)
+
+
+def _print_found(found: dict[str, Json], catalog: Catalog) -> None:
+    try:
+        _require_service(catalog)
+    except NoServiceError as error:
+        raise PartialError(error, found) from error
+    print_json(found)
 
 
 def _service_row(status: EndpointStatus) -> tuple[str, ...]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
 
 from turnout.backends.base import clean
-from turnout.errors import NoServiceError, TurnoutError
+from turnout.errors import ConfigError, NoServiceError, TurnoutError
 
 if TYPE_CHECKING:
     from turnout.config import LoadedConfig
@@ -22,6 +22,14 @@ _UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _NO_LIMIT = 1_000_000
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+class PartialError(Exception):
+    """A failure under ``--json`` whose document holds, beside the error, what was found all the same."""
+
+    def __init__(self, error: TurnoutError, found: Mapping[str, Json]) -> None:
+        super().__init__(str(error))
+        self.error, self.found = error, found
 
 
 def safe(text: str) -> str:
@@ -124,6 +132,8 @@ def report_error(error: TurnoutError) -> None:
 def error_fields(error: TurnoutError) -> dict[str, Json]:
     """The error for ``--json``."""
     fields: dict[str, Json] = {"code": error.code, "message": said(error), "hint": error.hint}
+    if isinstance(error, ConfigError):
+        fields |= {"file": error.file or None, "line": error.line or None, "key": error.key or None}
     if isinstance(error, NoServiceError):
         fields["probed"] = [{"where": where, "found": found} for where, found in error.probed]
     return fields
