@@ -10,7 +10,7 @@ import turnout
 from tests.fakes.llm import WORDS, openai_app, running
 from turnout.api import LocalLLMRouter, collect, load_any
 from turnout.build import open_router
-from turnout.errors import UsageError
+from turnout.errors import NoServiceError, UsageError
 from turnout.router import check
 from turnout.types import ChatRequest, Image, Message, Text, message
 
@@ -31,6 +31,13 @@ async def test_a_query_without_a_word_is_refused(query: str) -> None:
             await router.route(query)
         with pytest.raises(UsageError, match="the query is empty"):
             _ = [piece async for piece in router.stream(query)]
+
+
+async def test_without_a_server_the_error_says_how_to_try_the_bundled_model() -> None:
+    with pytest.raises(
+        NoServiceError, match=r"`turnout ask --embedded`, or `embedded\.fallback: true`, uses the bundled"
+    ):
+        await turnout.quick_route("hello", ALONE)
 
 
 def test_an_image_asks_without_a_word() -> None:

@@ -33,6 +33,7 @@ from turnout.errors import (
 from turnout.fleet.catalog import Catalog
 from turnout.guard.audit import AuditLog, QueryEnd, QueryStart
 from turnout.guard.trail import Trail
+from turnout.routing.advice import BUNDLED, what_to_check
 from turnout.routing.capabilities import CapabilityTable
 from turnout.routing.classify import classify_task
 from turnout.routing.fallback import LOADING_WAIT, after_error, plan_attempts
@@ -231,7 +232,8 @@ class Router:
 
     def _select(self, request: ChatRequest, task: ClassificationResult | None) -> Selection:
         if not self.catalog.serving:
-            raise NoServiceError(hint=_NO_SERVICE_HINT, probed=self.catalog.probed)
+            hint = f"{what_to_check(self.catalog, self._config)}; {BUNDLED}"
+            raise NoServiceError(hint=hint, probed=self.catalog.probed)
         needs = Needs(
             category=task.category if task else None,
             model="" if task is not None else request.model,
@@ -437,12 +439,6 @@ class Router:
                 response="".join(run.text),
             )
         )
-
-
-_NO_SERVICE_HINT = (
-    "start a server such as llama-server or Ollama, or add it to the configuration;"
-    " `turnout discover` shows what was probed"
-)
 
 
 def _query(request: ChatRequest) -> str:

@@ -37,7 +37,7 @@ def test_no_server_fails_and_says_what_to_start() -> None:
     configure("http://127.0.0.1:9")
     result = run("doctor")
     assert result.exit_code == 1
-    assert "services\tfail\tnone can answer\tstart a server" in result.stdout
+    assert "services\tfail\tnone can answer\tsee that a server runs at http://127.0.0.1:9" in result.stdout
 
 
 def test_the_bundled_model_makes_a_missing_server_a_warning(with_weights: None) -> None:

@@ -37,10 +37,27 @@ def test_nothing_found_is_exit_3_with_the_list_all_the_same() -> None:
     result = run("discover")
     assert result.exit_code == 3
     assert "http://127.0.0.1:9" in result.stdout
-    assert "start a server" in result.stderr
+    assert "Hint: see that a server runs at http://127.0.0.1:9, or correct custom_endpoints.0.endpoint" in result.stderr
     empty = run("models", "--json")
     assert empty.exit_code == 3
     assert json.loads(empty.stdout)["models"] == []
+
+
+async def test_the_key_that_is_missing_is_named(fakes: Fakes) -> None:
+    url = await fakes.start(fault="key")
+    configure("http://127.0.0.1:9", url)
+    for command in ("discover", "models"):
+        result = await run_beside(command)
+        assert result.exit_code == 3
+        assert f"set custom_endpoints.1.key: {url} refuses without the right one" in result.stderr
+    assert f"set custom_endpoints.1.key: {url}" in (await run_beside("doctor")).stdout
+
+
+def test_without_any_server_configured_the_hint_is_to_start_one() -> None:
+    configure()
+    result = run("models")
+    assert result.exit_code == 3
+    assert "Hint: start a server such as llama-server or Ollama, or `turnout config init`" in result.stderr
 
 
 async def test_models_shows_what_each_server_offers(llama: LlamaServer, fakes: Fakes) -> None:

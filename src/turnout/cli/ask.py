@@ -111,8 +111,8 @@ def _answer(loaded: LoadedConfig, request: ChatRequest, *, embedded: bool, strea
     except NoServiceError as error:
         if _agreed(loaded):
             return asyncio.run(_run(_only_embedded(loaded), request, embedded=True, stream=stream))
-        hint = "start a server such as llama-server or Ollama, or `turnout config init` and name yours"
-        raise NoServiceError(error.message, hint=f"{hint}; {_embedded_hint()}", probed=error.probed) from error
+        hint = f"{error.hint}{_install_first()}"
+        raise NoServiceError(error.message, hint=hint, probed=error.probed) from error
 
 
 async def _run(loaded: LoadedConfig, request: ChatRequest, *, embedded: bool, stream: bool) -> ExecutionResult:
@@ -162,12 +162,10 @@ def _agreed(loaded: LoadedConfig) -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty() and click.confirm(_OFFER, default=False, err=True)
 
 
-def _embedded_hint() -> str:
+def _install_first() -> str:
     from turnout.cli.embedded import can_run
 
-    if can_run():
-        return "`turnout ask --embedded` uses the bundled demonstration model"
-    return "`turnout embedded install`, then `turnout ask --embedded`, tries it with a small demonstration model"
+    return "" if can_run() else " (`turnout embedded install` first)"
 
 
 def _print_route(result: ExecutionResult, seconds: float) -> None:

@@ -153,7 +153,8 @@ def _allow_list(loaded: LoadedConfig) -> Check:
 
 def _services(loaded: LoadedConfig) -> Check:
     from turnout.cli.embedded import can_run
-    from turnout.cli.fleet import START_ONE, look
+    from turnout.cli.fleet import look
+    from turnout.routing.advice import what_to_check
 
     try:
         catalog = asyncio.run(look(loaded))
@@ -162,7 +163,7 @@ def _services(loaded: LoadedConfig) -> Check:
     if not catalog.serving:
         waiting_for = [f"{s.endpoint.name}: {s.reason}" for s in catalog.endpoints if s.health != "offline"]
         found = "; ".join(("none can answer", *waiting_for))
-        return Check("services", "warn" if can_run() else "fail", found, START_ONE)
+        return Check("services", "warn" if can_run() else "fail", found, what_to_check(catalog, loaded.config))
     return Check("services", "ok", ", ".join(f"{s.endpoint.name} ({len(s.models)})" for s in catalog.serving))
 
 

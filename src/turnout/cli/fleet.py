@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from turnout.fleet.catalog import Catalog, EndpointStatus
     from turnout.types import Candidate, Json
 
-START_ONE = "start a server such as llama-server or Ollama, or `turnout config init` and name yours"
-
 
 @click.command()
 @json_option
@@ -27,13 +25,14 @@ def discover(config_file: str | None, as_json: bool) -> None:
 
     Exits with 3 when none can answer.
     """
-    catalog = _catalog(loaded_config(config_file))
+    loaded = loaded_config(config_file)
+    catalog = _catalog(loaded)
     if as_json:
-        _print_found({"services": [_service_fields(status) for status in catalog.endpoints]}, catalog)
+        _print_found({"services": [_service_fields(status) for status in catalog.endpoints]}, catalog, loaded)
         return
     columns = ("service", "kind", "address", "version", "state", "reason", "models", "window")
     table(columns, [_service_row(status) for status in catalog.endpoints])
-    _require_service(catalog)
+    _require_service(catalog, loaded)
 
 
 @click.command()
@@ -48,11 +47,11 @@ def models(config_file: str | None, as_json: bool) -> None:
     catalog = _catalog(loaded)
     found = _candidates(loaded, catalog)
     if as_json:
-        _print_found({"models": [_model_fields(candidate) for candidate in found]}, catalog)
+        _print_found({"models": [_model_fields(candidate) for candidate in found]}, catalog, loaded)
         return
     columns = ("id", "canonical", "service", "window", "resident", "capabilities", "parameters", "quantization")
     table(columns, [_model_row(candidate) for candidate in found])
-    _require_service(catalog)
+    _require_service(catalog, loaded)
 
 
 async def look(loaded: LoadedConfig) -> Catalog:
@@ -78,14 +77,16 @@ def _candidates(loaded: LoadedConfig, catalog: Catalog) -> tuple[Candidate, ...]
     return candidates(catalog, load_table(Path(file) if file else None))
 
 
-def _require_service(catalog: Catalog) -> None:
+def _require_service(catalog: Catalog, loaded: LoadedConfig) -> None:
+    from turnout.routing.advice import what_to_check
+
     if not catalog.serving:
-        raise NoServiceError(hint=START_ONE)
+        raise NoServiceError(hint=what_to_check(catalog, loaded.config))
 
 
-def _print_found(found: dict[str, Json], catalog: Catalog) -> None:
+def _print_found(found: dict[str, Json], catalog: Catalog, loaded: LoadedConfig) -> None:
     try:
-        _require_service(catalog)
+        _require_service(catalog, loaded)
     except NoServiceError as error:
         raise PartialError(error, found) from error
     print_json(found)

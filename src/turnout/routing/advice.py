@@ -1,0 +1,52 @@
+"""What to do when no server can answer: what the catalog saw, as the keys and addresses that the user can change."""
+
+from __future__ import annotations
+
+from turnout.config import RouterConfig
+from turnout.fleet.catalog import Catalog, EndpointStatus
+from turnout.types import Health
+
+START_ONE = "start a server such as llama-server or Ollama, or `turnout config init` and name yours"
+BUNDLED = "`turnout ask --embedded`, or `embedded.fallback: true`, uses the bundled demonstration model"
+_MOST = 3
+
+
+def what_to_check(catalog: Catalog, config: RouterConfig) -> str:
+    """One line for a catalog that serves nothing: what to check of the servers that are configured or that answered,
+    else how to get one."""
+    found = [advice for status in catalog.endpoints if (advice := _advice(status, config))]
+    if not found:
+        return START_ONE
+    more = len(found) - _MOST
+    return "; ".join((*found[:_MOST], *((f"and {more} more",) if more > 0 else ())))
+
+
+def _advice(status: EndpointStatus, config: RouterConfig) -> str:
+    endpoint = status.endpoint
+    section = _section(status, config)
+    if endpoint.embedded or not section:
+        return ""
+    if status.unused:
+        return "" if endpoint.kind in config.services else f"to use {endpoint.url}, name it in {section}.endpoint"
+    match status.health:
+        case Health.NEEDS_KEY:
+            return f"{'correct' if endpoint.key else 'set'} {section}.key: {endpoint.url} refuses without the right one"
+        case Health.LOADING:
+            return f"wait until {endpoint.url} has loaded its model"
+        case Health.ONLINE:
+            return f"load a model at {endpoint.url}: it offers none"
+        case Health.DEGRADED:
+            return f"look at the server at {endpoint.url}, or correct {section}.endpoint"
+        case _ if endpoint.configured:
+            return f"see that a server runs at {endpoint.url}, or correct {section}.endpoint"
+    return ""
+
+
+def _section(status: EndpointStatus, config: RouterConfig) -> str:
+    """The key path of the section that is about this endpoint, or ""."""
+    endpoint = status.endpoint
+    numbers = [n for n, custom in enumerate(config.custom_endpoints) if custom.name == endpoint.name]
+    if endpoint.configured and numbers:
+        return f"custom_endpoints.{numbers[0]}"
+    kind = endpoint.name if endpoint.configured else endpoint.kind
+    return f"services.{kind}" if kind else ""
