@@ -15,7 +15,7 @@ from tests.fakes.llm import WORDS, openai_app, running
 from tests.servers import WEIGHTS
 from turnout.api import LocalLLMRouter, collect, load_any
 from turnout.build import open_router
-from turnout.errors import NoServiceError, UsageError
+from turnout.errors import GuardError, NoServiceError, UsageError
 from turnout.router import check
 from turnout.types import ChatRequest, Image, Message, Text, message
 
@@ -43,6 +43,12 @@ async def test_without_a_server_the_error_says_how_to_try_the_bundled_model() ->
         NoServiceError, match=r"`turnout ask --embedded`, or `embedded\.fallback: true`, uses the bundled"
     ):
         await turnout.quick_route("hello", ALONE)
+
+
+async def test_a_refused_endpoint_of_a_dict_is_named_by_its_key() -> None:
+    config = ALONE | {"custom_endpoints": [{"name": "far", "endpoint": "http://8.8.8.8:1"}]}
+    with pytest.raises(GuardError, match=r"^custom_endpoints\.0\.endpoint: endpoint far: 8\.8\.8\.8 is outside"):
+        await turnout.quick_route("hello", config)
 
 
 def test_an_image_asks_without_a_word() -> None:

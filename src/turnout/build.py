@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from turnout.backends import DEFAULT_URLS
 from turnout.code.search import TextSearch
-from turnout.config import LoadedConfig, audit_path, data_dir
+from turnout.config import LoadedConfig, audit_path, data_dir, section_of
 from turnout.config_load import load_config
 from turnout.errors import GuardError, TurnoutError
 from turnout.fleet.discovery import discover, targets
@@ -61,8 +61,7 @@ async def open_router(
     if config.security.allow_external:
         log.warning("security.allow_external is on: connections may leave the network")
     host = detect_os()
-    allow = AllowList.from_config(config.security)
-    _refuse_outside(allow, loaded)
+    allow = refuse_outside(loaded)
     audit = _open_audit(loaded)
     async with AsyncExitStack() as stack:
         if audit is not None:
@@ -111,14 +110,24 @@ async def _cancel(task: asyncio.Task[None]) -> None:
         await task
 
 
-def _refuse_outside(allow: AllowList, loaded: LoadedConfig) -> None:
+def refuse_outside(loaded: LoadedConfig) -> AllowList:
+    """The allow-list of a configuration, once it is sure that it holds every configured endpoint; dials none.
+
+    Raises:
+        GuardError: one is outside; says where it is configured.
+    """
+    allow = AllowList.from_config(loaded.config.security)
     for target in targets(loaded.config, detect_os()):
-        if target.endpoint.configured:
-            try:
-                allow.check_url(target.endpoint.url)
-            except GuardError as error:
-                message = f"endpoint {target.endpoint.name}: {error.message}"
-                raise GuardError(message, target=error.target, hint=error.hint) from error
+        if not target.endpoint.configured:
+            continue
+        try:
+            allow.check_url(target.endpoint.url)
+        except GuardError as error:
+            name = target.endpoint.name
+            place = loaded.place(f"{section_of(loaded.config, name)}.endpoint")
+            message = f"{place}: endpoint {name}: {error.message}"
+            raise GuardError(message, target=error.target, hint=error.hint) from error
+    return allow
 
 
 def _open_audit(loaded: LoadedConfig) -> AuditLog | None:

@@ -249,11 +249,25 @@ class LoadedConfig(msgspec.Struct, frozen=True):
         config: the values.
         file: the file it was read from, or None for defaults or a dict.
         warnings: things that are allowed and probably not meant, one line each.
+        lines: the 1-based line of each dotted key path in the file.
     """
 
     config: RouterConfig
     file: Path | None = None
     warnings: tuple[str, ...] = ()
+    lines: dict[str, int] = {}
+
+    def place(self, key: str) -> str:
+        """Where a key is for people: ``turnout.yaml:3: services.ollama.endpoint``, without a file the key alone."""
+        line = self.lines.get(key, 0)
+        where = ":".join(part for part in (str(self.file or ""), str(line or "")) if part)
+        return f"{where}: {key}" if where else key
+
+
+def section_of(config: RouterConfig, endpoint: str) -> str:
+    """The key path of the section of a configured endpoint, by the endpoint's name."""
+    numbers = [n for n, custom in enumerate(config.custom_endpoints) if custom.name == endpoint]
+    return f"custom_endpoints.{numbers[0]}" if numbers else f"services.{endpoint}"
 
 
 # The owner's defaults that depend on the category (last lines of the owner's file).

@@ -229,7 +229,8 @@ def _checked(data: object, source: _Source, kinds: Mapping[str, str], env: Mappi
         source.fail(message, path, hint)
     for path, warning in doubtful(config, given):
         source.warn(path, warning)
-    return LoadedConfig(config, source.file, tuple(source.warnings))
+    lines = {dotted(path): line for path, line in source.lines.items()}
+    return LoadedConfig(config, source.file, tuple(source.warnings), lines)
 
 
 def _expanded_mapping(

@@ -181,14 +181,22 @@ async def test_a_reader_that_leaves_ends_the_stream_quietly() -> None:
     assert (err, child.returncode) == (b"", 1)
 
 
-def test_an_endpoint_outside_the_allow_list_is_exit_4() -> None:
-    configure("http://8.8.8.8:11434")
-    for command in (("ask", "hello"), ("discover",), ("config", "check")):
-        result = run(*command, stdin=b"")
-        assert result.exit_code == 4
-        error, hint = result.stderr.splitlines()
-        assert "8.8.8.8" in error
-        assert "security.allowed" in hint
+@pytest.mark.parametrize("command", [("ask", "hello"), ("discover",), ("serve",), ("config", "check")])
+def test_an_endpoint_outside_the_allow_list_is_exit_4_and_says_where_it_is(command: tuple[str, ...]) -> None:
+    Path("turnout.yaml").write_text(
+        "services:\n  vllm: {endpoint: 'http://127.0.0.1:9'}\n"
+        "custom_endpoints:\n  - name: far\n    endpoint: http://8.8.8.8:11434\n"
+    )
+    result = run(*command, stdin=b"")
+    assert result.exit_code == 4
+    error, hint = result.stderr.splitlines()
+    assert error.startswith("Error: ")
+    assert error.endswith(
+        "turnout.yaml:5: custom_endpoints.0.endpoint: endpoint far: 8.8.8.8 is outside the allowed networks"
+    )
+    assert "security.allowed" in hint
+    Path("turnout.yaml").write_text("services:\n  vllm:\n    endpoint: http://8.8.8.8:1\n")
+    assert "turnout.yaml:3: services.vllm.endpoint: endpoint vllm: 8.8.8.8 is" in run(*command, stdin=b"").stderr
 
 
 def test_a_wrong_configuration_names_the_file_the_key_and_the_nearest() -> None:

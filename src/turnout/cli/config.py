@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from turnout.cli.output import json_option, loaded_config, print_json, safe
 from turnout.errors import StorageError, UsageError
-
-if TYPE_CHECKING:
-    from turnout.config import LoadedConfig
 
 _FILE = Path("turnout.yaml")
 
@@ -29,8 +25,10 @@ def check(config_file: str | None, as_json: bool) -> None:
 
     Reads it, and checks every configured endpoint against the allow-list. Nothing is dialled.
     """
+    from turnout.build import refuse_outside
+
     loaded = loaded_config(config_file)
-    check_endpoints(loaded)
+    refuse_outside(loaded)
     if as_json:
         print_json({"file": _name(loaded.file), "ok": True, "warnings": [*loaded.warnings]})
         return
@@ -80,22 +78,6 @@ def init(force: bool, as_json: bool) -> None:
         print_json({"file": str(_FILE)})
         return
     click.echo(f"wrote {_FILE}; `turnout config check` checks it")
-
-
-def check_endpoints(loaded: LoadedConfig) -> None:
-    """Check that every configured endpoint may be dialled; dials none.
-
-    Raises:
-        GuardError: one is outside the allow-list.
-    """
-    from turnout.fleet.discovery import targets
-    from turnout.fleet.host import detect_os
-    from turnout.guard.allow import AllowList
-
-    allow = AllowList.from_config(loaded.config.security)
-    for target in targets(loaded.config, detect_os()):
-        if target.endpoint.configured:
-            allow.check_url(target.endpoint.url)
 
 
 def _name(file: Path | None) -> str | None:

@@ -139,10 +139,10 @@ def _audit(loaded: LoadedConfig) -> Check:
 
 
 def _allow_list(loaded: LoadedConfig) -> Check:
-    from turnout.cli.config import check_endpoints
+    from turnout.build import refuse_outside
 
     try:
-        check_endpoints(loaded)
+        refuse_outside(loaded)
     except TurnoutError as error:
         return _failed("allow-list", error)
     security = loaded.config.security

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from turnout.config import RouterConfig
+from turnout.config import RouterConfig, section_of
 from turnout.fleet.catalog import Catalog, EndpointStatus
 from turnout.types import Health
 
@@ -45,8 +45,6 @@ def _advice(status: EndpointStatus, config: RouterConfig) -> str:
 def _section(status: EndpointStatus, config: RouterConfig) -> str:
     """The key path of the section that is about this endpoint, or ""."""
     endpoint = status.endpoint
-    numbers = [n for n, custom in enumerate(config.custom_endpoints) if custom.name == endpoint.name]
-    if endpoint.configured and numbers:
-        return f"custom_endpoints.{numbers[0]}"
-    kind = endpoint.name if endpoint.configured else endpoint.kind
-    return f"services.{kind}" if kind else ""
+    if endpoint.configured:
+        return section_of(config, endpoint.name)
+    return f"services.{endpoint.kind}" if endpoint.kind else ""
