@@ -9,6 +9,7 @@ import pytest
 from click.testing import Result
 
 from tests.cli.conftest import Fakes, configure, run, run_beside
+from turnout.guard.audit import verify
 
 
 def states(result: Result) -> dict[str, str]:
@@ -82,3 +83,36 @@ def test_an_endpoint_outside_the_allow_list_fails_with_the_line_to_add() -> None
 def test_a_lifted_allow_list_and_no_audit_are_warnings() -> None:
     configure(environment="internal", security={"allow_external": True, "audit_enabled": False})
     assert (states(run("doctor"))["allow-list"], states(run("doctor"))["audit log"]) == ("warn", "warn")
+
+
+def test_a_changed_line_of_the_audit_log_fails_with_its_number(tmp_path: Path) -> None:
+    configure("http://127.0.0.1:9")
+    for _ in range(2):
+        run("ask", "hello", stdin=b"")
+    log = tmp_path / "data" / "audit.log"
+    whole = run("doctor")
+    assert states(whole)["audit log"] == "ok"
+    assert f"{log}, 5 records, unbroken" in whole.stdout
+    log.write_bytes(log.read_bytes().replace(b"no_service", b"xx_service", 1))
+    changed = run("doctor")
+    assert changed.exit_code == 1
+    assert f"audit log\tfail\t{log}: line 3: it was not written after the line before it" in changed.stdout
+
+
+def test_the_record_that_doctor_writes_keeps_the_chain(tmp_path: Path) -> None:
+    for _ in range(2):
+        run("doctor")
+    log = tmp_path / "data" / "audit.log"
+    report = verify(log)
+    assert (report.ok, report.count) == (True, 2)
+    assert {json.loads(line)["event_type"] for line in log.read_text().splitlines()} == {"access"}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_an_audit_log_that_takes_no_record_fails() -> None:
+    configure("http://127.0.0.1:9", security={"audit_log_path": "/dev/full"})
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert "audit log\tfail\tthe audit log /dev/full cannot be written: No space left on device" in result.stdout
+    configure("http://127.0.0.1:9", security={"audit_log_path": "/dev/null"})
+    assert states(run("doctor"))["audit log"] == "ok"

@@ -119,7 +119,7 @@ def _data_dir() -> Check:
 
 def _audit(loaded: LoadedConfig) -> Check:
     from turnout.config import audit_path, data_dir
-    from turnout.guard.audit import open_audit
+    from turnout.guard.audit import open_audit, verify
 
     security = loaded.config.security
     if not security.audit_enabled:
@@ -129,13 +129,21 @@ def _audit(loaded: LoadedConfig) -> Check:
         log = open_audit(
             path, data_dir() / "audit.key", log_queries=security.log_queries, log_responses=security.log_responses
         )
-        log.close()
+        try:
+            log.event("access")  # a record of its own is the only proof that one can be written
+        finally:
+            log.close()
+        # What is no file (a device, a pipe) cannot be read back, and may have no end.
+        chain = verify(path) if path.is_file() else None
     except TurnoutError as error:
         return _failed("audit log", error)
+    if chain is not None and not chain.ok:
+        fix = "find out who changed it; move it away as evidence, and a new log begins"
+        return Check("audit log", "fail", f"{path}: line {chain.bad_line}: {chain.reason}", fix)
     free = shutil.disk_usage(path.parent).free
     if free < _LITTLE_SPACE:
         return Check("audit log", "warn", f"{path}: {free / 1e6:.0f} MB free", "free some space")
-    return Check("audit log", "ok", str(path))
+    return Check("audit log", "ok", f"{path}, {chain.count} records, unbroken" if chain else str(path))
 
 
 def _allow_list(loaded: LoadedConfig) -> Check:
