@@ -19,6 +19,7 @@ from turnout.config import RouterConfig
 from turnout.context.compaction import Fitted, fit
 from turnout.context.tokens import TokenCounter, get_token_counter
 from turnout.errors import (
+    AuditError,
     BackendError,
     ContextOverflowError,
     EndpointLoadingError,
@@ -151,6 +152,11 @@ class Router:
         self._pool: tuple[Candidate, ...] = ()
         # Selections that hold for every request of up to so many tokens, until the catalog is swapped.
         self._selections: dict[Needs, tuple[int, Selection]] = {}
+
+    @property
+    def audit_alarm(self) -> AuditError | None:
+        """The last answer's end that could not be written to the audit log: it was given all the same, and told."""
+        return self._trail.alarm if self._trail is not None else None
 
     async def refresh(self) -> Catalog:
         """Look at every endpoint again and swap the catalog."""

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from tests.cli.conftest import Fakes, as_terminal, configure, run, run_beside
+from tests.cli.conftest import Fakes, as_terminal, configure, program, run, run_beside
 from tests.fakes.llm import WORDS, openai_app, running
 from tests.servers import LlamaServer
 
@@ -150,11 +150,7 @@ async def test_a_signal_ends_the_stream_frees_the_server_and_is_audited(
     app.state.fake.fault = "stall"
     async with running(app) as url:
         configure(url)
-        command = [sys.executable, "-c", "from turnout.cli import main; main()", "ask", "hello"]
-        pipe = asyncio.subprocess.PIPE
-        child = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
-        )
+        child = await start("ask", "hello")
         assert child.stdout is not None
         came = await child.stdout.readexactly(len("".join(WORDS[:2])))
         child.send_signal(number)
@@ -165,6 +161,45 @@ async def test_a_signal_ends_the_stream_frees_the_server_and_is_audited(
     assert child.returncode == code
     lines = [json.loads(line) for line in (tmp_path / "data" / "audit.log").read_text().splitlines()]
     assert [(line["phase"], line["error"]) for line in lines] == [("start", None), ("end", "cancelled")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+async def test_sigterm_ends_the_bundled_model_too(tmp_path: Path, with_weights: None) -> None:
+    child = await start("ask", "--embedded", "--max-tokens", "2000", "Write a long story")
+    assert child.stdout is not None
+    await child.stdout.readexactly(1)
+    (engine,) = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+    child.terminate()
+    await child.communicate()
+    assert child.returncode == 143
+    assert not Path(f"/proc/{engine}").exists()
+    ends = [json.loads(line) for line in (tmp_path / "data" / "audit.log").read_text().splitlines()]
+    assert [(end["phase"], end["error"]) for end in ends] == [("start", None), ("end", "cancelled")]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit of the file size")
+async def test_a_disk_that_fills_up_meanwhile_is_said_after_the_answer(fakes: Fakes) -> None:
+    import resource
+
+    configure(await fakes.start())
+
+    def little_room() -> None:  # enough for the start record, not for the end
+        resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700))
+
+    limits = {"stdin": asyncio.subprocess.DEVNULL, "preexec_fn": little_room}
+    for how in ((), ("--no-stream",)):
+        done = await asyncio.to_thread(program, "ask", "hello", *how, **limits)
+        assert done.returncode == 1
+        assert done.stdout == ANSWER + "\n"
+        warning, route, error, hint = done.stderr.splitlines()
+        assert warning.startswith("Warning: the audit log ")
+        assert "cannot be written: File too large" in warning
+        assert route.startswith("route: ")
+        assert error == "Error: the answer was given, but how it ended could not be written to the audit log"
+        assert hint.startswith("Hint: free space")
+        Path(os.environ["TURNOUT_DATA_DIR"], "audit.log").unlink()
+    document = json.loads((await asyncio.to_thread(program, "ask", "hello", "--json", **limits)).stdout)
+    assert (document["text"], document["error"]["code"]) == (ANSWER, "audit_unavailable")
 
 
 async def test_a_reader_that_leaves_ends_the_stream_quietly() -> None:
@@ -281,6 +316,13 @@ async def test_asked_for_the_bundled_model_looks_for_no_server(with_weights: Non
     assert result.exit_code == 0, result.stderr
     assert "@ embedded" in result.stderr
     assert app.state.fake.paths == []
+
+
+async def start(*args: str) -> asyncio.subprocess.Process:
+    """The program in a process of its own, with nothing on its standard input."""
+    pipe = asyncio.subprocess.PIPE
+    command = [sys.executable, "-c", "from turnout.cli import main; main()", *args]
+    return await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe)
 
 
 def _speaking(pieces: list[str], seen: list[dict[str, object]]) -> Starlette:

@@ -23,7 +23,7 @@ from turnout.cli.output import (
     waiting,
 )
 from turnout.cli.request import Given, build_request, read_query, request_options
-from turnout.errors import NoServiceError, QueryFailedError, StreamBrokenError, TurnoutError
+from turnout.errors import AuditError, NoServiceError, QueryFailedError, StreamBrokenError, TurnoutError
 from turnout.types import ChatRequest, Event, ExecutionResult, ReasoningDelta, Route, Started, TextDelta
 
 if TYPE_CHECKING:
@@ -32,6 +32,17 @@ if TYPE_CHECKING:
     from turnout.types import Json
 
 _OFFER = "No local server answered. Use the bundled demonstration model (SmolLM2 135M, small, for trying out only)?"
+
+
+_NO_END = "the answer was given, but how it ended could not be written to the audit log"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer. ``alarm``: its end is not in the audit log."""
+
+    result: ExecutionResult
+    alarm: AuditError | None
 
 
 @dataclass(slots=True)
@@ -87,7 +98,7 @@ def ask(config_file: str | None, embedded: bool, no_stream: bool, as_json: bool,
     stream = not (no_stream or as_json)
     began = time.monotonic()
     try:
-        result = _answer(loaded, request, embedded=embedded, stream=stream)
+        answer = _answer(loaded, request, embedded=embedded, stream=stream)
     except TurnoutError as error:
         if as_json:
             raise PartialError(error, _failure_fields(error)) from error
@@ -95,15 +106,18 @@ def ask(config_file: str | None, embedded: bool, no_stream: bool, as_json: bool,
             click.echo(safe(error.received))
         raise
     seconds = time.monotonic() - began
+    fields = _result_fields(answer.result, seconds) if as_json else {}
+    if not as_json:
+        if not stream:
+            click.echo(safe(answer.result.text))
+        _print_route(answer.result, seconds)
+    if answer.alarm is not None:
+        raise PartialError(AuditError(_NO_END, hint=answer.alarm.hint), fields)
     if as_json:
-        print_json(_result_fields(result, seconds))
-        return
-    if not stream:
-        click.echo(safe(result.text))
-    _print_route(result, seconds)
+        print_json(fields)
 
 
-def _answer(loaded: LoadedConfig, request: ChatRequest, *, embedded: bool, stream: bool) -> ExecutionResult:
+def _answer(loaded: LoadedConfig, request: ChatRequest, *, embedded: bool, stream: bool) -> Answer:
     if embedded:
         return asyncio.run(_run(_only_embedded(loaded), request, embedded=True, stream=stream))
     try:
@@ -115,18 +129,20 @@ def _answer(loaded: LoadedConfig, request: ChatRequest, *, embedded: bool, strea
         raise NoServiceError(error.message, hint=hint, probed=error.probed) from error
 
 
-async def _run(loaded: LoadedConfig, request: ChatRequest, *, embedded: bool, stream: bool) -> ExecutionResult:
+async def _run(loaded: LoadedConfig, request: ChatRequest, *, embedded: bool, stream: bool) -> Answer:
     from turnout.api import collect
     from turnout.build import open_router
+    from turnout.cli.notes import log_as_notes
 
     with waiting("starting the bundled model" if embedded else "looking for servers") as update:
         screen = Screen(stream, update)
         try:
-            async with (
-                open_router(loaded, embedded=embedded) as router,
-                aclosing(_seen(router, request, screen)) as events,
-            ):
-                return await collect(events)
+            with log_as_notes(screen.end_line):
+                async with (
+                    open_router(loaded, embedded=embedded) as router,
+                    aclosing(_seen(router, request, screen)) as events,
+                ):
+                    return Answer(await collect(events), router.audit_alarm)
         finally:
             screen.end_line()
 

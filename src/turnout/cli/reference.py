@@ -22,11 +22,11 @@ names. Errors, notes and the route go to stderr.
 | exit code | meaning |
 |---|---|
 | 0 | done |
-| 1 | failed |
+| 1 | failed; also when the answer was given, but its end could not be written to the audit log |
 | 2 | usage: the command line, the query or the configuration is wrong |
 | 3 | no local LLM service answered |
 | 4 | refused by the guard: a destination is not on the allow-list |
-| 130 | interrupted (Ctrl-C) |
+| 130, 143, 129 | ended by Ctrl-C, SIGTERM or a closed terminal; the end of the query is in the audit log |
 
 Shell completion: `eval "$(_TURNOUT_COMPLETE=bash_source turnout)"`, or `zsh_source`, `fish_source`.
 """

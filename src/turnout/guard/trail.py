@@ -18,13 +18,18 @@ log = logging.getLogger("turnout")
 
 
 class Trail:
-    """One event loop's way to the log."""
+    """One event loop's way to the log.
+
+    Attributes:
+        alarm: the last end that could not be written, or None.
+    """
 
     def __init__(self, audit: AuditLog) -> None:
         self._audit = audit
         self._running = 0
         self._starting: list[asyncio.Future[None]] = []
         self._timer: asyncio.TimerHandle | None = None
+        self.alarm: AuditError | None = None
 
     async def start(self, record: QueryStart) -> None:
         """Write that a query begins; the starts of one turn of the loop are one write.
@@ -62,7 +67,7 @@ class Trail:
         try:
             self._audit.end(record, hold=hold)
         except AuditError as error:
-            log.error("%s", error)
+            self._raise_alarm(error)
         if hold and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(HOLD_SECONDS, self._write_ends)
 
@@ -86,4 +91,8 @@ class Trail:
         try:
             self._audit.flush()
         except AuditError as error:
-            log.error("%s", error)
+            self._raise_alarm(error)
+
+    def _raise_alarm(self, error: AuditError) -> None:
+        self.alarm = error
+        log.error("%s", error)
