@@ -77,13 +77,13 @@ async def fakes() -> AsyncIterator[Fakes]:
         yield Fakes(stack)
 
 
-def as_terminal(*args: str, answer: bytes = b"") -> tuple[int, str]:
-    """The program on a terminal of its own: exit code and all that it showed."""
+def as_terminal(*args: str, answer: bytes = b"", columns: int = 200) -> tuple[int, str]:
+    """The program on a terminal of its own, so many characters wide: exit code and all that it showed."""
     import pty
 
     pid, terminal = pty.fork()
     if pid == 0:
-        os.environ.update(TERM="xterm", COLUMNS="200", LINES="50")
+        os.environ.update(TERM="xterm", COLUMNS=str(columns), LINES="50")
         os.execv(sys.executable, [sys.executable, "-c", "from turnout.cli import main; main()", *args])
     shown = b""
     while True:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 
 from tests.cli.conftest import as_terminal, configure, run
+from turnout.cli.output import _fitting, _widths
 
 
 def test_a_table_is_laid_out_on_a_terminal_and_plain_in_a_pipe() -> None:
@@ -16,6 +18,36 @@ def test_a_table_is_laid_out_on_a_terminal_and_plain_in_a_pipe() -> None:
     piped = run("discover").stdout
     assert "\x1b" not in piped
     assert piped.count("\t") == 14
+
+
+def lines_of(columns: int, *args: str) -> list[str]:
+    """The table as it stands on a terminal of that width, without colours and the spinner."""
+    _, shown = as_terminal(*args, columns=columns)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).replace("\r", "")
+    lines = [line.rstrip() for line in text.splitlines()]
+    return lines[next(n for n, line in enumerate(lines) if line.startswith(("service ", "id "))) :]
+
+
+def test_a_narrow_terminal_shows_fewer_columns_and_shorter_words() -> None:
+    configure("http://127.0.0.1:9", "http://127.0.0.1:13")
+    wide, first, *_ = lines_of(200, "discover")
+    assert wide.split() == ["service", "kind", "address", "version", "state", "reason", "models", "window"]
+    assert "http://127.0.0.1:9 " in first
+    assert "nothing answers at 127.0.0.1:9: connection refused" in first
+    for columns in (80, 60):
+        header, *rows = lines_of(columns, "discover")
+        first, second = (row for row in rows if row.startswith("fake"))
+        assert {"service", "address", "state", "reason"} <= set(header.split()) < set(wide.split())
+        assert max(map(len, (header, first, second))) <= columns
+        assert {"fake0", "127.0.0.1:9", "offline"} <= set(first.split())
+        assert {"fake1", "127.0.0.1:13", "offline"} <= set(second.split())
+        assert "nothing answers" in first
+
+
+def test_a_long_word_is_wrapped_and_whole_columns_stay() -> None:
+    cells = [["x" * 70, "known", "8192"]]
+    assert list(_fitting(_widths(("id", "source", "window"), cells), ("source",), 80)) == ["id", "source", "window"]
+    assert list(_fitting(_widths(("id", "source", "window"), cells), ("source",), 35)) == ["id", "window"]
 
 
 def test_json_is_json_on_a_terminal_too() -> None:

@@ -56,7 +56,7 @@ def explain(config_file: str | None, as_json: bool, **given: Unpack[Given]) -> N
     click.echo(f"prompt: about {explanation.prompt_tokens} tokens")
     click.echo(f"policy: {cell(explanation.selection.policy)}")
     columns = ("decision", "model", "service", "level", "window", "reason")
-    table(columns, [_row(*decision) for decision in decisions])
+    table(columns, [_row(*decision) for decision in decisions], spare=("level", "window"))
 
 
 async def _explain(loaded: LoadedConfig, request: ChatRequest) -> Explanation:

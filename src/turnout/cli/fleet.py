@@ -31,7 +31,9 @@ def discover(config_file: str | None, as_json: bool) -> None:
         _print_found({"services": [_service_fields(status) for status in catalog.endpoints]}, catalog, loaded)
         return
     columns = ("service", "kind", "address", "version", "state", "reason", "models", "window")
-    table(columns, [_service_row(status) for status in catalog.endpoints])
+    spare = ("version", "kind", "window", "models")
+    rows = [_service_row(status) for status in catalog.endpoints]
+    table(columns, rows, spare=spare, brief=[_brief(row) for row in rows])
     _require_service(catalog, loaded)
 
 
@@ -50,7 +52,8 @@ def models(config_file: str | None, as_json: bool) -> None:
         _print_found({"models": [_model_fields(candidate) for candidate in found]}, catalog, loaded)
         return
     columns = ("id", "canonical", "service", "window", "resident", "capabilities", "parameters", "quantization")
-    table(columns, [_model_row(candidate) for candidate in found])
+    spare = ("quantization", "parameters", "resident", "canonical", "capabilities")
+    table(columns, [_model_row(candidate) for candidate in found], spare=spare)
     _require_service(catalog, loaded)
 
 
@@ -107,6 +110,13 @@ def _service_row(status: EndpointStatus) -> tuple[str, ...]:
         count,
         window,
     )
+
+
+def _brief(row: tuple[str, ...]) -> tuple[str, ...]:
+    """Without the scheme of the address, and without the address that the reason says once more."""
+    name, kind, url, version, state, reason, *rest = row
+    address = url.removeprefix("http://")
+    return name, kind, address, version, state, reason.replace(f" at {address}", ""), *rest
 
 
 def _service_fields(status: EndpointStatus) -> dict[str, Json]:

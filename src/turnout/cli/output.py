@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _NO_LIMIT = 1_000_000
+_GAP = 2
+_WRAPPED = 24  # a column with a longer text is wrapped on a narrow terminal
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
@@ -52,8 +54,21 @@ def print_json(value: Json) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table for people on a terminal; in a pipe a line of tab-separated cells each, headed by the names."""
+def table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    spare: Sequence[str] = (),
+    brief: Sequence[Sequence[str]] = (),
+) -> None:
+    """A table for people on a terminal; in a pipe a line of tab-separated cells each, headed by the names.
+
+    Args:
+        columns: the names.
+        rows: a text for each column.
+        spare: what a narrow terminal goes without, the first to go first.
+        brief: the rows in fewer words, for a terminal where ``rows`` do not fit.
+    """
     cells = [[cell(text) for text in row] for row in rows]
     if not sys.stdout.isatty():
         for line in (columns, *cells):
@@ -63,13 +78,32 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    console = Console()
     shown = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        shown.add_column(column, overflow="fold")
+    if brief and sum(width + _GAP for width in _widths(columns, cells).values()) > console.width:
+        cells = [[cell(text) for text in row] for row in brief]
+    fitting = _fitting(_widths(columns, cells), spare, console.width)
+    for name, width in fitting.items():
+        shown.add_column(name, overflow="fold", no_wrap=width <= _WRAPPED)
     for line in cells:
         # Text, not str: a server's name must not be read as markup.
-        shown.add_row(*(Text(text) for text in line))
-    Console().print(shown)
+        shown.add_row(*(Text(text) for name, text in zip(columns, line, strict=True) if name in fitting))
+    console.print(shown)
+
+
+def _widths(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> dict[str, int]:
+    """The characters that each column needs to stand on one line."""
+    return {name: max(len(name), *(len(line[n]) for line in cells), 0) for n, name in enumerate(columns)}
+
+
+def _fitting(widths: dict[str, int], spare: Sequence[str], room: int) -> dict[str, int]:
+    """The columns that are shown in ``room`` characters; a wide one is wrapped before a spare one goes."""
+    left = dict(widths)
+    for name in spare:
+        if sum(min(width, _WRAPPED) + _GAP for width in left.values()) <= room:
+            break
+        del left[name]
+    return left
 
 
 @contextmanager
