@@ -7,6 +7,7 @@ import logging
 import random
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -551,14 +552,16 @@ def _broken(error: BackendError, run: Run) -> StreamBrokenError:
         error.message,
         endpoint=error.endpoint,
         received="".join(run.text),
-        hint="ask again; what had arrived was kept",
+        hint="ask again",
     )
 
 
 def _failed(run: Run) -> QueryFailedError:
-    shown = [f"{a.model} @ {a.service}: {a.error.message}" for a in run.attempts[:MAX_SHOWN_ATTEMPTS] if a.error]
-    more = len(run.attempts) - len(shown)
-    tried = ", ".join(shown) + (f", and {more} more" if more else "")
+    failures = Counter(f"{a.model} @ {a.service}: {a.error.message}" for a in run.attempts if a.error)
+    shown = list(failures.items())[:MAX_SHOWN_ATTEMPTS]
+    more = len(run.attempts) - sum(tries for _, tries in shown)
+    tried = ", ".join(f"{text} ({tries} tries)" if tries > 1 else text for text, tries in shown)
+    tried += f", and {more} more" if more else ""
     errors = [a.error for a in run.attempts if a.error is not None]
     overflow = next((e for e in errors if isinstance(e, ContextOverflowError)), None)
     cause = overflow or (errors[0] if errors else None)

@@ -129,6 +129,21 @@ async def test_a_server_that_answers_nonsense_is_named(home: Path, fault: str) -
     assert error.startswith("Error: no model answered; tried 1: m @ odd: ")
 
 
+async def test_the_same_failure_is_said_once_with_its_tries() -> None:
+    app = openai_app()
+    app.state.fake.fault = "error"
+    async with running(app) as url:
+        configure(custom_endpoints=[{"name": "odd", "endpoint": url, "max_retries": 2}])
+        failed = await run_beside("ask", "hello", stdin=b"")
+        app.state.fake.faults_left = 2
+        answered = await run_beside("ask", "hello", stdin=b"")
+    said = "qwen2.5-coder-7b-instruct @ odd: odd failed with HTTP 500: boom"
+    assert failed.stderr.splitlines()[0] == f"Error: no model answered; tried 3: {said} (3 tries)"
+    assert answered.exit_code == 0
+    assert f"tried: {said} (2 tries, " in answered.stderr
+    assert answered.stderr.count("HTTP 500") == 1
+
+
 async def test_a_broken_stream_keeps_what_came(fakes: Fakes) -> None:
     url = await fakes.start(fault="drop")
     configure(url)
@@ -137,6 +152,7 @@ async def test_a_broken_stream_keeps_what_came(fakes: Fakes) -> None:
         assert result.exit_code == 1
         assert result.stdout == "".join(WORDS[:2]) + "\n"
         assert result.stderr.startswith("Error: ")
+        assert result.stderr.splitlines()[-1] == "Hint: ask again"
     failure = json.loads((await run_beside("ask", "hello", "--json", stdin=b"")).stdout)
     assert failure["text"] == "".join(WORDS[:2])
     assert failure["error"]["code"] == "stream_broken"

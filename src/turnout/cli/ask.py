@@ -189,14 +189,23 @@ def _print_route(result: ExecutionResult, seconds: float) -> None:
         # Fallback notices say what the attempts below say.
         if notice.code != "fallback":
             note(f"note: {notice.text}")
-    for attempt in result.attempts:
-        if attempt.error is not None:
-            reason = attempt.error.message
-            note(f"tried: {attempt.model} @ {attempt.service}: {reason} ({attempt.seconds:.2f} s)")
+    for line, seconds_of_each in _failed_attempts(result).items():
+        tries = f"{len(seconds_of_each)} tries, " if len(seconds_of_each) > 1 else ""
+        note(f"tried: {line} ({tries}{sum(seconds_of_each):.2f} s)")
     if result.finish == "length":
         note("note: the answer ends at its token limit; --max-tokens raises it")
     if result.route is not None:
         note(f"route: {_route_line(result.route, result, seconds)}")
+
+
+def _failed_attempts(result: ExecutionResult) -> dict[str, list[float]]:
+    """What failed and why, each once, with the seconds of every try."""
+    found: dict[str, list[float]] = {}
+    for attempt in result.attempts:
+        if attempt.error is not None:
+            line = f"{attempt.model} @ {attempt.service}: {attempt.error.message}"
+            found.setdefault(line, []).append(attempt.seconds)
+    return found
 
 
 def _route_line(route: Route, result: ExecutionResult, seconds: float) -> str:
