@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,18 @@ def test_piped_text_is_attached_after_the_query() -> None:
         program("classify", "--json", "-", input="refactor").stdout
         == program("classify", "--json", "refactor", stdin=subprocess.DEVNULL).stdout
     )
+
+
+def test_a_pipe_that_stays_open_is_said_to_be_waited_for() -> None:
+    command = [sys.executable, "-c", "from turnout.cli import main; main()", "classify", "hello"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as child:
+        assert child.stderr is not None
+        told = child.stderr.readline()
+        rest, more = child.communicate()
+    assert told == "waiting for standard input to end; `< /dev/null` attaches nothing\n"
+    assert (child.returncode, more) == (0, "")
+    assert "category\tcoding" in rest
 
 
 def test_a_socket_is_read_only_when_there_is_no_query() -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypedDict
 
 import click
 
+from turnout.cli.output import note
 from turnout.errors import UsageError
 from turnout.types import ChatRequest, FileContext, Position, TaskCategory
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 MAX_QUERY_BYTES = 2_000_000
 _MOST_COUNTED = 32 * MAX_QUERY_BYTES
+_PATIENCE = 2.0  # seconds
 
 _OPTIONS = (
     click.argument("query", required=False),
@@ -95,7 +99,8 @@ def _is_piped(stream: object, *, alone: bool) -> bool:
 
 
 def _read(stream: BinaryIO) -> str:
-    data = stream.read(_MOST_COUNTED + 1)
+    with _told_when_slow():
+        data = stream.read(_MOST_COUNTED + 1)
     if len(data) > _MOST_COUNTED:
         raise _too_large(f"more than {_MOST_COUNTED:,}")
     if b"\0" in data:
@@ -107,6 +112,21 @@ def _read(stream: BinaryIO) -> str:
     if len(data) > MAX_QUERY_BYTES:
         raise _too_large(f"{len(data):,}")
     return text
+
+
+@contextmanager
+def _told_when_slow() -> Iterator[None]:
+    """A pipe that nobody closes would make the command hang without a word; who types at a terminal knows."""
+    if sys.stdin.isatty():
+        yield
+        return
+    timer = threading.Timer(_PATIENCE, note, ("waiting for standard input to end; `< /dev/null` attaches nothing",))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _too_large(size: str) -> UsageError:
