@@ -393,6 +393,7 @@ class Model:
         quantization: as the server names it, or "".
         digest: the server's digest of the weights, or "".
         remote: the server only proxies it to somewhere else: never used.
+        load_first: not loaded, and until the server is told to load it another model answers in its place.
     """
 
     id: str
@@ -407,6 +408,7 @@ class Model:
     quantization: str = ""
     digest: str = ""
     remote: bool = False
+    load_first: bool = False
 
 
 @dataclass(frozen=True, slots=True)

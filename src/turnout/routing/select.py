@@ -108,6 +108,8 @@ def _hard_reason(
     told = candidate.model.capabilities
     if (told and "chat" not in told and "embeddings" in told) or _embeds_only(candidate, table):
         return "makes embeddings, does not chat"
+    if candidate.model.load_first:
+        return "is not loaded, and another model would answer in its place: load it first"
     if candidate.endpoint.embedded and not needs.model and not alone:
         return "the demonstration model is used only when asked for or when nothing else answers"
     missing = needs.capabilities - told if told else frozenset()
