@@ -24,7 +24,7 @@ class LlamaCpp(OpenAICompatible):
     title = "llama.cpp"
     default_urls = ("http://127.0.0.1:8080",)
     key_headers = ("Authorization", "X-Api-Key")
-    probes = ("/health", "/v1/models")
+    probes = ("/v1/models",)
 
     def identify(self, replies: Mapping[str, Reply]) -> Identity | None:
         """By the Server header, else by the owner named in the model list."""

@@ -206,7 +206,8 @@ async def _look(
     timeout = config.discovery.timeout / 1000
     verdict = _known_verdict(target, known)
     if verdict is None:
-        verdict = identify(await _probe(client, target.endpoint, timeout))
+        # Half of the time, so that one path that does not answer leaves some for the models.
+        verdict = identify(await _probe(client, target.endpoint, timeout / 2))
     if verdict is None and target.style in ("openai", "custom"):
         verdict = Identity("openai", "the configuration says so")
     if verdict is None:
