@@ -9,25 +9,17 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.backends.behaviours import BEHAVIOURS, LACKING, Case
+from tests.backends.behaviours import BEHAVIOURS, LACKING, Case, serving
 from tests.fakes import FAKES
-from tests.fakes.base import Fake, FakeModel, running
 from turnout.backends import BACKENDS
-from turnout.config import SecurityConfig
-from turnout.guard.allow import AllowList
-from turnout.guard.network import open_client
 
 NAMES = tuple(behaviour.__name__ for behaviour in BEHAVIOURS)
 
 
 @pytest.fixture
 async def case(request: pytest.FixtureRequest) -> AsyncIterator[Case]:
-    kind: str = request.param
-    dialect = FAKES[kind]
-    fake = Fake(models=[FakeModel(), FakeModel("llama-3.1-8b-instruct")][: getattr(dialect, "MODELS", 1)])
-    async with running(dialect.app(fake), server_header=dialect.SERVER_HEADER) as url:
-        async with open_client(AllowList.from_config(SecurityConfig())) as client:
-            yield Case(kind, url, client, fake, dialect.LACKS)
+    async with serving(request.param) as made:
+        yield made
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -44,7 +36,7 @@ def test_every_kind_has_a_fake() -> None:
 
 
 def test_lacks_name_behaviours() -> None:
-    known = {*NAMES, "overflow_counts"}
+    known = {*NAMES, "overflow_counts", "overflow_prompt"}
     assert {name for dialect in FAKES.values() for name in dialect.LACKS} <= known
 
 

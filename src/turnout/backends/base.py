@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import msgspec
@@ -42,8 +42,9 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 _COUNT_BEFORE_LIMIT = re.compile(
     r"(\d+)\s*(?:input\s+)?tokens?\)?[^.]{0,60}?(?:context|limit)[^.]{0,40}?(\d+)", re.IGNORECASE
 )
-_LIMIT_IS = re.compile(r"(?:context (?:length|size|window) (?:is|of)|maximum[\w\s]{0,20}) ?(\d+)", re.IGNORECASE)
-_PROMPT_IS = re.compile(r"(?:contains|has|prompt is) (?:at least )?(\d+)", re.IGNORECASE)
+_LIMIT_IS = re.compile(r"(?:context (?:length|size|window) (?:is|of)|maximum[a-z\s]{0,20}) ?(\d+)", re.IGNORECASE)
+# "at least N" is where a server stopped counting, so it is no count.
+_PROMPT_IS = re.compile(r"(?:contains|has|prompt is|prompt length) (\d+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,11 +213,21 @@ async def get_object(
     client: HttpClient, backend: Backend, endpoint: Endpoint, path: str, timeout: float
 ) -> dict[str, Json]:
     """The JSON object at ``path``; empty when there is none, or no answer: for what is good to know and not needed."""
+    reply = await try_get(client, backend, endpoint, path, timeout)
+    return json_object(reply.body) if reply is not None and reply.status == 200 else {}
+
+
+async def try_get(client: HttpClient, backend: Backend, endpoint: Endpoint, path: str, timeout: float) -> Reply | None:
+    """As ``get``; None when no answer came."""
     try:
-        reply = await get(client, backend, endpoint, path, timeout)
+        return await get(client, backend, endpoint, path, timeout)
     except BackendError:
-        return {}
-    return json_object(reply.body) if reply.status == 200 else {}
+        return None
+
+
+def at_root(endpoint: Endpoint) -> Endpoint:
+    """The endpoint without the ``/v1`` that people write after an address: for paths that are not below it."""
+    return replace(endpoint, url=endpoint.url.removesuffix("/v1"))
 
 
 async def post(
