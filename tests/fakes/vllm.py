@@ -1,6 +1,10 @@
 """vLLM 0.33 (facts/services.md section 6; recorded from 0.32: facts/backends.md 3.3).
 
-Omitted: the Responses, Anthropic, Cohere and pooling routes, LoRA rows, sleep mode, streamed usage statistics.
+``options``: ``adapter`` is the id of a LoRA row; ``asleep`` and ``dead`` are states of the engine, which the front
+end's list does not show; ``no_tool_parser``: it was started without a parser of tool calls.
+
+Omitted: the Responses, Anthropic, Cohere and pooling routes, streamed usage statistics, several engines, and all but
+three of the metrics.
 """
 
 from __future__ import annotations
@@ -26,6 +30,8 @@ LACKS = {
     "unload": "one model per process",
     "remote": "it proxies to nobody",
     "max_window": "the configured maximum is all it tells",
+    "slots": "no reply has them",
+    "overflow_prompt": "it stops counting one after the window",
 }
 
 
@@ -69,45 +75,57 @@ def app(fake: Fake) -> ASGIApp:
     async def models(request: Request) -> Response:
         if not fake.has_key(fake.headers[-1]):
             return DIALECT.unauthorized(fake)
-        rows = [
-            {
-                "id": model.id,
-                "object": "model",
-                "created": 1764000000,
-                "owned_by": "vllm",
-                "root": f"/models/{model.id}",
-                "parent": None,
-                "max_model_len": model.window,
-                "permission": [],
-            }
-            for model in fake.models
-        ]
-        return JSONResponse({"object": "list", "data": rows})
+        model, adapter = fake.models[0], fake.options.get("adapter")
+        common = {"object": "model", "created": 1764000000, "owned_by": "vllm", "permission": []}
+        own = {"id": model.id, "root": f"/models/{model.id}", "parent": None, "max_model_len": model.window}
+        lora = {"id": adapter, "root": f"/loras/{adapter}", "parent": model.id, "max_model_len": None}
+        return JSONResponse({"object": "list", "data": [row | common for row in ([own, lora] if adapter else [own])]})
 
     async def chat(request: Request) -> Response:
+        body = await request.json()
+        if body.get("tools") and fake.options.get("no_tool_parser"):
+            text = '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
+            return _refused("BadRequestError", 400, text)
         return await openai_chat.chat(request, fake, DIALECT)
 
     async def embeddings(request: Request) -> Response:
         return await openai_chat.embeddings(request, fake, DIALECT)
 
     async def tokenize(request: Request) -> Response:
-        await request.json()
+        count = PROMPT_TOKENS if "messages" in await request.json() else PROMPT_TOKENS - 3
         window = fake.models[0].window
-        return JSONResponse({"count": PROMPT_TOKENS, "max_model_len": window, "tokens": [], "token_strs": None})
+        tokens = list(range(count))
+        return JSONResponse({"count": count, "max_model_len": window, "tokens": tokens, "token_strs": None})
 
     async def version(request: Request) -> Response:
         return JSONResponse({"version": fake.version})
 
     async def health(request: Request) -> Response:
-        return Response(status_code=503 if fake.fault == "loading" else 200)
+        return Response(status_code=503 if fake.options.get("dead") else 200)
+
+    async def load(request: Request) -> Response:
+        return JSONResponse({"server_load": 0})
 
     async def metrics(request: Request) -> Response:
-        label = f'{{engine="0",model_name="{fake.models[0].id}"}}'
-        lines = [f"vllm:num_requests_running{label} {fake.busy}.0", f"vllm:num_requests_waiting{label} 0.0"]
+        label = f'engine="0",model_name="{fake.models[0].id}"'
+        asleep = bool(fake.options.get("asleep"))
+        lines = [
+            "# HELP vllm:num_requests_running Number of requests in model execution batches.",
+            "# TYPE vllm:num_requests_running gauge",
+            f"vllm:num_requests_running{{{label}}} {fake.busy}.0",
+            f"vllm:num_requests_waiting{{{label}}} 2.0",
+            f'vllm:num_requests_waiting_by_reason{{{label},reason="capacity"}} 7.0',
+            f'vllm:engine_sleep_state{{{label},sleep_state="awake"}} {float(not asleep)}',
+            f'vllm:engine_sleep_state{{{label},sleep_state="weights_offloaded"}} {float(asleep)}',
+            f'vllm:engine_sleep_state{{{label},sleep_state="discard_all"}} 0.0',
+        ]
         return PlainTextResponse("\n".join(lines) + "\n")
 
     async def missing(request: Request, _: Exception) -> Response:
         return JSONResponse({"detail": "Not Found"}, 404)
+
+    async def not_allowed(request: Request, _: Exception) -> Response:
+        return JSONResponse({"detail": "Method Not Allowed"}, 405)
 
     return served(
         fake,
@@ -119,7 +137,8 @@ def app(fake: Fake) -> ASGIApp:
             Route("/version", version),
             Route("/health", health),
             Route("/ping", health),
+            Route("/load", load),
             Route("/metrics", metrics),
         ],
-        exception_handlers={404: missing},
+        exception_handlers={404: missing, 405: not_allowed},
     )

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from turnout.backends import base
 from turnout.backends.base import Backend, Identity, Inspection, dict_of, int_of, json_object, rows, text_of
 from turnout.errors import NonsenseError
-from turnout.types import ChatRequest, Endpoint, Event, Health, Json, Model, WireFormat
+from turnout.types import ChatRequest, Endpoint, Event, Health, Image, Json, Model, WireFormat
 from turnout.wire import openai_chat
 
 if TYPE_CHECKING:
     from turnout.guard.network import HttpClient, Reply
 
 _WINDOW_FIELDS = ("max_model_len", "context_length", "context_window", "max_context_length")
+COUNT_SECONDS = 2.0  # as long as counting a prompt may take before the estimate is taken
 
 
 class OpenAICompatible(Backend):
@@ -47,13 +49,16 @@ class OpenAICompatible(Backend):
 
     async def inspect(self, client: HttpClient, endpoint: Endpoint, timeout: float) -> Inspection:
         """The model list is the health check."""
-        reply = await base.get(client, self, endpoint, self.models_path(endpoint), timeout)
+        return self.listed(await base.get(client, self, endpoint, self.models_path(endpoint), timeout))
+
+    def listed(self, reply: Reply) -> Inspection:
+        """What the answer to a request for the model list tells."""
         if reply.status != 200:
             return Inspection(*base.health_of_status(reply.status, base.error_text(reply.body)))
         listing = _listing(reply)
         if listing is None:
             return Inspection(Health.DEGRADED, "the model list is not an OpenAI model list")
-        models = tuple(model for row in listing if (model := self.model(row)))
+        models = _with_parents_windows([(model, row) for row in listing if (model := self.model(row))])
         return Inspection(Health.ONLINE, "answers" if models else "has no model", models)
 
     def model(self, row: dict[str, Json]) -> Model | None:
@@ -84,6 +89,22 @@ class OpenAICompatible(Backend):
         return vectors(rows(json_object(reply.body).get("data")), len(texts), endpoint)
 
 
+async def tokenized(
+    client: HttpClient, backend: Backend, endpoint: Endpoint, request: ChatRequest, model: Model, fields: Sequence[str]
+) -> int:
+    """Tokens of the prompt by ``POST /tokenize``, which applies the server's own template; 0 when it does not.
+
+    Args:
+        fields: of a chat request, those that the server's template reads.
+    """
+    if any(isinstance(part, Image) for m in request.messages for part in m.parts):
+        return 0  # an image counts as its placeholder there
+    sent = json_object(openai_chat.render_request(request, model.id, stream=False))
+    body = {key: sent[key] for key in ("model", "messages", *fields) if key in sent}
+    reply = await base.post(client, backend, base.at_root(endpoint), "/tokenize", body, COUNT_SECONDS)
+    return int_of(json_object(reply.body).get("count"))
+
+
 def vectors(found: Sequence[Mapping[str, Json]], count: int, endpoint: Endpoint) -> base.Vectors:
     """The vectors of an embeddings answer, in the order of the texts.
 
@@ -102,6 +123,12 @@ def numbers(value: Json) -> tuple[float, ...]:
         return ()
     found = [n for n in value if isinstance(n, int | float) and not isinstance(n, bool)]
     return tuple(map(float, found)) if len(found) == len(value) else ()
+
+
+def _with_parents_windows(found: Sequence[tuple[Model, Mapping[str, Json]]]) -> tuple[Model, ...]:
+    """An adapter's row names the ``parent`` that it is part of, and no window of its own."""
+    windows = {model.id: model.window for model, _ in found}
+    return tuple(m if m.window else replace(m, window=windows.get(text_of(row.get("parent")), 0)) for m, row in found)
 
 
 def _listing(reply: Reply) -> list[dict[str, Json]] | None:
