@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -58,6 +58,7 @@ class Dialect:
         usage_always: usage is in the stream without being asked for.
         comments: SSE comments among the events.
         schema_field: where a JSON schema is asked for.
+        delta: what every delta carries.
     """
 
     owner: str = ""
@@ -72,6 +73,7 @@ class Dialect:
     usage_always: bool = False
     comments: bool = False
     schema_field: str = "response_format"
+    delta: Mapping[str, object] = field(default_factory=dict)
 
 
 async def chat(request: Request, fake: Fake, dialect: Dialect) -> Response:
@@ -148,7 +150,7 @@ async def stream(fake: Fake, body: dict[str, object], dialect: Dialect, fault: s
     """An answer as SSE."""
 
     def chunk(delta: dict[str, object], finish: str | None = None) -> bytes:
-        row = {"index": 0, "delta": delta, "finish_reason": finish}
+        row = {"index": 0, "delta": {**dialect.delta, **delta}, "finish_reason": finish}
         head = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": body.get("model")}
         return b"data: " + json.dumps(head | {"choices": [row]}).encode() + b"\n\n"
 
