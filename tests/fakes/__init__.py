@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from tests.fakes import vllm
+from tests.fakes import gpt4all, mlx, sglang, tabbyapi, vllm
 
 FAKES: dict[str, ModuleType] = {
+    "gpt4all": gpt4all,
+    "mlx": mlx,
+    "sglang": sglang,
+    "tabbyapi": tabbyapi,
     "vllm": vllm,
 }

@@ -1,28 +1,92 @@
-"""GPT4All (facts/services.md, section 9)."""
+"""GPT4All (facts/services.md, section 9; details read in its last source, 3.10)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from turnout.backends.base import Identity, first_owner
+from turnout.backends import base
+from turnout.backends.base import Identity, Inspection, dict_of, first_owner, json_object
 from turnout.backends.openai_compatible import OpenAICompatible
+from turnout.errors import BackendError, EndpointDownError, ServerFailedError
+from turnout.types import ChatRequest, Endpoint, Health, Json, Message, Model, message
 
 if TYPE_CHECKING:
-    from turnout.guard.network import Reply
+    from turnout.guard.network import HttpClient, Reply
+
+# What the application sets for a model that nobody changed. It tells neither; without max_tokens it stops after 16.
+DEFAULT_WINDOW, ANSWER_TOKENS = 2048, 4096
+_POST_ONLY = ("method_not_supported", "Only POST requests are accepted.")
+_OFF = "its API server is switched off in the application's settings"
 
 
 class Gpt4All(OpenAICompatible):
-    """GPT4All."""
+    """A desktop application whose server answers one request at a time, in one piece, and knows little of the protocol.
+
+    Every field that it does not know is refused. A model that it does not have is answered by its default model, so
+    only what it lists is asked for.
+    """
 
     kind = "gpt4all"
     title = "GPT4All"
     default_urls = ("http://127.0.0.1:4891",)
-    probes = ("/v1/models",)
+    probes = ("/v1/models", "/v1/chat/completions")
     streams = False
 
     def identify(self, replies: Mapping[str, Reply]) -> Identity | None:
-        """By the owner named in its model list."""
-        if first_owner(replies) != "humanity":
+        """By the owner named in its model list, else by how it refuses to chat by GET."""
+        if first_owner(replies) == "humanity":
+            return Identity(self.kind, "GET /v1/models is owned by humanity")
+        chat = replies.get("/v1/chat/completions")
+        if chat is not None and chat.status == 405:
+            refused = dict_of(json_object(chat.body).get("error"))
+            if (refused.get("code"), refused.get("message")) == _POST_ONLY:
+                return Identity(self.kind, "GET /v1/chat/completions is refused in its words")
+        return None
+
+    async def inspect(self, client: HttpClient, endpoint: Endpoint, timeout: float) -> Inspection:
+        """It has no keys: a 401 is its switch."""
+        found = await super().inspect(client, endpoint, timeout)
+        if found.health is Health.NEEDS_KEY:
+            return Inspection(Health.DEGRADED, _OFF)
+        return replace(found, slots=1, capacity=1)
+
+    def model(self, row: dict[str, Json]) -> Model | None:
+        """The list has names alone."""
+        found = super().model(row)
+        if found is None:
             return None
-        return Identity(self.kind, "GET /v1/models is owned by humanity")
+        return replace(found, window=DEFAULT_WINDOW, window_source="guessed", capabilities=frozenset({"chat"}))
+
+    def render(self, request: ChatRequest, model: Model, window: int) -> bytes:
+        """Only what it takes."""
+        known = ChatRequest(
+            _plain(request.messages),
+            max_tokens=request.max_tokens or ANSWER_TOKENS,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            extras={key: value for key, value in request.extras.items() if key == "min_p"},
+        )
+        return super().render(known, model, window)
+
+    def error(self, endpoint: Endpoint, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
+        """Most of its refusals have no words."""
+        where = {"endpoint": endpoint.name, "status": status}
+        if status == 401:
+            hint = "switch on the local API server there"
+            return EndpointDownError(f"{endpoint.name}: {_OFF}", hint=hint, **where)  # type: ignore[arg-type]
+        if status == 500 and not body:
+            what = "could not load the model, or the prompt exceeds the window that its application sets"
+            return ServerFailedError(f"{endpoint.name} {what}; it does not say which", **where)  # type: ignore[arg-type]
+        return super().error(endpoint, status, headers, body)
+
+    async def embed(self, client: HttpClient, endpoint: Endpoint, model: Model, texts: Sequence[str]) -> base.Vectors:
+        """It has no such path."""
+        raise self.cannot("make embeddings", endpoint)
+
+
+def _plain(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Text and three roles are all that a message may have: what a tool gave back is told as the user's words."""
+    told = [(m.role, "\n".join(t for t in (*(r.content for r in m.tool_results), m.text) if t)) for m in messages]
+    return tuple(message("user" if role == "tool" else role, text) for role, text in told if text)
