@@ -225,6 +225,19 @@ OLLAMA_REMOTE = (
     ollama_chat("chat", model="far:latest"),
 )
 OLLAMA_BUSY = (ollama_chat("unload", [], keep_alive=0), replace(ollama_chat("busy"), burst=12))
+# The size of a prompt is not looked at, so an overflow has no answer to wait for.
+MLX_READY = (
+    *PROBES,
+    *(ask for ask in openai_chats("/tmp/rec/smol") if not ask.name.startswith("overflow")),
+    openai_chat(
+        "schema",
+        "/tmp/rec/smol",
+        ASK_WEATHER,
+        response_format={"type": "json_schema", "json_schema": {"name": "place", "schema": SCHEMA}},
+    ),
+    Ask("no messages", "/v1/chat/completions", {"model": "/tmp/rec/smol"}),
+    Ask("embeddings", "/v1/embeddings", {"model": "/tmp/rec/smol", "input": "hello"}),
+)
 
 STATES: dict[str, dict[str, tuple[Ask, ...]]] = {
     "llamacpp": {
@@ -241,6 +254,11 @@ STATES: dict[str, dict[str, tuple[Ask, ...]]] = {
         "loaded": OLLAMA_LOADED,
         "remote": OLLAMA_REMOTE,
         "busy": OLLAMA_BUSY,
+    },
+    "mlx": {
+        "no-cache": (*PROBES, openai_chat("unknown model", "nope")),
+        "hub-allowed": (openai_chat("unknown model", "nope"),),
+        "ready": MLX_READY,
     },
     "dasllama": {"ready": (*PROBES[1:], *openai_chats("smollm2-135m-q8_0.gguf"))},
 }
