@@ -185,7 +185,7 @@ class LocalLLMRouter:
                     open_router(self._loaded, store=store, embedded=True)
                 )
         except BaseException:
-            await self.aclose()
+            await self._close()
             raise
 
     def _open_store(self) -> SessionStore | None:
@@ -200,6 +200,10 @@ class LocalLLMRouter:
 
     async def aclose(self) -> None:
         """Close every connection and stop what was started. Safe to call twice."""
+        async with self._opening:  # what is being opened is closed when it is open
+            await self._close()
+
+    async def _close(self) -> None:
         self._router = self._loop = None
         await self._stack.aclose()
         if self._store is not None:
