@@ -230,7 +230,7 @@ def test_an_unset_variable_never_widens_what_may_be_dialled() -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["localhost", "GPU-1.lan", "127.0.0.1", "::1", "[::1]", "fd00::/8", "10.0.0.0/255.0.0.0", "under_score"]
+    "host", ["localhost", "GPU-1.lan", "127.0.0.1", "::1", "[::1]", "fd00::/16", "10.0.0.0/255.0.0.0", "under_score"]
 )
 def test_a_host_that_is_accepted_is_one_the_guard_takes(host: str) -> None:
     security = load_dict({"security": {"allowed_hosts": [host]}}).config.security
@@ -244,11 +244,11 @@ def test_a_host_that_is_accepted_is_one_the_guard_takes(host: str) -> None:
     ("data", "says"),
     [
         (
-            {"security": {"allowed_cidrs": ["8.0.0.0/8"]}},
+            {"environment": "internal", "security": {"allowed_cidrs": ["8.0.0.0/8"]}},
             "security.allowed_cidrs.0: 8.0.0.0/8 is not a private network",
         ),
         (
-            {"security": {"allowed_hosts": ["8.0.0.0/8"]}},
+            {"environment": "internal", "security": {"allowed_hosts": ["8.0.0.0/8"]}},
             "security.allowed_hosts.0: 8.0.0.0/8 is not a private network",
         ),
         ({"security": {"verify_checksums": True}}, "security.verify_checksums: no digests are recorded"),
@@ -271,9 +271,16 @@ def test_what_is_probably_not_meant_is_a_warning(data: dict[str, object], says: 
 def test_the_open_environments_may_allow_everything() -> None:
     data: dict[str, object] = {
         "environment": "internal",
-        "security": {"allow_external": True, "allowed_cidrs": ["::/0"]},
+        "security": {"allow_external": True, "allowed_cidrs": ["::/0", "0.0.0.0/1", "8.8.8.0/24"]},
     }
     assert load_dict(data).config.security.allow_external is True
+
+
+@pytest.mark.parametrize(
+    "network", ["10.0.0.0/8", "172.16.0.0/12", "127.0.0.0/8", "169.254.0.0/16", "100.64.0.0/10", "fd00::/16", "::1/128"]
+)
+def test_an_air_gapped_site_has_its_own_networks(network: str) -> None:
+    assert load_dict({"security": {"allowed_cidrs": [network]}}).config.security.allowed_cidrs == (network,)
 
 
 def test_a_key_comes_from_a_file_and_is_never_shown(tmp_path: Path) -> None:

@@ -167,7 +167,11 @@ class SecurityConfig(Section, frozen=True, kw_only=True):
         tuple[str, ...], Meta(description="Names (matched whole), addresses or CIDRs, without scheme and port.")
     ] = ("localhost", "127.0.0.1", "host.docker.internal")
     allowed_cidrs: Annotated[
-        tuple[str, ...], Meta(description="Networks; `[]` for none. What an allowed name leads to must be in one.")
+        tuple[str, ...],
+        Meta(
+            description="Networks; `[]` for none. What an allowed name leads to must be in one. While `environment` is "
+            "`air-gapped`: no public one, none larger than a /8 (IPv6: /16)."
+        ),
     ] = ("192.168.0.0/16", "10.0.0.0/8", "172.16.0.0/12")
     audit_enabled: Annotated[bool, Meta(description="Write the audit log; when it cannot be opened, nothing runs.")] = (
         True

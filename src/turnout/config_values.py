@@ -18,6 +18,8 @@ KeyPath: TypeAlias = tuple[str, ...]
 Problem: TypeAlias = tuple[KeyPath, str, str]
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+# The largest network of an air-gapped site, by IP version: 10.0.0.0/8 is the largest private one.
+SHORTEST_PREFIX = {4: 8, 6: 16}
 _HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*")
 _ENDPOINT_EXAMPLE = "for example http://127.0.0.1:11434"
 
@@ -100,8 +102,8 @@ def _security_problems(config: RouterConfig) -> Iterator[Problem]:
         network = _network(text)
         if network is None:
             yield path, f"{shown(text)} is not a network", _network_hint(text)
-        elif sealed and network.prefixlen == 0:
-            said = f"{text} is every address, and an air-gapped environment allows nothing external"
+        elif sealed and (said := _reaches_out(network)):
+            said = f"{text} {said}, and an air-gapped environment allows nothing external"
             yield path, said, "for example 10.0.0.0/8, or environment: internal"
     for number, host in enumerate(security.allowed_hosts):
         if "/" not in host and not _is_host(host):
@@ -128,6 +130,16 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
         return ipaddress.ip_network(text)
     except ValueError:
         return None
+
+
+def _reaches_out(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> str:
+    """Why a network is more than a site's own, or "". Two halves of the internet are the internet."""
+    if network.prefixlen == 0:
+        return "is every address"
+    shortest = SHORTEST_PREFIX[network.version]
+    if network.prefixlen < shortest:
+        return f"is too large (the shortest prefix is /{shortest})"
+    return "is a public network" if network.is_global else ""
 
 
 def _network_hint(text: str) -> str:
