@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from turnout.config import ContextConfig
-from turnout.context.compaction import STUB_MARK, SUMMARY_MARK, Fitted, fit
+from turnout.context.compaction import ACKNOWLEDGED, STUB_MARK, SUMMARY_MARK, Fitted, fit
 from turnout.context.tokens import TokenCounter
 from turnout.errors import ContextOverflowError
 from turnout.types import Image, Message, Part, Role, Text, ToolCall, ToolResult, message
@@ -107,6 +107,7 @@ def test_what_always_holds(
     assert last_said(kept) == last_said(history)
     assert parted(kept) == []
     assert sum(m.text.startswith(SUMMARY_MARK) for m in kept) <= 1
+    assert not any(one.text.startswith(SUMMARY_MARK) and two.role == "user" for one, two in pairwise(kept))
     assert fitted == fitted_or_none(history, window, config, **({} if target is None else {"target": target}))
 
 
@@ -122,6 +123,17 @@ def test_what_is_fitted_stays_as_it_is(
     again = fitted_or_none(fitted.messages, window, config, **more)
     assert again is not None
     assert again.messages == fitted.messages
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=60), st.integers(800, 4000), CONFIGS)
+def test_roles_that_alternate_go_on_alternating(sizes: list[int], window: int, config: ContextConfig) -> None:
+    sizes = sizes[: len(sizes) - 1 | 1]  # a request ends with the user's words
+    talk = tuple(message("assistant" if n % 2 else "user", f"{n} " + "word " * size) for n, size in enumerate(sizes))
+    fitted = fitted_or_none((SYSTEM, *talk), window, config)
+    assert fitted is not None
+    assert not any(one.role == two.role for one, two in pairwise(fitted.messages))
+    assert fitted.messages[-1] == talk[-1]
 
 
 @settings(deadline=None)
@@ -231,7 +243,8 @@ def test_the_newest_messages_stay_even_beyond_the_target() -> None:
     window = COUNTER.count_messages(history) - 1
     config = ContextConfig(compaction_threshold=1.0, compaction_target=0.2)
     fitted = fit(history, window=window, reserve=0, counter=COUNTER, config=config)
-    assert fitted.messages[2:] == history[-10:]
+    assert fitted.messages[2] == ACKNOWLEDGED
+    assert fitted.messages[3:] == history[-10:]
     assert fitted.tokens_after > 0.2 * window
 
 
@@ -276,7 +289,7 @@ def test_a_long_turn_of_an_agent_is_summarised_behind_the_users_message() -> Non
     history = agent_loop(60, 600)
     fitted = fit(history, window=12_000, reserve=500, counter=COUNTER, config=ContextConfig())
     assert fitted.messages[1].text.startswith(SUMMARY_MARK)
-    assert fitted.messages[2] == history[1]
+    assert fitted.messages[2:4] == (ACKNOWLEDGED, history[1])
     assert fitted.messages[-10:] == history[-10:]
     assert fitted.tokens_after <= 11_500
 
@@ -290,10 +303,16 @@ def test_recent_tool_calls_stay_however_long_ago_they_were() -> None:
 
 
 def shape(fitted: Fitted) -> str:
-    """S summary, u user, a assistant, T tool output, t stub."""
+    """S summary, k the answer to it, u user, a assistant, T tool output, t stub."""
     letters = {"assistant": "a", "user": "u", "tool": "T", "system": ""}
     return "".join(
-        "S" if m.text.startswith(SUMMARY_MARK) else "t" if STUB_MARK in str(m.tool_results) else letters[m.role]
+        "S"
+        if m.text.startswith(SUMMARY_MARK)
+        else "k"
+        if m == ACKNOWLEDGED
+        else "t"
+        if STUB_MARK in str(m.tool_results)
+        else letters[m.role]
         for m in fitted.messages
     )
 
@@ -309,10 +328,10 @@ def shape(fitted: Fitted) -> str:
         (2000, "SatatatuaTaT"),
         (1500, "SatatatuataT"),
         (1050, "SatatuataT"),
-        (970, "SuataT"),
-        (500, "Suatat"),
-        (80, "Suat"),
-        (40, "Su"),
+        (980, "SkuataT"),
+        (500, "Skuatat"),
+        (80, "Skuat"),
+        (40, "Sku"),
         (20, "u"),
     ],
 )

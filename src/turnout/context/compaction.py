@@ -16,7 +16,9 @@ What gives way, in this order, each only when what came before did not suffice:
 6. the steps of that turn itself are summarised, oldest first;
 7. the summary goes.
 
-The system prompt and the last user message never change. A tool call is never parted from its results.
+The system prompt and the last user message never change. A tool call is never parted from its results. The summary is
+a user's message; when a user's message follows it, a short answer stands between, because strict chat templates refuse
+two of one role in a row.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from turnout.types import Message, Part, Text, ToolCall, ToolResult, message
 
 SUMMARY_MARK = "[Previous conversation summary]"
 STUB_MARK = "[Tool output truncated - "
+ACKNOWLEDGED = message("assistant", "Understood.")
 SUMMARY_POINTS, POINT_CHARS = 10, 100
 _STUB = re.compile(re.escape(STUB_MARK) + r".*\] \(was \d+ characters\)")
 _DECIDED = re.compile(
@@ -73,12 +76,14 @@ class _Form:
         cut: messages before this one are summarised,
         kept: except the groups that begin here.
         told: the summary is there.
+        answered: an answer follows the summary. Decided where the form is made: what comes later changes nothing.
     """
 
     stubbed: int = 0
     cut: int = 0
     kept: tuple[int, ...] = ()
     told: bool = True
+    answered: bool = False
 
 
 def fit(
@@ -183,7 +188,8 @@ class _History:
         form = replace(old, stubbed=max(old.stubbed, recent))
         yield form
         verbatim = {self._users[end], *self._groups_with_results(recent, end)}
-        yield from self._shorter(form, end, end, verbatim, self._config.preserve_recent_messages)
+        # The newest message stays: behind an answer that is gone, the next user's message would follow a user's.
+        yield from self._shorter(form, end, end, verbatim, max(1, self._config.preserve_recent_messages))
 
     def harsh(self, end: int, old: _Form) -> Iterator[_Form]:
         """Steps 3 to 7."""
@@ -213,9 +219,13 @@ class _History:
             if start in verbatim:
                 kept.append(start)
             if place <= len(old.kept):
-                yield _Form(old.stubbed, old.cut, (*kept, *old.kept[place:]))
+                yield self._form(old.stubbed, old.cut, (*kept, *old.kept[place:]), end)
             else:
-                yield _Form(old.stubbed, self._stop(start), tuple(kept))
+                yield self._form(old.stubbed, self._stop(start), tuple(kept), end)
+
+    def _form(self, stubbed: int, cut: int, kept: tuple[int, ...], end: int) -> _Form:
+        follows = kept[0] if kept else cut
+        return _Form(stubbed, cut, kept, answered=follows >= end or self.body[follows].role == "user")
 
     def _stop(self, start: int) -> int:
         return self.ends[bisect_left(self.starts, start)]
@@ -240,8 +250,7 @@ class _History:
     def view(self, form: _Form) -> tuple[Message, ...]:
         """The messages of a form."""
         kept = [*self._kept_indexes(form), *range(form.cut, len(self.body))]
-        summary = self._summary(form)
-        return (*self.head, *([summary] if summary else []), *(self._sent(i, form.stubbed)[0] for i in kept))
+        return (*self.head, *self._told(form), *(self._sent(i, form.stubbed)[0] for i in kept))
 
     def steps(self, form: _Form) -> tuple[str, ...]:
         """What a form does, for people."""
@@ -278,8 +287,7 @@ class _History:
         return found
 
     def _overhead(self, form: _Form) -> int:
-        summary = self._summary(form)
-        told = self._counter.count_message(summary) if summary else 0
+        told = self._counter.count_messages(self._told(form))
         return self.head_tokens + told + sum(self._cost(i, form.stubbed) for i in self._kept_indexes(form))
 
     def _cost(self, index: int, stubbed: int) -> int:
@@ -314,6 +322,12 @@ class _History:
         # Characters, not tokens: the stub must not change with the counter, or every cache behind it is lost.
         stub = f"{STUB_MARK}{name or 'tool'}] (was {len(result.content)} characters)"
         return replace(result, content=stub) if self._counter.count(stub) < tokens else result
+
+    def _told(self, form: _Form) -> tuple[Message, ...]:
+        summary = self._summary(form)
+        if summary is None:
+            return ()
+        return (summary, ACKNOWLEDGED) if form.answered else (summary,)
 
     def _summary(self, form: _Form) -> Message | None:
         """One message for what a form leaves out: the first point, which is the task, and the newest."""
