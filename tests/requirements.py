@@ -266,8 +266,25 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
     ("CTX-1", "learning from usage", CONTEXT),
     (
         "CTX-2",
-        "conversation and sessions",
-        by(REAL + "test_a_session_survives_a_restart", code="turnout.context.store:SessionStore.load"),
+        "sessions survive a restart: messages with time and tokens, active model, model history",
+        by(
+            REAL + "test_a_session_survives_a_restart",
+            code=("turnout.context.store:SessionStore.load", "turnout.context.store:SessionStore.append"),
+        ),
+    ),
+    (
+        "CTX-2",
+        "system prompt and compaction count of a session",
+        by(
+            REAL + "test_a_session_keeps_its_system_prompt_and_counts_what_was_sent_compacted",
+            code=("turnout.context.store:exchange", "turnout.router:Router._store_exchange"),
+        ),
+    ),
+    ("CTX-2", "metadata of messages: the store keeps it, nothing writes any yet", CONTEXT),
+    (
+        "CTX-2",
+        "the conversation as a value: total tokens, counted anew for another model",
+        by(PARTS + "test_a_hand_over_recounts_and_is_recorded", code="turnout.context.conversation:add"),
     ),
     (
         "CTX-3",

@@ -13,6 +13,7 @@ import pytest
 from tests.servers import LlamaServer
 from turnout.api import LocalLLMRouter, collect, load_any, quick_route
 from turnout.build import open_router
+from turnout.context.store import open_store
 from turnout.errors import NoServiceError, NoSuitableModelError, QueryFailedError, StreamBrokenError
 from turnout.types import ChatRequest, FallbackLevel, Notice, Started, TextDelta, UsageReport, message
 
@@ -180,3 +181,28 @@ async def test_a_session_survives_a_restart(llama: LlamaServer, tmp_path: Path) 
         await again.initialize()
         history = [m.text for m in again._history]
     assert history == ["Say hello", first]
+
+
+async def test_a_session_keeps_its_system_prompt_and_counts_what_was_sent_compacted(
+    llama: LlamaServer, tmp_path: Path
+) -> None:
+    context = {"preserve_recent_messages": 1, "compaction_target": 0.2}
+    config = config_for(llama.url, audit=tmp_path / "a.log", context=context)
+    store = open_store(tmp_path / "sessions.db")
+    system = message("system", "Be brief.")
+    older = [message("assistant" if n % 2 else "user", f"Turn {n}. " + "word " * 300) for n in range(6)]
+    counts = []
+    try:
+        async with open_router(load_any(config), store=store) as router:
+            for history in ((), older, ()):
+                asked = (system, *history, message("user", "Say hello."))
+                result = await collect(router.route(ChatRequest(asked, session_id="s", max_tokens=4)))
+                compacted = any(n.code == "compacted" for n in result.notices)
+                session = store.load("local", "s")
+                assert session is not None
+                counts.append((compacted, session.compactions))
+    finally:
+        store.close()
+    assert counts == [(False, 0), (True, 1), (False, 1)]
+    assert session.system_prompt == "Be brief."
+    assert len(session.messages) == 6, "what was left out of the prompt is still in the store"

@@ -115,6 +115,7 @@ class Run:
     usage: Usage = field(default_factory=Usage)
     text: list[str] = field(default_factory=list)
     error: str = "cancelled"
+    compacted: bool = False  # what was sent to the model that answers
     # By candidate, learned from its refusal: its window (0 when not told), and how much more it counted than we did.
     told: dict[str, tuple[int, float]] = field(default_factory=dict)
 
@@ -362,6 +363,7 @@ class Router:
 
     def _heads(self, run: Run, request: ChatRequest, attempt: Attempt, fitted: Fitted, began: float) -> Sequence[Event]:
         run.attempts.append(_record_of(attempt, None, began))
+        run.compacted = fitted.changed
         candidate = attempt.candidate
         route = Route(
             request_id=run.id,
@@ -418,7 +420,7 @@ class Router:
         from turnout.context.store import exchange
 
         if run.route is not None:
-            added = exchange(run.request.messages, "".join(run.text), run.route)
+            added = exchange(run.request.messages, "".join(run.text), run.route, compacted=run.compacted)
             store.append(run.principal.id, run.request.session_id, added)
 
     async def _audit_start(self, run: Run) -> None:

@@ -173,10 +173,23 @@ def test_exchanges_add_up_and_survive_a_restart(path: Path) -> None:
 
 def test_an_answered_request_adds_its_newest_turn_and_the_answer() -> None:
     route = Route("r", "auto", "qwen", "", "box", "", FallbackLevel.PRIMARY, None, 8192, "known", reason="best score")
-    added = exchange([message("user", "old"), message("assistant", "x"), message("user", "new")], "done", route)
+    asked = [message("system", "be brief"), message("user", "old"), message("assistant", "x"), message("user", "new")]
+    added = exchange(asked, "done", route, compacted=True)
     assert [(m.message.role, m.message.text) for m in added.messages] == [("user", "new"), ("assistant", "done")]
     assert all(m.tokens > 0 for m in added.messages)
     assert (added.model, added.reason) == ("qwen", "best score")
+    assert (added.system_prompt, added.compacted) == ("be brief", True)
+
+
+def test_the_system_prompt_is_kept_and_compactions_are_counted(store: SessionStore) -> None:
+    for prompt, compacted in (("first", False), ("second", True), ("", True)):
+        store.append("t", "s", Exchange((), system_prompt=prompt, compacted=compacted))
+    store.append("t", "other", Exchange(()))
+    session, other = store.load("t", "s"), store.load("t", "other")
+    assert session is not None
+    assert other is not None
+    assert (session.system_prompt, session.compactions) == ("second", 2)
+    assert (other.system_prompt, other.compactions) == ("", 0)
 
 
 def test_tenants_see_only_their_own(store: SessionStore) -> None:

@@ -102,11 +102,19 @@ class SessionRecord:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """What one answered query adds to a session; ``model`` answered, for ``reason``. "" leaves the model as it is."""
+    """What one answered query adds to a session.
+
+    Attributes:
+        model: answered, for ``reason``; "" leaves the model as it is.
+        system_prompt: led the conversation; "" leaves the session's as it is.
+        compacted: what was sent was shortened to fit.
+    """
 
     messages: tuple[StoredMessage, ...]
     model: str = ""
     reason: str = ""
+    system_prompt: str = ""
+    compacted: bool = False
 
 
 class SessionStore:
@@ -204,9 +212,11 @@ class SessionStore:
         rows = [_row(m) for m in added.messages]
         with self._using("IMMEDIATE") as db:
             db.execute(
-                "INSERT INTO sessions (tenant, id, created, updated) VALUES (?, ?, ?, ?) "
-                "ON CONFLICT (tenant, id) DO UPDATE SET updated = excluded.updated",
-                (*key, now, now),
+                "INSERT INTO sessions (tenant, id, created, updated, system_prompt, compactions) "
+                "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (tenant, id) DO UPDATE SET updated = excluded.updated, "
+                "system_prompt = COALESCE(NULLIF(excluded.system_prompt, ''), system_prompt), "
+                "compactions = compactions + excluded.compactions",
+                (*key, now, now, _text(added.system_prompt), int(added.compacted)),
             )
             _insert_messages(db, key, rows)
             if added.model:
@@ -381,14 +391,22 @@ def _tenant(tenant: str) -> str:
     return tenant
 
 
-def exchange(request: Sequence[Message], answer: str, route: Route) -> Exchange:
-    """What a request and its answer add to a session: the newest user turn and the answer."""
+def exchange(request: Sequence[Message], answer: str, route: Route, *, compacted: bool) -> Exchange:
+    """What a request and its answer add to a session: the newest user turn and the answer.
+
+    Args:
+        request: the messages as they were asked, before anything was added or shortened.
+        answer: the answer's text.
+        route: the way it went.
+        compacted: what was sent was shortened to fit.
+    """
     now = time.time()
     counter = get_token_counter(route.canonical or route.sent_model)
     user = next((m for m in reversed(request) if m.role == "user"), message("user", ""))
     both = (user, message("assistant", answer))
     stored = tuple(StoredMessage(m, now, counter.count_message(m)) for m in both)
-    return Exchange(stored, route.sent_model, route.reason)
+    system = "\n\n".join(m.text for m in request if m.role == "system")
+    return Exchange(stored, route.sent_model, route.reason, system, compacted)
 
 
 def _row(stored: StoredMessage) -> tuple[float, int, bytes, str]:
