@@ -45,7 +45,7 @@ from turnout.guard.audit import QueryEnd, QueryStart, open_audit, verify
 from turnout.routing.capabilities import guess_window, load_table
 from turnout.routing.classify import classify_task
 from turnout.routing.fallback import Ranked, after_error, plan_attempts
-from turnout.routing.select import Needs, candidates, select, select_model
+from turnout.routing.select import Needs, candidates, select, select_model, unsuitable
 from turnout.types import (
     Attempt,
     Candidate,
@@ -220,6 +220,35 @@ def test_filters_come_before_the_rank() -> None:
     nothing = select(candidates(catalog_of(*models), table), replace(needs, tokens=10**6), RouterConfig(), table)
     plan = plan_attempts(nothing.ranked, nothing.too_small, nothing.smallest, 0)
     assert plan[0].level is FallbackLevel.REDUCED_CONTEXT
+
+
+@pytest.mark.parametrize(
+    ("asked", "capabilities", "says", "needed", "hint"),
+    [
+        ("gone:7b", {"tools"}, "no server has the model 'gone:7b'", set(), "there are: "),
+        ("llama3.1:8b", {"tools"}, "llama3.1:8b @ box: lacks tools", {"tools"}, "ask for mistral:7b"),
+        ("llama3.1:8b", {"vision"}, "llama3.1:8b @ box: lacks vision", {"vision"}, "`turnout models`"),
+        ("nomic-embed-text", {"tools"}, "nomic-embed-text @ box: makes embeddings", {"chat"}, "ask for llama3.1:8b"),
+        ("", {"vision"}, "no model fits the request: ", {"vision"}, "`turnout explain`"),
+    ],
+)
+def test_why_nobody_can_serve_a_request(
+    asked: str, capabilities: set[str], says: str, needed: set[str], hint: str
+) -> None:
+    table = load_table()
+    models = (
+        Model("llama3.1:8b", window=32768, capabilities=frozenset({"chat"})),
+        Model("nomic-embed-text", window=32768),
+        Model("mistral:7b", window=32768, capabilities=frozenset({"chat", "tools"})),
+    )
+    pool = candidates(catalog_of(*models), table)
+    needs = Needs(None if asked else TaskCategory.CODING, asked, 100, frozenset(capabilities))
+    selection = select(pool, needs, RouterConfig(), table)
+    assert selection.ranked == selection.too_small == ()
+    error = unsuitable(pool, needs, selection, table)
+    assert says in error.message
+    assert error.needed == needed
+    assert error.hint.startswith(hint)
 
 
 def test_a_model_nobody_knows_is_estimated_and_can_be_chosen() -> None:

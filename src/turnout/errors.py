@@ -106,9 +106,18 @@ class NoServiceError(TurnoutError):
 
 
 class NoSuitableModelError(TurnoutError):
-    """Servers answered, and none has a model that this request can use."""
+    """Servers answered, and none has a model that this request can use.
+
+    Args:
+        needed: the capabilities that the request needs and the models lack (``tools``, ``vision``, ``chat``); empty
+            when nobody has the model that was asked for.
+    """
 
     code = "no_suitable_model"
+
+    def __init__(self, message: str, *, hint: str = "", needed: frozenset[str] = frozenset()) -> None:
+        super().__init__(message, hint=hint)
+        self.needed = needed
 
 
 class QueryFailedError(TurnoutError):

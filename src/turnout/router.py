@@ -25,7 +25,6 @@ from turnout.errors import (
     ContextOverflowError,
     EndpointLoadingError,
     NoServiceError,
-    NoSuitableModelError,
     QueryFailedError,
     StorageError,
     StreamBrokenError,
@@ -39,7 +38,7 @@ from turnout.routing.advice import BUNDLED, what_to_check
 from turnout.routing.capabilities import CapabilityTable
 from turnout.routing.classify import classify_task
 from turnout.routing.fallback import LOADING_WAIT, after_error, plan_attempts
-from turnout.routing.select import Needs, Selection, candidates, select
+from turnout.routing.select import Needs, Selection, candidates, select, unsuitable
 from turnout.types import (
     VIRTUAL_MODELS,
     Attempt,
@@ -255,7 +254,7 @@ class Router:
         sized = replace(needs, tokens=self._tokens(request) + room)
         selection = select(self._pool, sized, self._config, self._table)
         if not selection.ranked and not selection.too_small:
-            raise _unsuitable(request, selection, self._pool)
+            raise unsuitable(self._pool, needs, selection, self._table)
         self._remember(needs, selection)
         return selection
 
@@ -573,11 +572,3 @@ def _failed(run: Run) -> QueryFailedError:
         cause=cause,
         hint=cause.hint if cause and cause.hint else "`turnout discover` shows the state of each server",
     )
-
-
-def _unsuitable(request: ChatRequest, selection: Selection, pool: Sequence[Candidate]) -> NoSuitableModelError:
-    if request.model and request.model not in VIRTUAL_MODELS:
-        served = ", ".join(sorted({c.model.id for c in pool})[:8])
-        return NoSuitableModelError(f"no server has the model {request.model!r}", hint=f"there are: {served}")
-    reasons = "; ".join(f"{c.label}: {reason}" for c, reason in selection.rejected[:5])
-    return NoSuitableModelError(f"no model fits the request: {reasons}", hint="`turnout explain` shows each candidate")

@@ -136,6 +136,23 @@ async def test_an_error_under_200_before_any_output_fails_over(stream: bool) -> 
                 assert "boom" not in (await reply.read()).decode()
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+@pytest.mark.parametrize("model", ["smol", "auto"])
+async def test_a_model_that_lacks_what_is_needed_is_400_with_the_reason(
+    llama: LlamaServer, path: str, model: str
+) -> None:
+    openai_tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+    tool = {"name": "weather", "input_schema": {"type": "object"}} if path == "/v1/messages" else openai_tool
+    body = {"model": model, "messages": QUESTION, "max_tokens": 8, "tools": [tool]}
+    async with gateway(llama.url) as url, aiohttp.ClientSession() as session:
+        async with session.post(url + path, json=body) as reply:
+            answer = await reply.json()
+    assert reply.status == 400
+    assert "smol @ s0: lacks tools" in answer["error"]["message"]
+    assert "no server has" not in answer["error"]["message"]
+    assert (answer["error"]["type"], answer["error"]["code"]) == ("invalid_request_error", "no_suitable_model")
+
+
 async def test_an_image_by_address_is_refused_and_nothing_is_asked() -> None:
     app = openai_app()
     async with serving(app) as upstream, gateway(upstream) as url, aiohttp.ClientSession() as session:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from turnout.config import RouterConfig, TaskRouting
+from turnout.errors import NoSuitableModelError
 from turnout.fleet.catalog import Catalog
 from turnout.routing.capabilities import CapabilityTable, shipped_lists
 from turnout.routing.fallback import Ranked
@@ -90,7 +91,7 @@ def select(pool: Sequence[Candidate], needs: Needs, config: RouterConfig, table:
 
 
 def _asked_for(pool: Sequence[Candidate], asked: str, table: CapabilityTable) -> list[Candidate]:
-    """``id`` or a canonical name anywhere, or ``id@endpoint`` there alone."""
+    """Who is meant by ``id`` or a canonical name anywhere, or by ``id@endpoint`` there alone."""
     name, _, place = asked.rpartition("@")
     if name and any(c.endpoint.name == place for c in pool):
         return [c for c in pool if c.endpoint.name == place and is_model(name, c, table)]
@@ -105,14 +106,13 @@ def is_model(asked: str, candidate: Candidate, table: CapabilityTable) -> bool:
 def _hard_reason(
     candidate: Candidate, needs: Needs, config: RouterConfig, table: CapabilityTable, *, alone: bool
 ) -> str:
-    told = candidate.model.capabilities
-    if (told and "chat" not in told and "embeddings" in told) or _embeds_only(candidate, table):
+    if _cannot_chat(candidate, table):
         return "makes embeddings, does not chat"
     if candidate.model.load_first:
         return "is not loaded, and another model would answer in its place: load it first"
     if candidate.endpoint.embedded and not needs.model and not alone:
         return "the demonstration model is used only when asked for or when nothing else answers"
-    missing = needs.capabilities - told if told else frozenset()
+    missing = _lacking(candidate, needs.capabilities)
     if missing:
         return f"lacks {', '.join(sorted(missing))}"
     limit = config.routing.memory_limit_gb
@@ -123,9 +123,16 @@ def _hard_reason(
     return ""
 
 
-def _embeds_only(candidate: Candidate, table: CapabilityTable) -> bool:
-    known = table.rate(candidate.model).capabilities
-    return "embeddings" in known and "chat" not in known
+def _cannot_chat(candidate: Candidate, table: CapabilityTable) -> bool:
+    """Whether it makes embeddings alone, by what its server tells or by what is known of the model."""
+    known = (candidate.model.capabilities, table.rate(candidate.model).capabilities)
+    return any("embeddings" in capabilities and "chat" not in capabilities for capabilities in known)
+
+
+def _lacking(candidate: Candidate, needed: frozenset[str]) -> frozenset[str]:
+    """Which of ``needed`` the server says the model has not; nothing when the server does not tell."""
+    told = candidate.model.capabilities
+    return needed - told if told else frozenset()
 
 
 def _smallness(candidate: Candidate, table: CapabilityTable) -> tuple[float, int]:
@@ -197,6 +204,26 @@ def _by_lists(
             ranked += [Ranked(c, level, f"number {place} of the {level.name.lower()} list: {name}") for c in found]
     beyond = [Ranked(r.candidate, FallbackLevel.FALLBACK, f"on no list; {r.reason}") for r in _by_score(left, category)]
     return ranked + beyond
+
+
+def unsuitable(
+    pool: Sequence[Candidate], needs: Needs, selection: Selection, table: CapabilityTable
+) -> NoSuitableModelError:
+    """Why nobody can serve it: nobody has the model, or those who have it lack what the request needs."""
+    wanted = _asked_for(pool, needs.model, table) if needs.model else list(pool)
+    if not wanted:
+        served = ", ".join(sorted({c.model.id for c in pool})[:8])
+        return NoSuitableModelError(f"no server has the model {needs.model!r}", hint=f"there are: {served}")
+    reasons = "; ".join([f"{c.label}: {reason}" for c, reason in selection.rejected if c in wanted][:5])
+    needed = frozenset[str]().union(*(_lacking(c, needs.capabilities) for c in wanted))
+    if all(_cannot_chat(c, table) for c in wanted):
+        needed |= {"chat"}
+    if not needs.model:
+        hint = "`turnout explain` shows each candidate"
+        return NoSuitableModelError(f"no model fits the request: {reasons}", hint=hint, needed=needed)
+    able = sorted({c.model.id for c in pool if not (_cannot_chat(c, table) or _lacking(c, needed))})
+    hint = f"ask for {', '.join(able[:8])}" if able else "`turnout models` shows what each model can do"
+    return NoSuitableModelError(f"{needs.model!r} cannot serve this request: {reasons}", hint=hint, needed=needed)
 
 
 def select_model(

@@ -566,7 +566,9 @@ def status_of(error: TurnoutError) -> int:
             return 400
         case GuardError():
             return 403
-        case UnknownModelError() | NoSuitableModelError():
+        case NoSuitableModelError():
+            return 400 if error.needed else 404
+        case UnknownModelError():
             return 404
         case NoServiceError() | EndpointLoadingError():
             return 503
