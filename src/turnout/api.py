@@ -175,15 +175,9 @@ class LocalLLMRouter:
 
     async def _open(self) -> None:
         self._loop = asyncio.get_running_loop()
-        embedded = self._loaded.config.embedded.fallback
         try:
             store = self._open_store()
             self._router = await self._stack.enter_async_context(open_router(self._loaded, store=store))
-            if embedded and not self._router.catalog.serving:
-                await self._stack.aclose()
-                self._router = await self._stack.enter_async_context(
-                    open_router(self._loaded, store=store, embedded=True)
-                )
         except BaseException:
             await self._close()
             raise
@@ -247,8 +241,6 @@ class LocalLLMRouter:
         router = self._router
         if router is None:
             raise NoServiceError
-        if not router.catalog.serving:
-            await router.refresh()
         system, user = build_messages(query, workspace=self.workspace, agent=self._agent)
         request = ChatRequest(
             messages=(system, *self._history, user),

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from turnout.backends import DEFAULT_URLS
 from turnout.code.search import TextSearch
-from turnout.config import LoadedConfig, audit_path, data_dir, section_of
+from turnout.config import EmbeddedConfig, LoadedConfig, audit_path, data_dir, section_of
 from turnout.config_load import load_config
-from turnout.errors import GuardError, TurnoutError
+from turnout.errors import EmbeddedError, GuardError, TurnoutError
 from turnout.fleet.discovery import discover, targets
 from turnout.fleet.host import detect_os
 from turnout.guard.allow import AllowList
@@ -22,9 +22,11 @@ from turnout.guard.audit import AuditLog, open_audit
 from turnout.guard.network import open_client
 from turnout.router import Router
 from turnout.routing.capabilities import load_table
+from turnout.types import Health
 
 if TYPE_CHECKING:
     from turnout.context.store import SessionStore
+    from turnout.embedded import RunningEmbedded
     from turnout.fleet.catalog import Catalog
     from turnout.types import Endpoint
 
@@ -44,17 +46,19 @@ def load(path: str | Path | None = None) -> LoadedConfig:
 async def open_router(
     loaded: LoadedConfig, *, embedded: bool = False, store: SessionStore | None = None, watch: bool = False
 ) -> AsyncIterator[Router]:
-    """A Router that has looked at every endpoint once.
+    """A Router that has looked at every endpoint once. With ``embedded.fallback`` the bundled demonstration model is
+    started as soon as nothing else answers.
 
     Args:
         loaded: the configuration.
-        embedded: start the bundled demonstration model too.
+        embedded: start the bundled demonstration model in any case.
         store: where sessions are kept; None keeps nothing.
-        watch: look again every ``discovery.interval`` while open.
+        watch: it stays open: look again every ``discovery.interval``, and write the start to the audit log, so that
+            one that cannot be written is found now and not at the first query.
 
     Raises:
         GuardError: a configured endpoint is outside the allow-list.
-        AuditError: the audit log cannot be opened.
+        AuditError: the audit log cannot be opened, or with ``watch`` cannot be written.
         EmbeddedError: the bundled model was asked for and cannot run.
     """
     config = loaded.config
@@ -66,17 +70,19 @@ async def open_router(
     async with AsyncExitStack() as stack:
         if audit is not None:
             stack.callback(audit.close)
+            if watch:
+                audit.event("start")
         client = await stack.enter_async_context(open_client(allow, on_refusal=_refusal_logger(audit)))
-        extra: list[Endpoint] = []
+        bundled = _Bundled(config.embedded)
+        stack.push_async_callback(bundled.stop)
         if embedded:
-            from turnout.embedded import start
-
-            running = await start(data_dir(), config.embedded)
-            stack.push_async_callback(running.stop)
-            extra.append(running.endpoint)
+            await bundled.start()
 
         async def look(before: Catalog) -> Catalog:
-            return await discover(client, config, host, extra=extra, before=before)
+            catalog = await discover(client, config, host, extra=bundled.endpoints, before=before)
+            if await bundled.stand_in(catalog):
+                catalog = await discover(client, config, host, extra=bundled.endpoints, before=catalog)
+            return catalog
 
         user_models = Path(config.routing.models_file) if config.routing.models_file else None
         router = Router(
@@ -93,6 +99,43 @@ async def open_router(
             task = asyncio.create_task(_watch(router, config.discovery.interval / 1000))
             stack.push_async_callback(_cancel, task)
         yield router
+
+
+class _Bundled:
+    """The demonstration model of one Router: started at most once, stopped with it."""
+
+    def __init__(self, config: EmbeddedConfig) -> None:
+        self._config = config
+        self._running: RunningEmbedded | None = None
+        self._said = ""
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        return (self._running.endpoint,) if self._running is not None else ()
+
+    async def start(self) -> None:
+        from turnout.embedded import start
+
+        self._running = await start(data_dir(), self._config)
+
+    async def stand_in(self, catalog: Catalog) -> bool:
+        """Start it when the user has agreed and nothing else answers; tells whether it was."""
+        if not self._config.fallback or self._running is not None or catalog.serving:
+            return False
+        if any(status.health is Health.LOADING for status in catalog.endpoints):
+            return False
+        try:
+            await self.start()
+        except EmbeddedError as error:
+            if str(error) != self._said:
+                log.warning("embedded.fallback is on, and it cannot be used: %s", error)
+            self._said = str(error)
+            return False
+        return True
+
+    async def stop(self) -> None:
+        if self._running is not None:
+            await self._running.stop()
 
 
 async def _watch(router: Router, interval: float) -> None:

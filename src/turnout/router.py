@@ -153,6 +153,8 @@ class Router:
         self._pool: tuple[Candidate, ...] = ()
         # Selections that hold for every request of up to so many tokens, until the catalog is swapped.
         self._selections: dict[Needs, tuple[int, Selection]] = {}
+        self._looking = asyncio.Lock()
+        self._looked_at = 0.0
 
     @property
     def audit_alarm(self) -> AuditError | None:
@@ -160,12 +162,16 @@ class Router:
         return self._trail.alarm if self._trail is not None else None
 
     async def refresh(self) -> Catalog:
-        """Look at every endpoint again and swap the catalog."""
-        catalog = await self._discover(self.catalog)
-        self._pool = candidates(catalog, self._table)
-        self._selections = {}
-        self.catalog = catalog
-        return catalog
+        """Look at every endpoint again and swap the catalog. One look at a time; all who wait for it share the next."""
+        asked = time.monotonic()
+        async with self._looking:
+            if self._looked_at < asked:
+                began = time.monotonic()
+                catalog = await self._discover(self.catalog)
+                self._pool = candidates(catalog, self._table)
+                self._selections = {}
+                self.catalog, self._looked_at = catalog, began
+        return self.catalog
 
     async def route(self, request: ChatRequest, principal: Principal = LOCAL) -> AsyncGenerator[Event, None]:
         """Answer ``request`` as a stream of events. Close the stream to cancel (``aclosing``).
@@ -183,6 +189,8 @@ class Router:
         try:
             check(request)
             run.task = classify(request)
+            if not self.catalog.serving:
+                await self.refresh()  # a server may have been started a moment ago
             context = await self._gather(request, run.task)
             request = enrich(request, context)
             if self._only_loading():

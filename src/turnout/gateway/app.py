@@ -17,10 +17,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from turnout.build import open_router
 from turnout.config import LoadedConfig
 from turnout.errors import UsageError
+from turnout.fleet.catalog import Catalog
 from turnout.gateway import completions
 from turnout.gateway.transport import GatheringProtocol
 from turnout.guard.listen import listen
 from turnout.router import Router
+from turnout.types import Health
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 ALLOWED_HOSTS = frozenset({b"localhost", b"127.0.0.1", b"[::1]"})
@@ -124,9 +126,29 @@ async def _serve(loaded: LoadedConfig, host: str, port: int) -> None:
     async with open_router(loaded, watch=True) as router:
         app = create_app(router, max_body_bytes=loaded.config.gateway.max_body_mb * 1_000_000)
         async with running(app, host, port) as (server, url):
-            sys.stderr.write(f"Turnout listens on {url}\n")
+            sys.stderr.write(f"Turnout listens on {url}\n{_found(router.catalog, loaded.config.discovery.interval)}\n")
             sys.stderr.flush()
             await server
+
+
+def _found(catalog: Catalog, interval: int) -> str:
+    """What there is to route to, or what to do; ``interval`` in milliseconds."""
+    serving = catalog.serving
+    if serving:
+        models = sum(len(status.models) for status in serving)
+        names = ", ".join(f"{status.endpoint.name} ({len(status.models)})" for status in serving)
+        return f"Found {_counted(len(serving), 'server')} with {_counted(models, 'model')}: {names}"
+    loading = [status.endpoint.name for status in catalog.endpoints if status.health is Health.LOADING]
+    if loading:
+        return f"No model can answer yet; still loading: {', '.join(loading)}"
+    return (
+        "No server is found yet: start one such as llama-server or Ollama, or name yours in the configuration"
+        f" (`turnout config init`). It is looked for every {interval / 1000:g} s and when a request comes."
+    )
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 @asynccontextmanager
