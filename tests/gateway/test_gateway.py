@@ -223,28 +223,9 @@ async def test_another_host_is_refused() -> None:
     async with serving(openai_app()) as upstream, gateway(upstream) as url, aiohttp.ClientSession() as session:
         async with session.get(f"{url}/v1/models", headers={"Host": "evil.example"}) as reply:
             assert reply.status == 421
+            assert (await reply.json())["error"]["type"] == "invalid_request_error"
         async with session.get(f"{url}/v1/models", headers={"Host": "localhost:1"}) as reply:
             assert reply.status == 200
-
-
-@pytest.mark.parametrize(
-    ("origin", "status"),
-    [
-        ("https://evil.example", 403),
-        ("http://localhost.evil.example", 403),
-        ("null", 403),
-        ("http://localhost:3000", 200),
-        ("vscode-webview://1a2b", 200),
-    ],
-)
-async def test_a_page_of_another_site_is_refused_before_anything_is_asked(origin: str, status: int) -> None:
-    app = openai_app()
-    async with serving(app) as upstream, gateway(upstream) as url, aiohttp.ClientSession() as session:
-        body = json.dumps({"model": "auto", "messages": QUESTION})
-        headers = {"Origin": origin, "Content-Type": "text/plain"}
-        async with session.post(f"{url}/v1/chat/completions", data=body, headers=headers) as reply:
-            assert reply.status == status
-    assert len(app.state.fake.seen) == (status == 200)
 
 
 async def test_the_model_list_satisfies_both_sdks_and_tells_the_window(llama: LlamaServer) -> None:
@@ -257,3 +238,129 @@ async def test_the_model_list_satisfies_both_sdks_and_tells_the_window(llama: Ll
             rows = {row["id"]: row for row in (await reply.json())["data"]}
     assert listed == shown == ["smol", "auto", "analysis", "coding", "documentation", "reasoning"]
     assert rows["smol"]["context_length"] == rows["smol"]["max_model_len"] == 2048
+
+
+ENDPOINTS = "POST /v1/chat/completions, POST /v1/messages, GET /v1/models, GET /v1/models/{id}, GET /health, GET /"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/chat/completions", 405),
+        ("OPTIONS", "/v1/chat/completions", 405),
+        ("GET", "/v1/messages", 405),
+        ("POST", "/v1/models", 405),
+        ("DELETE", "/v1/models/a", 405),
+        ("POST", "/", 405),
+        ("POST", "/v1/responses", 404),
+        ("POST", "/v1/messages/count_tokens", 404),
+        ("POST", "/v1/chat/completions/", 404),
+        ("GET", "/favicon.ico", 404),
+    ],
+)
+async def test_what_is_not_there_is_an_error_in_the_callers_format_that_names_what_is(
+    method: str, path: str, status: int
+) -> None:
+    async with gateway() as url, aiohttp.ClientSession() as session:
+        async with session.request(method, url + path, allow_redirects=False) as reply:
+            plain = await reply.json()
+            assert reply.status == status
+            assert ("Allow" in reply.headers) == (status == 405)
+        async with session.request(method, url + path, headers={"anthropic-version": "2023-06-01"}) as reply:
+            other = await reply.json()
+            assert reply.status == status
+    kind = "not_found_error" if status == 404 else "invalid_request_error"
+    for answer in (plain, other):
+        assert path in answer["error"]["message"]
+        assert ENDPOINTS in answer["error"]["message"]
+    assert (other["type"], other["error"]["type"]) == ("error", kind)
+    assert ("type" in plain) is path.startswith("/v1/messages")
+    if "type" not in plain:
+        assert plain["error"]["type"] == "invalid_request_error"
+
+
+async def test_the_readme_names_every_endpoint() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    async with gateway() as url, aiohttp.ClientSession() as session, session.get(f"{url}/") as reply:
+        about = await reply.json()
+    assert ", ".join(about["endpoints"]) == ENDPOINTS
+    assert [endpoint for endpoint in about["endpoints"] if f"`{endpoint}`" not in readme] == []
+
+
+async def test_one_model_is_shown_also_when_its_id_has_slashes() -> None:
+    model = "org/family/model-7b"
+    async with serving(openai_app((model,), window=4096)) as upstream, gateway(upstream) as url:
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="x") as one:
+            assert (await one.models.retrieve("auto")).id == "auto"
+            with pytest.raises(openai.NotFoundError, match="no server has the model 'gone/model'"):
+                await one.models.retrieve("gone/model")
+        async with anthropic.AsyncAnthropic(base_url=url, api_key="x") as other:
+            assert (await other.models.retrieve(model)).id == model
+            with pytest.raises(anthropic.NotFoundError, match="not_found_error"):
+                await other.models.retrieve("gone")
+        async with aiohttp.ClientSession() as session, session.get(f"{url}/v1/models/{model}") as reply:
+            assert (await reply.json())["context_length"] == 4096
+
+
+async def test_the_root_answers_get_and_head() -> None:
+    async with gateway() as url, aiohttp.ClientSession() as session:
+        async with session.get(f"{url}/") as reply:
+            assert (await reply.json())["name"] == "turnout"
+        async with session.head(f"{url}/") as reply:
+            assert (reply.status, await reply.read()) == (200, b"")
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://localhost:3000", 200),
+        ("http://127.0.0.1", 200),
+        ("https://[::1]:8443", 200),
+        ("HTTP://LOCALHOST:1", 200),
+        ("vscode-webview://1a2b", 200),
+        ("https://evil.example", 403),
+        ("http://localhost.evil.example", 403),
+        ("http://localhost:80@evil.example", 403),
+        ("http://127.0.0.1.nip.io", 403),
+        ("file://", 403),
+        ("null", 403),
+        ("", 403),
+    ],
+)
+async def test_another_sites_page_is_refused(origin: str, status: int) -> None:
+    app = openai_app()
+    body = {"model": "auto", "messages": QUESTION}
+    async with serving(app) as upstream, gateway(upstream) as url, aiohttp.ClientSession() as session:
+        for path in ("/v1/chat/completions", "/v1/messages"):
+            async with session.post(url + path, json=body, headers={"Origin": origin}) as reply:
+                answer = await reply.json()
+                assert reply.status == status
+                if status == 403:
+                    assert "another site" in answer["error"]["message"]
+                    assert ("type" in answer) is (path == "/v1/messages")
+        async with session.get(f"{url}/v1/models", headers={"Origin": origin}) as reply:
+            assert reply.status == status
+    assert bool(app.state.fake.seen) is (status == 200)
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        ("application/json", 200),
+        ("application/json; charset=utf-8", 200),
+        ("application/vnd.api+json", 200),
+        ("text/plain", 415),
+        ("text/plain; application/json", 415),
+        ("application/x-www-form-urlencoded", 415),
+        ("", 415),
+    ],
+)
+async def test_a_page_must_say_that_a_chat_is_json_and_a_program_need_not(kind: str, status: int) -> None:
+    data = json.dumps({"model": "auto", "messages": QUESTION}).encode()
+    async with serving(openai_app()) as upstream, gateway(upstream) as url, aiohttp.ClientSession() as session:
+        headers = {"Content-Type": kind}
+        async with session.post(f"{url}/v1/chat/completions", data=data, headers=headers) as reply:
+            assert reply.status == 200
+        headers["Origin"] = "http://localhost:3000"
+        async with session.post(f"{url}/v1/chat/completions", data=data, headers=headers) as reply:
+            assert reply.status == status

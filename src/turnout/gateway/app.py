@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
+import msgspec
 import uvicorn
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from turnout import __version__
 from turnout.build import open_router
 from turnout.config import LoadedConfig
 from turnout.errors import UsageError
 from turnout.fleet.catalog import Catalog
 from turnout.gateway import completions
+from turnout.gateway.refusal import HttpError, refusal, wire_of
 from turnout.gateway.transport import GatheringProtocol
 from turnout.guard.listen import listen
 from turnout.router import Router
@@ -26,6 +31,12 @@ from turnout.types import Health
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 ALLOWED_HOSTS = frozenset({b"localhost", b"127.0.0.1", b"[::1]"})
+# A loopback page, or what is no page of a site at all: an editor's own view, such as vscode-webview://.
+_OWN_ORIGIN = re.compile(
+    rb"https?://(?:localhost|127\.0\.0\.1|\[::1\])(?::\d{1,5})?|(?!(?:https?|file|ftp|wss?):)[a-z][a-z0-9+.-]*://[!-~]+",
+    re.IGNORECASE,
+)
+_JSON_TYPE = re.compile(rb"application/(?:[\w.-]+\+)?json[ \t]*(?:;.*)?", re.IGNORECASE)
 
 
 CHAT: dict[str, ASGIApp] = {
@@ -45,31 +56,35 @@ def create_app(router: Router, *, max_body_bytes: int = 32_000_000) -> Gateway:
         routes=[
             *(Route(path, endpoint, methods=["POST"]) for path, endpoint in CHAT.items()),
             Route("/v1/models", completions.list_models, methods=["GET"]),
+            Route("/v1/models/{id:path}", completions.show_model, methods=["GET"]),
             Route("/health", health, methods=["GET"]),
+            Route("/", root, methods=["GET"]),
         ],
+        exception_handlers={404: no_endpoint, 405: no_endpoint},
     )
+    # A redirect would be followed by some clients without their body.
+    app.router.redirect_slashes = False
     app.state.router = router
     app.state.max_body_bytes = max_body_bytes
     return app
 
 
 class Gateway(Starlette):
-    """The Host check comes first; chat goes straight to its endpoint, since routing costs a tenth of a short answer."""
+    """The checks come first; chat goes straight to its endpoint, since routing costs a tenth of a short answer."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI call. A foreign Host is what a page in a browser would send after DNS rebinding."""
-        if scope["type"] == "http" and not _host_allowed(scope):
-            await Response(b"the Host header is not this gateway's", status_code=421)(scope, receive, send)
-            return
-        if scope["type"] == "http" and not _origin_allowed(scope):
-            await Response(b"web pages of other sites may not ask this gateway", status_code=403)(scope, receive, send)
-            return
-        chat = CHAT.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
-        if chat is None:
+        """The ASGI call."""
+        if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
-        scope["app"] = self
-        await chat(scope, receive, send)
+        chat = CHAT.get(scope["path"]) if scope["method"] == "POST" else None
+        if error := _foreign(scope["headers"], chat=chat is not None):
+            await refusal(error, wire_of(scope))(scope, receive, send)
+        elif chat is None:
+            await super().__call__(scope, receive, send)
+        else:
+            scope["app"] = self
+            await chat(scope, receive, send)
 
 
 async def health(request: Request) -> Response:
@@ -77,23 +92,54 @@ async def health(request: Request) -> Response:
     return Response(b'{"status":"ok"}', media_type="application/json")
 
 
-def _host_allowed(scope: Scope) -> bool:
-    hosts = [value for name, value in scope["headers"] if name == b"host"]
-    return len(hosts) == 1 and _without_port(hosts[0]) in ALLOWED_HOSTS
+async def root(request: Request) -> Response:
+    """Who this is and what there is; some clients look here before anything else."""
+    about = {"name": "turnout", "version": __version__, "endpoints": _endpoints(request.app)}
+    return Response(msgspec.json.encode(about), media_type="application/json")
 
 
-def _origin_allowed(scope: Scope) -> bool:
-    """A page may send a plain-text POST to any address unasked. Its browser says whose page it is; no agent does."""
-    for name, value in scope["headers"]:
-        if name == b"origin":
-            scheme, _, host = value.lower().partition(b"://")
-            if scheme == b"null" or (scheme in (b"http", b"https") and _without_port(host) not in ALLOWED_HOSTS):
-                return False
-    return True
+async def no_endpoint(request: Request, error: Exception) -> Response:
+    """A path or method that is not served."""
+    assert isinstance(error, HTTPException)
+    path, hint = request.url.path[:200], f"there are: {', '.join(_endpoints(request.app))}"
+    said = f"there is no {path}" if error.status_code == 404 else f"{path} does not take {request.method}"
+    return refusal(HttpError(error.status_code, said, hint=hint, headers=error.headers), wire_of(request.scope))
 
 
-def _without_port(host: bytes) -> bytes:
-    host = host.lower()
+def _endpoints(app: Starlette) -> list[str]:
+    routes = [route for route in app.routes if isinstance(route, Route)]
+    return [
+        f"{method} {route.path.replace(':path', '')}"
+        for route in routes
+        for method in sorted(route.methods or ())
+        if method != "HEAD"
+    ]
+
+
+def _foreign(headers: Iterable[tuple[bytes, bytes]], *, chat: bool) -> HttpError | None:
+    """Why a request is not one of this machine's own programs, or None.
+
+    A foreign Host is what a page in a browser sends after DNS rebinding; a foreign Origin is any other page. A page's
+    form can post text without asking first, so where an Origin is, a chat must say that it is JSON.
+    """
+    hosts, origins, types = [], [], []
+    for name, value in headers:
+        if name == b"host":
+            hosts.append(value)
+        elif name == b"origin":
+            origins.append(value)
+        elif name == b"content-type":
+            types.append(value)
+    if len(hosts) != 1 or _host_name(hosts[0].lower()) not in ALLOWED_HOSTS:
+        return HttpError(421, "the Host header is not this gateway's", hint="use http://127.0.0.1 or http://localhost")
+    if not all(_OWN_ORIGIN.fullmatch(origin) for origin in origins):
+        return HttpError(403, "the request comes from another site's page", hint="call the gateway from this machine")
+    if chat and origins and not (len(types) == 1 and _JSON_TYPE.fullmatch(types[0])):
+        return HttpError(415, "a page must send a chat as JSON", hint="Content-Type: application/json")
+    return None
+
+
+def _host_name(host: bytes) -> bytes:
     return host[: host.index(b"]") + 1] if host.startswith(b"[") and b"]" in host else host.split(b":", 1)[0]
 
 

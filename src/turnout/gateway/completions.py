@@ -13,7 +13,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from turnout.errors import EndpointLoadingError, QueryFailedError, TurnoutError, UsageError
+from turnout.errors import NoSuitableModelError, TurnoutError
+from turnout.gateway.refusal import HttpError, cause_of, refusal, wire_of
 from turnout.router import Router
 from turnout.types import VIRTUAL_MODELS, ChatRequest, Event, Principal, RawChunk, RawHead, Route, Started
 from turnout.wire import anthropic as anthropic_wire
@@ -28,21 +29,7 @@ _JSON = b"application/json"
 
 async def list_models(request: Request) -> Response:
     """Real ids, then the virtual models, with the window in every field that agents look at (facts/agents.md 5, 7)."""
-    router: Router = request.app.state.router
-    rows = []
-    seen: set[str] = set()
-    windows = []
-    for status in router.catalog.serving:
-        for model in status.models:
-            if model.id in seen:
-                continue
-            seen.add(model.id)
-            windows.append(model.window)
-            rows.append(_row(model.id, status.endpoint.kind, model.window))
-    rows += [
-        _row(name, "turnout", max(windows, default=0))
-        for name in sorted(VIRTUAL_MODELS, key=lambda n: (n != "auto", n))
-    ]
+    rows = await _rows(request)
     listing = {
         "object": "list",
         "data": rows,
@@ -51,6 +38,29 @@ async def list_models(request: Request) -> Response:
         "last_id": rows[-1]["id"],
     }
     return Response(msgspec.json.encode(listing), media_type="application/json")
+
+
+async def show_model(request: Request) -> Response:
+    """One row of the list; an id may contain slashes."""
+    wanted, rows = request.path_params["id"], await _rows(request)
+    row = next((row for row in rows if row["id"] == wanted), None)
+    if row is None:
+        served = ", ".join(str(row["id"]) for row in rows[:8])
+        error = NoSuitableModelError(f"no server has the model {wanted[:200]!r}", hint=f"there are: {served}")
+        return refusal(error, wire_of(request.scope))
+    return Response(msgspec.json.encode(row), media_type="application/json")
+
+
+async def _rows(request: Request) -> list[dict[str, object]]:
+    router: Router = request.app.state.router
+    catalog = router.catalog if router.catalog.serving else await router.refresh()
+    rows: dict[str, dict[str, object]] = {}
+    for status in catalog.serving:
+        for model in status.models:
+            rows.setdefault(model.id, _row(model.id, status.endpoint.kind, model.window))
+    largest = max((model.window for status in catalog.serving for model in status.models), default=0)
+    virtual = sorted(VIRTUAL_MODELS, key=lambda name: (name != "auto", name))
+    return [*rows.values(), *(_row(name, "turnout", largest) for name in virtual)]
 
 
 def _row(model_id: str, owner: str, window: int) -> dict[str, object]:
@@ -83,7 +93,7 @@ class ChatEndpoint:
         except ClientDisconnect:
             return
         except TurnoutError as error:
-            await _refusal(error, self.wire)(scope, receive, send)
+            await refusal(error, self.wire)(scope, receive, send)
             return
         with _WhilePresent(receive):
             await ChatAnswer(state.router, chat, self.wire).send(scope, receive, send)
@@ -96,7 +106,7 @@ anthropic_messages = ChatEndpoint(anthropic_wire)
 async def _read(scope: Scope, receive: Receive, limit: int) -> bytes:
     length = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
     if length.isdigit() and int(length) > limit:
-        raise TooLargeError(limit)
+        raise _too_large(limit)
     pieces: list[bytes] = []
     size, more = 0, True
     while more:
@@ -106,35 +116,14 @@ async def _read(scope: Scope, receive: Receive, limit: int) -> bytes:
         piece = message.get("body", b"")
         size += len(piece)
         if size > limit:
-            raise TooLargeError(limit)
+            raise _too_large(limit)
         pieces.append(piece)
         more = message.get("more_body", False)
     return b"".join(pieces)
 
 
-class TooLargeError(UsageError):
-    """The body exceeds the limit."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__(f"the request is larger than {limit // 1_000_000} MB", hint="raise gateway.max_body_mb")
-
-
-def _cause(error: TurnoutError) -> TurnoutError:
-    if isinstance(error, QueryFailedError) and error.cause is not None:
-        return error.cause
-    return error
-
-
-def _refusal(error: TurnoutError, wire: ModuleType) -> Response:
-    cause = _cause(error)
-    status, body = wire.render_error(cause)
-    headers = {}
-    if status in (503, 529):
-        wait = cause.retry_after if isinstance(cause, EndpointLoadingError) else 0.0
-        headers["Retry-After"] = str(max(1, round(wait)))
-    if isinstance(error, TooLargeError):
-        status = 413
-    return Response(body, status_code=status, headers=headers, media_type="application/json")
+def _too_large(limit: int) -> HttpError:
+    return HttpError(413, f"the request is larger than {limit // 1_000_000} MB", hint="raise gateway.max_body_mb")
 
 
 class _WhilePresent:
@@ -195,7 +184,7 @@ class ChatAnswer:
                     route = event.route
                 collected.append(event)
         except TurnoutError as error:
-            await _refusal(error, self.wire)(scope, receive, send)
+            await refusal(error, self.wire)(scope, receive, send)
             return
         raw = [event.data for event in collected if isinstance(event, RawChunk)]
         body = b"".join(raw) if raw else self._render(collected, route)
@@ -221,7 +210,7 @@ class ChatAnswer:
             if stream.begun:
                 await stream.fail(error)
             else:
-                await _refusal(error, self.wire)(scope, receive, send)
+                await refusal(error, self.wire)(scope, receive, send)
         finally:
             pulse.cancel()
             with suppress(asyncio.CancelledError):
@@ -268,7 +257,7 @@ class _Stream:
             await self._write(data)
 
     async def fail(self, error: TurnoutError) -> None:
-        await self._finish(self._renderer.error(_cause(error)))
+        await self._finish(self._renderer.error(cause_of(error)))
 
     async def end(self) -> None:
         await self._finish(b"" if self._raw else self._renderer.close())

@@ -32,7 +32,12 @@ from turnout.wire.openai_chat import collect_calls, status_of
 
 _BILLING = "x-anthropic-billing-header:"
 _STOP = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
-_ERROR_TYPE = {400: "invalid_request_error", 403: "permission_error", 404: "not_found_error", 503: "overloaded_error"}
+_ERROR_TYPE = {
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    503: "overloaded_error",
+}
 
 
 def parse_request(body: bytes) -> ChatRequest:
@@ -324,13 +329,13 @@ def render_response(events: Sequence[Event], model: str, request_id: str) -> byt
     )
 
 
-def render_error(error: TurnoutError) -> tuple[int, bytes]:
-    """Status and body of a failure in this format."""
-    status = status_of(error)
+def render_error(error: TurnoutError, status: int = 0) -> tuple[int, bytes]:
+    """Status and body of a failure in this format; ``status`` 0 takes the failure's own."""
+    status = status or status_of(error)
     text = str(error)
     if isinstance(error, ContextOverflowError) and error.window:
         text = f"prompt is too long: {error.prompt_tokens or 'more'} tokens > {error.window} maximum"
-    kind = _ERROR_TYPE.get(status, "api_error")
+    kind = _ERROR_TYPE.get(status, "invalid_request_error" if status < 500 else "api_error")
     if isinstance(error, EndpointLoadingError | NoServiceError):
         kind = "overloaded_error"
     return status, encode({"type": "error", "error": {"type": kind, "message": text, "code": error.code}})

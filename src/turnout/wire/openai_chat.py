@@ -586,9 +586,9 @@ def overflow_text(error: ContextOverflowError) -> str:
     return f"This model's maximum context length is {error.window} tokens, {asked}. Shorten the conversation."
 
 
-def render_error(error: TurnoutError) -> tuple[int, bytes]:
-    """Status and body of a failure in this format."""
-    status = status_of(error)
+def render_error(error: TurnoutError, status: int = 0) -> tuple[int, bytes]:
+    """Status and body of a failure in this format; ``status`` 0 takes the failure's own."""
+    status = status or status_of(error)
     text = overflow_text(error) if isinstance(error, ContextOverflowError) else str(error)
-    kind = "invalid_request_error" if status in (400, 403, 404) else "server_error"
+    kind = "invalid_request_error" if status < 500 else "server_error"
     return status, encode({"error": {"message": text, "type": kind, "param": None, "code": error.code}})
