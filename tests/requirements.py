@@ -336,6 +336,14 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "the enriched query",
         by(PARTS + "test_the_enriched_query", code="turnout.code.enrich:build_enriched_query"),
     ),
+    (
+        "CODE-2",
+        "the code at the position, within the window",
+        by(
+            PARTS + "test_the_code_at_the_position_reaches_the_model_within_its_window",
+            code=("turnout.code.excerpt:around", "turnout.router:Router._code_room"),
+        ),
+    ),
     ("CODE-3", "Serena as a process over MCP", CODE),
     ("CODE-4", "edits", CODE),
     (

@@ -52,6 +52,7 @@ from turnout.types import (
     ChatRequest,
     Endpoint,
     FallbackLevel,
+    FileContext,
     Health,
     Message,
     Model,
@@ -126,6 +127,56 @@ async def test_code_context_reaches_the_model_at_the_end_of_the_users_turn(tmp_p
     assert sent["content"].startswith("What does `total_price` do?\n\n## ")
     assert "shop.py:1" in sent["content"]
     assert "secret-value" not in sent["content"]
+
+
+def asking(file: str = "", line: int = 0, **more: object) -> ChatRequest:
+    here = FileContext(file, Position(line - 1) if line else None) if file else None
+    return ChatRequest((message("user", "Why does this loop end early?"),), file_context=here, **more)  # type: ignore[arg-type]
+
+
+async def test_the_code_at_the_position_reaches_the_model_within_its_window(tmp_path: Path) -> None:
+    rows = [f"    step_{n} = compute(step_{n - 1})" for n in range(400)]
+    (tmp_path / "app.py").write_text("\n".join(("def main():", *rows, "")))
+    app = openai_app(window=2048)
+    workspace = str(tmp_path)
+    async with running(app) as url:
+        config = {"custom_endpoints": [{"name": "s", "endpoint": url}], "discovery": {"enabled": False}}
+        async with open_router(load_any(config)) as router:
+            for request in (asking("app.py", 200, workspace=workspace), asking("app.py", 200, workspace=workspace)):
+                result = await collect(router.route(request))
+                assert result.level is FallbackLevel.PRIMARY
+            exact = asking("app.py", 200, workspace=workspace, model=app.state.fake.models[0])
+            await collect(router.route(exact))
+            with pytest.raises(UsageError, match="app.py has 401 lines, there is no line 402"):
+                await collect(router.route(asking("app.py", 402, workspace=workspace)))
+    sent = [body["messages"][-1]["content"] for body in app.state.fake.seen]
+    assert "> 200 |     step_198 = compute(step_197)\n" in sent[0]
+    assert "(line 200 is marked)" in sent[0]
+    assert len(sent[0]) < 2048
+    assert sent == [sent[0]] * 3
+
+
+@pytest.mark.parametrize(
+    ("serena", "request_", "note"),
+    [
+        ({}, asking(), "none: there is no workspace"),
+        ({}, asking(workspace="."), "text search: no name in the question, 0 files read"),
+        ({}, asking(workspace=".", model="qwen2.5-coder-7b-instruct"), "none: an exact model was asked for, and no "),
+        ({"priority": "on_demand"}, asking(workspace="."), "none: the question does not need it"),
+        ({"priority": "on_demand"}, asking("a.py", workspace="."), "text search: no name in the question, 1 file read"),
+        ({"priority": "off"}, asking("a.py", workspace="."), "none: it is switched off in the configuration"),
+    ],
+)
+async def test_explain_says_what_was_looked_for_or_why_nothing_was(
+    serena: dict[str, object], request_: ChatRequest, note: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.py").write_text("x = 1\n")
+    request = replace(request_, workspace=str(tmp_path) if request_.workspace else "")
+    async with running(openai_app()) as url:
+        config = {"custom_endpoints": [{"name": "s", "endpoint": url}], "discovery": {"enabled": False}}
+        async with open_router(load_any(config | {"serena": serena})) as router:
+            explanation = await router.explain(request)
+    assert explanation.context_note.startswith(note)
 
 
 def test_the_enriched_query() -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from turnout.backends import BY_KIND
 from turnout.backends.lanes import event_lane, raw_lane
+from turnout.code.provider import not_gathered_because, room_for
 from turnout.config import RouterConfig
 from turnout.context.compaction import Fitted, fit
 from turnout.context.tokens import TokenCounter, get_token_counter
@@ -62,6 +63,7 @@ from turnout.types import (
     Usage,
     UsageReport,
     WireFormat,
+    message,
 )
 
 if TYPE_CHECKING:
@@ -177,7 +179,7 @@ class Router:
         """Answer ``request`` as a stream of events. Close the stream to cancel (``aclosing``).
 
         Raises:
-            UsageError: the request is empty or far too long.
+            UsageError: the request is empty or far too long, or its position is beyond the end of the file.
             NoServiceError: no server answered.
             NoSuitableModelError: no server has a model for it.
             QueryFailedError: every attempt failed.
@@ -191,11 +193,11 @@ class Router:
             run.task = classify(request)
             if not self.catalog.serving:
                 await self.refresh()  # a server may have been started a moment ago
-            context = await self._gather(request, run.task)
-            request = enrich(request, context)
             if self._only_loading():
                 yield Notice("loading", "the only server there is loads its model")
                 await self._wait_for_load()
+            context = await self._gather(request, run.task)
+            request = enrich(request, context)
             selection = self._select(request, run.task)
             for notice in self._notices(request, run.task, context):
                 yield notice
@@ -219,20 +221,28 @@ class Router:
         context = await self._gather(request, task)
         request = enrich(request, context)
         selection = self._select(request, task)
-        note = f"{context.provider}: {context.note}" if context else "none gathered"
+        why = not_gathered_because(self._config.serena, request, task) or "the workspace could not be read in time"
+        note = f"{context.provider}: {context.note}" if context else f"none: {why}"
         return Explanation(task, selection, self._plan(request, selection), self._tokens(request), note)
 
     # Steps of the pipeline, in its order.
 
     async def _gather(self, request: ChatRequest, task: ClassificationResult | None) -> CodeContext | None:
-        serena = self._config.serena
-        if task is None or not request.workspace or not serena.enabled or serena.priority == "off":
+        if not_gathered_because(self._config.serena, request, task):
             return None
-        if serena.priority == "on_demand" and not task.needs_code_context:
-            return None
-        return await self._code.gather(
-            request.last_user_text, task.category, request.file_context, Path(request.workspace)
-        )
+        query = request.last_user_text
+        category = task.category if task else classify_task(query).category
+        room = self._code_room(request, task)
+        return await self._code.gather(query, category, request.file_context, Path(request.workspace), room)
+
+    def _code_room(self, request: ChatRequest, task: ClassificationResult | None) -> int:
+        """Characters of code that do not cost the request the model it would go to without them."""
+        selection = self._select(request, task)
+        first = (selection.ranked or selection.too_small)[0].candidate
+        if not selection.ranked:  # what is older will be compacted
+            system = (m for m in request.messages if m.role == "system")
+            request = replace(request, messages=(*system, message("user", request.last_user_text)))
+        return room_for(first.window, first.window - self._tokens(request) - _room(request, first.window))
 
     def _only_loading(self) -> bool:
         return not self.catalog.serving and any(s.health is Health.LOADING for s in self.catalog.endpoints)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turnout.code.enrich import build_enriched_query, without_secrets
-from turnout.code.provider import CodeContext, Issue, Reference
+from turnout.code.provider import CodeContext, Excerpt, Issue, Reference
 
 PLACES = st.lists(st.builds(Reference, st.sampled_from(["a.py", "src/b.ts"]), st.integers(1, 99)), max_size=15)
 
@@ -18,17 +18,27 @@ def test_the_sections_and_their_order() -> None:
         issues=tuple(Issue(n, f"wrong {n}") for n in range(1, 8)),
         definitions=(Reference("src/shop.py", 4, "def total(cart):"),),
         outline="src/shop.py:\n- total (line 4)",
+        excerpts=(Excerpt("src/shop.py", 9, ("x = 1", "y" * 400), 20, 10),),
     )
     query = "Rename total,\nplease"
     text = build_enriched_query(query, context)
     assert text.startswith(f"{query}\n\n")
     titles = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
-    assert titles == ["Type Information", "References (12 found)", "Current Issues (7)", "Definition", "Outline"]
+    assert titles == [
+        "Type Information",
+        "References (12 found)",
+        "Current Issues (7)",
+        "Code",
+        "Definition",
+        "Outline",
+    ]
     lines = text.splitlines()
     assert [line for line in lines if line.startswith("- src/")] == [
         *(f"- src/{n}.py:{n}: total(cart)" for n in range(1, 11)),
         "- src/shop.py:4: def total(cart):",
     ]
+    code = lines.index("src/shop.py, lines 9 to 10 of 20 (line 10 is marked):")
+    assert lines[code + 1 : code + 3] == ["   9 | x = 1", f"> 10 | {'y' * 300}…"]
     assert [line for line in lines if line.startswith("- Line")] == [f"- Line {n}: wrong {n}" for n in range(1, 6)]
 
 
@@ -56,6 +66,8 @@ def test_the_users_words_come_first_and_the_bytes_are_always_the_same(
         ("x = 'sk-abcdefghijklmnopqrstuvwx'", "sk-abc"),
         ("x = 'ghp_abcdefghijklmnopqrstuvwx'", "ghp_"),
         ("x = 'AKIAIOSFODNN7EXAMPLE'", "AKIA"),
+        ('SECRET = """correct horse"""', "horse"),
+        ("-----BEGIN RSA PRIVATE KEY-----MIIEpAIBAAKCAQEAxyzxyzxyzxyz-----END RSA PRIVATE KEY-----", "MIIE"),
     ],
 )
 def test_secrets_do_not_leave_the_workspace(line: str, secret: str) -> None:
@@ -75,6 +87,7 @@ def test_secrets_do_not_leave_the_workspace(line: str, secret: str) -> None:
         "PRIMARY_KEY=build_key(row)",
         "if key == cache_key(a, b):",
         "risk-averse-people-do-not-count",
+        "if '-----BEGIN PRIVATE KEY-----' in text: refuse()",
     ],
 )
 def test_code_that_speaks_of_tokens_stays_readable(line: str) -> None:

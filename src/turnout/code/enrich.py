@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from turnout.code.provider import CodeContext, Reference
+from turnout.code.excerpt import MAX_LINE
+from turnout.code.provider import CodeContext, Excerpt, Reference
 
 SHOWN_REFERENCES, SHOWN_ISSUES, SHOWN_DEFINITIONS = 10, 5, 5
+SHOWN_CHARS = 160  # of a reference's line
 # What gives a secret away: its name and a quoted or shell-like value, the issuer's prefix, or a login in a URL. Code
 # that merely speaks of tokens and keys (``max_tokens = min(a, b)``) stays readable.
 _NAMED = r"(?:api[_-]?key|access[_-]?key|private[_-]?key|secret|token|passw(?:or)?d|pwd|credential)"
 _SECRETS = (
-    re.compile(rf"(?i)({_NAMED}[\w-]*[\"']?\s*(?::|=|=>|:=)\s*[rbf]?([\"']))(?:(?!\2)[^\n]){{6,}}"),
+    re.compile(rf"(?i)({_NAMED}[\w-]*[\"']?\s*(?::|=|=>|:=)\s*[rbf]?(\"{{3}}|'{{3}}|[\"']))(?:(?!\2)[^\n]){{6,}}"),
     re.compile(r"(\b[A-Z0-9_]*(?:KEY|SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIALS?)[A-Z0-9_]*=)(?![\w.]+\()[^\s\"'(=]{6,}"),
     re.compile(rf"(?i)({_NAMED}[\w-]*\s*:\s*)(?=[^\s\"']*\d)[^\s\"'()\[\],;]{{8,}}(?=\s*$)", re.MULTILINE),
     re.compile(r"(?i)(\bbearer\s+)[\w.~+/-]{16,}"),
@@ -21,6 +23,10 @@ _SECRETS = (
         r"()\b(?:sk-[\w-]{16,}|gh[opsu]_\w{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}|hf_\w{16,}|xox[abprs]-[\w-]{10,}"
         r"|A[KS]IA[A-Z0-9]{12,}|AIza[\w-]{30,}|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]+)"
     ),
+)
+# A private key goes on for many lines: only what holds its beginning shows that the rest is one.
+_PRIVATE_KEY = re.compile(
+    r"(-----BEGIN [A-Z ]*PRIVATE KEY-----)(?=.{0,300}?[A-Za-z0-9+/=]{24})((?:(?!-----END).)*)", re.DOTALL
 )
 
 
@@ -38,7 +44,8 @@ def build_enriched_query(query: str, context: CodeContext) -> str:
             f"Current Issues ({len(context.issues)})",
             "\n".join(f"- Line {issue.line}: {issue.message}" for issue in context.issues[:SHOWN_ISSUES]),
         ),
-        _section("Definition", _places(context.definitions[:SHOWN_DEFINITIONS])),
+        _section("Code", "\n\n".join(map(_shown, context.excerpts))),
+        _section("Definition", _definitions(context)),
         _section("Outline", context.outline),
     ]
     found = [section for section in sections if section]
@@ -49,12 +56,46 @@ def _section(title: str, body: str) -> str:
     return f"## {title}\n{without_secrets(body)}" if body else ""
 
 
+def _definitions(context: CodeContext) -> str:
+    places = _places(context.definitions[:SHOWN_DEFINITIONS])
+    return "\n\n".join((*([places] if places else ()), *map(_shown, context.bodies)))
+
+
 def _places(places: Sequence[Reference]) -> str:
-    return "\n".join(f"- {p.path}:{p.line}" + (f": {p.text.strip()[:160]}" if p.text.strip() else "") for p in places)
+    return "\n".join(place_line(place) for place in places)
+
+
+def place_line(place: Reference) -> str:
+    """One place as it is shown."""
+    text = place.text.strip()[:SHOWN_CHARS]
+    return f"- {place.path}:{place.line}" + (f": {text}" if text else "")
+
+
+def _shown(excerpt: Excerpt) -> str:
+    head = f"{excerpt.path}, lines {excerpt.first} to {excerpt.last} of {excerpt.total}"
+    head += f" (line {excerpt.marked} is marked):" if excerpt.marked else ":"
+    width = len(str(excerpt.last))
+    rows = (
+        f"{'>' if number == excerpt.marked else ' '} {number:>{width}} | {_cut(line)}"
+        for number, line in enumerate(excerpt.lines, excerpt.first)
+    )
+    return "\n".join((head, *rows))
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= MAX_LINE else f"{line[:MAX_LINE]}…"
 
 
 def without_secrets(text: str) -> str:
-    """``text`` with what looks like a secret's value replaced."""
+    """``text`` with what looks like a secret's value replaced; it keeps its number of lines."""
+    text = without_private_keys(text)
     for pattern in _SECRETS:
         text = pattern.sub(r"\1[redacted]", text)
     return text
+
+
+def without_private_keys(text: str) -> str:
+    """``text`` without the bodies of private keys; it keeps its number of lines."""
+    if "PRIVATE KEY-----" not in text:
+        return text
+    return _PRIVATE_KEY.sub(lambda match: f"{match[1]}[redacted]" + "\n" * match[2].count("\n"), text)

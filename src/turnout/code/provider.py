@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from turnout.types import FileContext, TaskCategory
+from turnout.config import SerenaConfig
+from turnout.types import ChatRequest, ClassificationResult, FileContext, TaskCategory
+
+# The most tokens of code context, its largest share of the window, and what a token of code has at least in characters.
+MOST_TOKENS, WINDOW_SHARE, CHARS_PER_TOKEN = 6000, 0.25, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,30 @@ class Issue:
 
 
 @dataclass(frozen=True, slots=True)
+class Excerpt:
+    """Consecutive lines of a file.
+
+    Attributes:
+        path: relative to the workspace, with ``/``.
+        first: the number of the first line, 1-based.
+        lines: their text, secrets left out.
+        total: lines that the file has.
+        marked: the line that was asked about, 1-based, or 0.
+    """
+
+    path: str
+    first: int
+    lines: tuple[str, ...]
+    total: int
+    marked: int = 0
+
+    @property
+    def last(self) -> int:
+        """The number of the last line."""
+        return self.first + len(self.lines) - 1
+
+
+@dataclass(frozen=True, slots=True)
 class CodeContext:
     """What was found. Empty parts are left out of the query.
 
@@ -37,6 +65,8 @@ class CodeContext:
         issues: diagnostics.
         definitions: where the named symbols are defined, with the lines that define them.
         outline: the symbols of the file at hand.
+        excerpts: the code at the position that was asked about, or the beginning of a file.
+        bodies: the whole of the definitions for which there is room.
         note: what was asked, found, cut or skipped, for people.
     """
 
@@ -46,13 +76,50 @@ class CodeContext:
     issues: tuple[Issue, ...] = ()
     definitions: tuple[Reference, ...] = ()
     outline: str = ""
+    excerpts: tuple[Excerpt, ...] = ()
+    bodies: tuple[Excerpt, ...] = ()
     note: str = ""
 
 
 class CodeProvider(Protocol):
-    """Finds code context. Never raises for what it cannot find; never takes longer than its budget."""
+    """Finds code context. Never raises for what it cannot find; never takes longer than its time."""
 
     async def gather(
-        self, query: str, category: TaskCategory, file_context: FileContext | None, workspace: Path
+        self, query: str, category: TaskCategory, file_context: FileContext | None, workspace: Path, room: int
     ) -> CodeContext | None:
-        """What the workspace knows about the query, or None when there is nothing to look at."""
+        """What the workspace knows about the query, or None when there is nothing to look at.
+
+        Args:
+            query: the user's words.
+            category: the kind of work.
+            file_context: the file the user is in.
+            workspace: whose code may be read.
+            room: about how many characters there is room for in the prompt.
+
+        Raises:
+            UsageError: the position is beyond the end of the file.
+        """
+
+
+def room_for(window: int, left: int) -> int:
+    """Characters of code context there is room for.
+
+    Args:
+        window: tokens of the model that would be asked.
+        left: tokens of it that prompt and answer do not need.
+    """
+    return CHARS_PER_TOKEN * max(0, min(MOST_TOKENS, int(window * WINDOW_SHARE), left))
+
+
+def not_gathered_because(serena: SerenaConfig, request: ChatRequest, task: ClassificationResult | None) -> str:
+    """Why no code context is gathered, "" when it is: who names a file wants it read."""
+    if not request.workspace:
+        return "there is no workspace"
+    if not serena.enabled or serena.priority == "off":
+        return "it is switched off in the configuration"
+    if request.file_context is not None:
+        return ""
+    if task is None:
+        return "an exact model was asked for, and no file is named"
+    needed = task.needs_code_context or serena.priority != "on_demand"
+    return "" if needed else "the question does not need it"

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import os
 import re
 import stat
-import threading
 import time
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from turnout.code.provider import CodeContext, Reference
+from turnout.code.enrich import (
+    SHOWN_DEFINITIONS,
+    SHOWN_REFERENCES,
+    place_line,
+    without_private_keys,
+    without_secrets,
+)
+from turnout.code.excerpt import around, beginning, cost
+from turnout.code.provider import CodeContext, Excerpt, Reference
+from turnout.code.symbols import DEFINES, Symbol, block_end, enclosing, symbols_in
+from turnout.errors import UsageError
 from turnout.types import FileContext, TaskCategory
 
 MAX_FILES, MAX_FILE_BYTES, MAX_NAMES, MAX_FOUND = 5000, 1_000_000, 6, 200
 MAX_OUTLINES, MAX_OUTLINED = 2, 40
-# Parsing takes seconds for a megabyte, and cannot be interrupted.
-_MAX_PARSED = 200_000
+# Of a file that the query names and that has no symbols.
+MAX_BEGINNING = 40
 _SKIPPED = frozenset(
     (".git", ".hg", ".svn", "node_modules", "__pycache__", ".venv", "venv", ".tox", "dist", "build", "target", ".cache")
 )
@@ -35,14 +42,6 @@ _NAME = re.compile(
 # A name after a dot, when what stands before it looks like code: os_utils.join, Config.load, self.total.
 _DOTTED = re.compile(r"(?<![\w/.])(?:[A-Z]\w*+|(?=\w*_)\w++|self|this)((?:\.[A-Za-z_]\w{2,})+)\b(?!/)")
 _FILE = re.compile(r"(?<![\w/.-])(/?(?:[\w.-]+/)*[\w-]+\.[A-Za-z]\w{0,4})\b")
-_DEFINES = (
-    r"^\s*(?:export\s+|pub(?:\([a-z]+\))?\s+|async\s+|static\s+|public\s+|private\s+|abstract\s+)*"
-    r"(?:def|class|function|func|fn|struct|enum|interface|trait|type|const|let|var|module)\s+(?:\([^)]*\)\s*)?{name}\b"
-    r"|^{name}\s*(?::[^=]+)?="
-)
-
-
-_PARSING = threading.Lock()
 
 
 @dataclass(slots=True)
@@ -54,6 +53,22 @@ class _Finds:
     cut: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """A file as it is looked at: ``name`` is relative to the workspace."""
+
+    name: str
+    lines: tuple[str, ...]
+    symbols: tuple[Symbol, ...]
+
+    def excerpt(self, first: int, last: int, marked: int = 0) -> Excerpt:
+        shown = without_secrets("\n".join(self.lines[first - 1 : last])).split("\n")
+        return Excerpt(self.name, first, tuple(shown), len(self.lines), marked)
+
+    def outline(self) -> list[str]:
+        return [f"{self.name}:", *(f"- {s.title} (line {s.line})" for s in self.symbols[:MAX_OUTLINED])]
+
+
 class TextSearch:
     """Searches text. ``budget`` is in seconds."""
 
@@ -61,13 +76,17 @@ class TextSearch:
         self._budget = budget
 
     async def gather(
-        self, query: str, category: TaskCategory, file_context: FileContext | None, workspace: Path
+        self, query: str, category: TaskCategory, file_context: FileContext | None, workspace: Path, room: int
     ) -> CodeContext | None:
-        """Definitions and uses of the names in the query, and the outline of the file at hand."""
+        """The code at the position, definitions and uses of the names in the query, the outline of the file at hand.
+
+        Raises:
+            UsageError: the position is beyond the end of the file.
+        """
         deadline = time.monotonic() + self._budget
         try:
             async with asyncio.timeout(self._budget + 0.2):
-                return await asyncio.to_thread(look_up, query[:20_000], file_context, workspace, deadline)
+                return await asyncio.to_thread(look_up, query[:20_000], file_context, workspace, deadline, room)
         except (TimeoutError, OSError):
             return None
 
@@ -80,25 +99,126 @@ def names_in(query: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*ticked, *dotted, *_NAME.findall(query)]))[:MAX_NAMES]
 
 
-def look_up(query: str, file_context: FileContext | None, workspace: Path, deadline: float) -> CodeContext | None:
-    """The search itself, in a thread. Stops at ``deadline`` (monotonic seconds) with what it has."""
+def look_up(
+    query: str, file_context: FileContext | None, workspace: Path, deadline: float, room: int
+) -> CodeContext | None:
+    """The search itself, in a thread. Stops at ``deadline`` (monotonic seconds) with what it has.
+
+    Raises:
+        UsageError: the position is beyond the end of the file.
+    """
     root = workspace.resolve()
     if not root.is_dir():
         return None
-    names = names_in(query)
-    named = tuple(dict.fromkeys([*([file_context.file] if file_context else []), *_FILE.findall(query)]))
-    finds = _search(root, names, named, deadline) if names or named else _Finds([], [])
-    direct = [path for text in named if (path := inside(root, text)) is not None]
-    files = list(dict.fromkeys([*direct, *finds.named]))[:MAX_OUTLINES]
-    outline = "\n".join(_outline(root, path) for path in files if time.monotonic() < deadline)
-    note = f"looked for {', '.join((*names, *named)) or 'no name'} in {finds.files} files{finds.cut}"
+    names, mentioned = names_in(query), tuple(dict.fromkeys(_FILE.findall(query)))
+    here = inside(root, file_context.file) if file_context else None
+    here = here if here is not None and _has_text(here) else None
+    direct = [path for text in mentioned if (path := inside(root, text)) is not None]
+    sought = tuple(text for text in mentioned if inside(root, text) is None)
+    finds = _search(root, names, sought, deadline) if names or sought else _Finds([], [])
+    files = list(dict.fromkeys([*([here] if here else []), *direct, *finds.named]))[:MAX_OUTLINES]
+    pages = {path: _page(root, path, deadline) for path in files}
+    listed = [*finds.references[:SHOWN_REFERENCES], *finds.definitions[:SHOWN_DEFINITIONS]]
+    room -= sum(len(place_line(place)) + 1 for place in listed)
+    excerpts = _excerpts(pages, here, _line(file_context), room)
+    room -= sum(cost(excerpt.lines) for excerpt in excerpts)
+    bodies = _bodies(root, finds.definitions[:SHOWN_DEFINITIONS], pages, excerpts, deadline, room)
+    room -= sum(cost(body.lines) for body in bodies)
+    unread = file_context.file if file_context and here is None else ""
     return CodeContext(
         "text search",
         references=tuple(finds.references),
         definitions=tuple(finds.definitions),
-        outline=outline.strip(),
-        note=note,
+        outline=_outline(pages.values(), room),
+        excerpts=excerpts,
+        bodies=bodies,
+        note=_note((*names, *mentioned), finds.files if names else len(pages), finds.cut, (*excerpts, *bodies), unread),
     )
+
+
+def _line(file_context: FileContext | None) -> int:
+    """The line that is asked about, 1-based, or 0."""
+    return file_context.position.line + 1 if file_context is not None and file_context.position is not None else 0
+
+
+def _note(sought: Sequence[str], read: int, cut: str, sent: Sequence[Excerpt], unread: str) -> str:
+    """What was looked for and found, in words."""
+    what = f"looked for {', '.join(sought)}" if sought else "no name in the question"
+    note = f"{what}, {read} {'file' if read == 1 else 'files'} read{cut}"
+    if sent:
+        note += f"; sent: {', '.join(f'{e.path} lines {e.first} to {e.last}' for e in sent)}"
+    return note + (f"; {unread} is not read: a secret, no text, too large, or outside the workspace" if unread else "")
+
+
+def _has_text(path: Path) -> bool:
+    return bool(_text(path)) or not path.stat().st_size
+
+
+def _page(root: Path, path: Path, deadline: float) -> _Page:
+    text = without_private_keys(_text(path))
+    lines = tuple(text.split("\n"))
+    if len(lines) > 1 and not lines[-1]:
+        lines = lines[:-1]
+    symbols = symbols_in(text, lines, path.suffix) if time.monotonic() < deadline else ()
+    return _Page(path.relative_to(root).as_posix(), lines, symbols)
+
+
+def _excerpts(pages: dict[Path, _Page], here: Path | None, line: int, room: int) -> tuple[Excerpt, ...]:
+    """The code at the position; without one, the beginning of the file at hand and of files that have no symbols."""
+    found: list[Excerpt] = []
+    for path, page in pages.items():
+        if path == here and line:
+            if line > len(page.lines):
+                has = f"{len(page.lines)} {'line' if len(page.lines) == 1 else 'lines'}"
+                raise UsageError(f"{page.name} has {has}, there is no line {line}", hint="give a line of the file")
+            first, last = around(page.lines, line, enclosing(page.symbols, page.lines, line), room)
+            found.append(page.excerpt(first, last, line))
+        elif page.lines != ("",) and (path == here or not page.symbols):
+            most = len(page.lines) if path == here else MAX_BEGINNING
+            if last := beginning(page.lines, most, room):
+                found.append(page.excerpt(1, last))
+        room -= sum(cost(excerpt.lines) for excerpt in found[-1:] if excerpt.path == page.name)
+    return tuple(found)
+
+
+def _bodies(
+    root: Path,
+    definitions: Sequence[Reference],
+    pages: dict[Path, _Page],
+    excerpts: Sequence[Excerpt],
+    deadline: float,
+    room: int,
+) -> tuple[Excerpt, ...]:
+    """The whole of each definition that is longer than its line, fits, and is not sent already."""
+    found: list[Excerpt] = []
+    for definition in definitions:
+        path = root / definition.path
+        if path not in pages:
+            if time.monotonic() > deadline:
+                break
+            pages = {**pages, path: _page(root, path, deadline)}
+        page = pages[path]
+        if definition.line > len(page.lines):
+            continue  # the file was changed in between
+        whole = next((s for s in page.symbols if s.line == definition.line), None)
+        first, last = (whole.first, whole.last) if whole else (definition.line, block_end(page.lines, definition.line))
+        sent = any(e.path == page.name and e.first <= first and last <= e.last for e in (*excerpts, *found))
+        price = cost(page.lines[first - 1 : last])
+        if last > first and not sent and price <= room:
+            found.append(page.excerpt(first, last))
+            room -= price
+    return tuple(found)
+
+
+def _outline(pages: Iterable[_Page], room: int) -> str:
+    rows = [row for page in pages if page.symbols for row in page.outline()]
+    shown: list[str] = []
+    for row in rows:
+        room -= len(row) + 1
+        if room < 0:
+            break
+        shown.append(row)
+    return "\n".join(shown)
 
 
 def inside(root: Path, text: str) -> Path | None:
@@ -120,7 +240,7 @@ def _hidden(name: str) -> bool:
 
 def _search(root: Path, names: tuple[str, ...], named: tuple[str, ...], deadline: float) -> _Finds:
     either = "|".join(map(re.escape, names)) or r"(?!)"
-    whole, defines = re.compile(rf"\b(?:{either})\b"), re.compile(_DEFINES.replace("{name}", f"(?:{either})"))
+    whole, defines = re.compile(rf"\b(?:{either})\b"), re.compile(DEFINES.replace("{name}", f"(?:{either})"))
     wanted = tuple(f"/{name.lstrip('./')}" for name in named)
     finds = _Finds([], [])
     for path in _files(root):
@@ -163,35 +283,3 @@ def _text(path: Path) -> str:
     except OSError:
         return ""
     return "" if b"\x00" in data[:4096] else data.decode("utf-8", "replace").replace("\r\n", "\n")
-
-
-def _outline(root: Path, path: Path) -> str:
-    text, shown = _text(path), path.relative_to(root).as_posix()
-    found = _python_outline(text) if path.suffix == ".py" and len(text) <= _MAX_PARSED else None
-    if found is None:
-        pattern = re.compile(_DEFINES.replace("{name}", r"(\w+)"))
-        lines = enumerate(text.split("\n"), 1)
-        found = [(number, line.strip()[:80]) for number, line in lines if pattern.search(line[:200])]
-    if not found:
-        return ""
-    return "\n".join((f"{shown}:", *(f"- {name} (line {line})" for line, name in found[:MAX_OUTLINED])))
-
-
-def _python_outline(text: str) -> list[tuple[int, str]] | None:
-    """Lines and names of classes and functions; None when the text does not parse."""
-    # The compiler's warnings about the user's code are not ours to print. The filters are the process's: one at a time.
-    with _PARSING, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            tree = ast.parse(text)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            return None
-    return sorted(_defined(tree, ""))
-
-
-def _defined(node: ast.AST, prefix: str) -> Iterator[tuple[int, str]]:
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            yield child.lineno, f"{prefix}{child.name}"
-            if isinstance(child, ast.ClassDef):
-                yield from _defined(child, f"{prefix}{child.name}.")
