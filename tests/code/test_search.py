@@ -254,11 +254,13 @@ def test_secrets_in_an_excerpt_are_left_out_and_its_lines_keep_their_numbers(wor
     text = (
         f'API_KEY = "abcdef123456"\nKEY = """-----BEGIN PRIVATE KEY-----\n{key}\n-----END PRIVATE KEY-----"""\nx = 1\n'
     )
+    text += "passwd:\n    'hunter22'\n"
     (workspace / "conf.py").write_text(text)
-    for line in (1, 20, 33, 34):
+    for line in (1, 20, 33, 36, 34):
         sent = build_enriched_query("why", found("why", workspace, "conf.py", line))
         assert "MIIE" not in sent
         assert "abcdef123456" not in sent
+        assert "hunter22" not in sent
     assert "> 34 | x = 1" in sent
     for name in (".env", "data.bin", "../outside.py", "gone.py"):
         context = found("why", workspace, name, 1)
