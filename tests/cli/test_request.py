@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import configure, program, run
+from tests.cli.conftest import Fakes, configure, program, run, run_beside
 from turnout.cli.request import MAX_QUERY_BYTES, Given, build_request, find_workspace
 from turnout.config import LoadedConfig, RouterConfig
 from turnout.errors import UsageError
@@ -66,7 +66,9 @@ def test_a_query_of_exactly_the_most_is_read() -> None:
         (("--line", "3"), "--line and --column need --file"),
         (("--file", "a.py", "--column", "3"), "--column needs --line"),
         (("--file", "a.py", "--line", "0"), "0 is not in the range x>=1"),
-        (("--file", "a.py"), "--file needs a workspace"),
+        (("--file", "a.py"), "there is no file a.py"),
+        (("--file", "/etc/hostname"), "--file needs a workspace"),
+        (("--file", "../a.py"), "--file needs a workspace"),
         (("--workspace", ".", "--file", "gone.py"), "there is no file gone.py"),
         (("--workspace", ".", "--file", "/etc/hostname"), "/etc/hostname is outside the workspace"),
         (("--workspace", "gone"), "--workspace gone is not a directory"),
@@ -134,6 +136,33 @@ def test_positions_are_from_1_outside_and_from_0_inside(home: Path) -> None:
     assert whole.file_context == FileContext("pkg/a.py")
     assert whole.category is TaskCategory.ANALYSIS
     assert whole.last_user_text == "why?"
+
+
+def test_without_git_the_workspace_is_the_current_directory_and_never_above(home: Path) -> None:
+    (home / "pkg").mkdir()
+    (home / "pkg" / "a.py").write_text("x = 1\n")
+    (home / "b.py").write_text("x = 1\n")
+    request = build_request(DEFAULTS, {**NOTHING, "file": "pkg/a.py"}, "why?")
+    assert request.workspace == str(home)
+    assert request.file_context == FileContext("pkg/a.py")
+    assert build_request(DEFAULTS, NOTHING, "why?").workspace == ""
+    os.chdir(home / "pkg")
+    assert build_request(DEFAULTS, {**NOTHING, "file": "a.py"}, "why?").workspace == str(home / "pkg")
+    with pytest.raises(UsageError, match="not below here"):
+        build_request(DEFAULTS, {**NOTHING, "file": "../b.py"}, "why?")
+    (home / ".git").mkdir()
+    assert build_request(DEFAULTS, {**NOTHING, "file": "../b.py"}, "why?").workspace == str(home)
+
+
+async def test_the_line_asked_about_is_sent_and_one_beyond_the_end_is_refused(fakes: Fakes, home: Path) -> None:
+    configure(await fakes.start())
+    (home / "app.py").write_text("for row in rows:\n    if row:\n        break\n")
+    args = ("explain", "Why does this loop end early?", "--file", "app.py", "--line")
+    shown = await run_beside(*args, "3", stdin=b"")
+    assert "code context: text search: no name in the question, 1 file read; sent: app.py lines 1 to 3" in shown.stdout
+    beyond = await run_beside(*args, "4", stdin=b"")
+    assert beyond.exit_code == 2
+    assert "Error: app.py has 3 lines, there is no line 4" in beyond.stderr
 
 
 def test_the_workspace_asked_for_comes_before_the_configured_one(home: Path, tmp_path: Path) -> None:

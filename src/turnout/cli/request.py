@@ -34,7 +34,8 @@ _OPTIONS = (
     click.option(
         "--workspace",
         metavar="DIR",
-        help="Whose code may be read. Default: serena.workspace, else the nearest directory up with .git.",
+        help="Whose code may be read. Default: serena.workspace, else the nearest directory up with .git, else the "
+        "current one when --file lies in it.",
     ),
     click.option("--max-tokens", type=click.IntRange(min=1), help="The most tokens the answer may have."),
 )
@@ -144,7 +145,7 @@ def build_request(loaded: LoadedConfig, given: Given, query: str) -> ChatRequest
 
     if given["model"] and given["category"]:
         raise UsageError("--model and --category exclude each other", hint="a model's name needs no kind of work")
-    workspace = find_workspace(given["workspace"], loaded.config.serena.workspace)
+    workspace = find_workspace(given["workspace"], loaded.config.serena.workspace) or _here_around(given["file"])
     agent = detect_coding_agent().name
     return ChatRequest(
         messages=build_messages(query, workspace=str(workspace or ""), agent=agent),
@@ -173,6 +174,12 @@ def find_workspace(asked: str | None, configured: str | None) -> Path | None:
     return next((path for path in (here, *here.parents) if (path / ".git").exists()), None)
 
 
+def _here_around(file: str | None) -> Path | None:
+    """The current directory when ``file`` lies in it: what is above was not meant."""
+    here = Path.cwd().resolve()
+    return here if file is not None and Path(file).resolve().is_relative_to(here) else None
+
+
 def _file_context(given: Given, workspace: Path | None) -> FileContext | None:
     name, line, column = given["file"], given["line"], given["column"]
     if name is None:
@@ -182,7 +189,8 @@ def _file_context(given: Given, workspace: Path | None) -> FileContext | None:
     if column is not None and line is None:
         raise UsageError("--column needs --line", hint="add --line LINE")
     if workspace is None:
-        raise UsageError("--file needs a workspace, and no directory up from here has .git", hint="add --workspace DIR")
+        said = "--file needs a workspace: the file is not below here, and no directory up from here has .git"
+        raise UsageError(said, hint="add --workspace DIR")
     path = next((p for p in (Path(name).resolve(), (workspace / name).resolve()) if p.is_file()), None)
     if path is None:
         raise UsageError(f"there is no file {name}", hint="give a path relative to here or to the workspace")
