@@ -19,7 +19,7 @@ Problem: TypeAlias = tuple[KeyPath, str, str]
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 # The largest network of an air-gapped site, by IP version: 10.0.0.0/8 is the largest private one.
-SHORTEST_PREFIX = {4: 8, 6: 16}
+SHORTEST_PREFIX = {4: 8, 6: 7}
 _HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*")
 _ENDPOINT_EXAMPLE = "for example http://127.0.0.1:11434"
 
