@@ -11,6 +11,7 @@ demo: $(VENV)/.run
 	$(BIN)/turnout embedded install
 	@echo "==> a question, answered on this machine"
 	$(BIN)/turnout ask --embedded "Write a Python function that adds two numbers"
+	@echo "==> done: the command is $(BIN)/turnout"
 
 test: $(VENV)/.dev weights check
 	@echo "==> the tests, with the network cut where the kernel allows it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from pathlib import Path, PurePosixPath
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from turnout import config_values
 from turnout.backends import DEFAULT_URLS
 from turnout.config import (
     CustomEndpoint,
@@ -25,6 +27,7 @@ from turnout.config import (
     user_config_dir,
 )
 from turnout.config_load import example_yaml, find_config, load_config, load_config_from_dict
+from turnout.config_values import NO_EFFECT
 from turnout.errors import ConfigError
 from turnout.fleet.discovery import targets
 from turnout.fleet.host import HostInfo
@@ -251,7 +254,7 @@ def test_a_host_that_is_accepted_is_one_the_guard_takes(host: str) -> None:
             {"environment": "internal", "security": {"allowed_hosts": ["8.0.0.0/8"]}},
             "security.allowed_hosts.0: 8.0.0.0/8 is not a private network",
         ),
-        ({"security": {"verify_checksums": True}}, "security.verify_checksums: no digests are recorded"),
+        ({"security": {"verify_checksums": True}}, "security.verify_checksums: has no effect yet: no digests"),
         (
             {
                 "services": {"vllm": {"endpoint": "http://10.0.0.1:8000/"}},
@@ -266,6 +269,30 @@ def test_what_is_probably_not_meant_is_a_warning(data: dict[str, object], says: 
     (warning,) = loaded.warnings
     assert warning.startswith(says)
     assert len([t for t in targets(loaded.config, HOST) if t.endpoint.url == "http://10.0.0.1:8000"]) <= 1
+
+
+def test_a_key_without_effect_is_listed_and_warns_when_it_is_set() -> None:
+    """Every key is read somewhere beyond the loader, but those that warn."""
+    source = Path(config_values.__file__).parent
+    loader = ("config.py", "config_load.py", "schema.py")
+    read = "\n".join(path.read_text() for path in source.rglob("*.py") if path.name not in loader)
+    sections = {name: getattr(RouterConfig(), name) for name in RouterConfig.__struct_fields__}
+    keys = [(name, key) for name, section in sections.items() for key in getattr(section, "__struct_fields__", ())]
+    keys += [(str(s), key) for s in (ServiceConfig, CustomEndpoint, TaskRouting) for key in s.__struct_fields__]
+    keys += [("", name) for name in sections if name != "version"]
+    assert {path for path in keys if not re.search(rf"\.{path[1]}\b", read)} == set(NO_EFFECT)
+    for name, key in NO_EFFECT:
+        for value in (True, False):
+            (warning,) = load_dict({name: {key: value}}).warnings
+            assert warning.startswith(f"{name}.{key}: has no effect yet: ")
+
+
+def test_kinds_that_share_a_default_port_are_no_mistake() -> None:
+    services = {kind: {"endpoint": url} for kind, url in DEFAULT_URLS.items()}
+    assert load_dict({"services": services}).warnings == ()
+    box = {"name": "box", "endpoint": DEFAULT_URLS["vllm"]}
+    (warning,) = load_dict({"services": services, "custom_endpoints": [box]}).warnings
+    assert warning.startswith("services.vllm.endpoint: the same address as custom_endpoints.0")
 
 
 def test_the_open_environments_may_allow_everything() -> None:

@@ -15,6 +15,7 @@ import yaml
 from turnout.backends import DEFAULT_URLS
 from turnout.config import RouterConfig
 from turnout.config_load import example_yaml, load_config
+from turnout.fleet.discovery import FOUND_PRIORITY
 from turnout.schema import json_schema, reference_markdown
 
 ROOT = Path(__file__).parents[1]
@@ -98,6 +99,7 @@ def test_the_commented_part_of_the_example_loads_too(tmp_path: Path) -> None:
     path.write_text(uncommented(example_yaml(DEFAULT_URLS)))
     loaded = load_config(path, kinds=DEFAULT_URLS, env={})
     assert set(loaded.config.services) == set(DEFAULT_URLS)
+    assert loaded.warnings == ()
     assert loaded.config.custom_endpoints[0].window == 32_768
     assert [str(category) for category in loaded.config.task_routing] == ["coding"]
 
@@ -133,6 +135,7 @@ def test_the_page_tells_every_key_its_unit_and_its_default() -> None:
     assert "| `timeout` | a whole number, 1 to 86,400,000 | `30000` | ms | The longest silence" in page
     assert "| `analysis` | `require_serena` | `true` |" in page
     assert "| `endpoint` | text | required |" in page
+    assert f"A server that is found and has no section here has {FOUND_PRIORITY}. |" in page
     for section in SCHEMA["$defs"].values():
         for key in section["properties"]:
             row = next(line for line in page.splitlines() if line.startswith(f"| `{key}` |"))

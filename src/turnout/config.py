@@ -63,7 +63,9 @@ class ServiceConfig(Section, frozen=True, kw_only=True):
         str | None,
         Meta(description="Its address: `http://`, `https://` or `unix:/path`. Default: see the kinds below."),
     ] = None
-    priority: Priority = 1
+    priority: Annotated[
+        Priority, Meta(description="Lower is preferred. A server that is found and has no section here has 5.")
+    ] = 1
     timeout: Silence = 30_000
     max_retries: Retries = 3
     key: Key = None
@@ -184,7 +186,7 @@ class SecurityConfig(Section, frozen=True, kw_only=True):
     log_responses: Annotated[bool, Meta(description="Log the text of the answers.")] = False
     verify_checksums: Annotated[
         bool,
-        Meta(description="Verify models against recorded digests. Nothing is recorded yet, so nothing is verified."),
+        Meta(description="Verify models against recorded digests. Has no effect yet: no digests are recorded."),
     ] = True
 
 

@@ -227,7 +227,7 @@ def _checked(data: object, source: _Source, kinds: Mapping[str, str], env: Mappi
     config = _with_files(msgspec.convert(values, RouterConfig), source)
     for path, message, hint in impossible(config, kinds):
         source.fail(message, path, hint)
-    for path, warning in doubtful(config, given):
+    for path, warning in doubtful(config, given, kinds):
         source.warn(path, warning)
     lines = {dotted(path): line for path, line in source.lines.items()}
     return LoadedConfig(config, source.file, tuple(source.warnings), lines)

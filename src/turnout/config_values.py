@@ -17,6 +17,8 @@ KeyPath: TypeAlias = tuple[str, ...]
 # Key path, what is wrong, what would be right.
 Problem: TypeAlias = tuple[KeyPath, str, str]
 
+# Keys that are read and have no effect yet, with the reason.
+NO_EFFECT = {("security", "verify_checksums"): "no digests are recorded, so nothing is verified"}
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 # The largest network of an air-gapped site, by IP version: 10.0.0.0/8 is the largest private one.
 SHORTEST_PREFIX = {4: 8, 6: 7}
@@ -159,24 +161,37 @@ def _is_host(text: str) -> bool:
     return True
 
 
-def doubtful(config: RouterConfig, given: Mapping[str, object]) -> Iterator[tuple[KeyPath, str]]:
+def doubtful(
+    config: RouterConfig, given: Mapping[str, object], kinds: Mapping[str, str]
+) -> Iterator[tuple[KeyPath, str]]:
     """Key path and warning of what is allowed and probably not meant; ``given`` is what the user wrote."""
-    seen: dict[str, str] = {}
-    endpoints: list[tuple[KeyPath, str | None]] = []
-    endpoints += [(("custom_endpoints", str(n)), custom.endpoint) for n, custom in enumerate(config.custom_endpoints)]
-    endpoints += [
-        (("services", kind), service.endpoint) for kind, service in config.services.items() if service.enabled
-    ]
-    for path, url in endpoints:
-        if url and (first := seen.setdefault(url.rstrip("/"), dotted(path))) != dotted(path):
-            yield (*path, "endpoint"), f"the same address as {first}, which is the one that is used"
+    yield from _shared_addresses(config, kinds)
     for path, text in _networks(config):
         network = _network(text)
         if network is not None and not network.is_private:
             yield path, f"{text} is not a private network: addresses of the internet may be dialled"
-    security = given.get("security")
-    if isinstance(security, dict) and security.get("verify_checksums"):
-        yield ("security", "verify_checksums"), "no digests are recorded yet, so nothing is verified"
+    for (name, key), reason in NO_EFFECT.items():
+        section = given.get(name)
+        if isinstance(section, Mapping) and key in section:
+            yield (name, key), f"has no effect yet: {reason}"
+
+
+def _shared_addresses(config: RouterConfig, kinds: Mapping[str, str]) -> Iterator[tuple[KeyPath, str]]:
+    """Endpoints at an address that an earlier one has. Kinds that share a default port are told apart by discovery."""
+    endpoints: list[tuple[KeyPath, str | None, bool]] = []
+    endpoints += [(("custom_endpoints", str(n)), c.endpoint, False) for n, c in enumerate(config.custom_endpoints)]
+    endpoints += [
+        (("services", kind), service.endpoint, service.endpoint == kinds[kind])
+        for kind, service in config.services.items()
+        if service.enabled
+    ]
+    seen: dict[str, tuple[KeyPath, bool]] = {}
+    for path, url, usual in endpoints:
+        if not url:
+            continue
+        first, first_usual = seen.setdefault(url.rstrip("/"), (path, usual))
+        if first != path and not (usual and first_usual):
+            yield (*path, "endpoint"), f"the same address as {dotted(first)}, which is the one that is used"
 
 
 def dotted(path: KeyPath) -> str:

@@ -132,7 +132,8 @@ async def install(data_dir: Path, *, file: Path | None = None, progress: Progres
     """
     target = weights_path(data_dir)
     if await asyncio.to_thread(_is_verified, target):
-        progress("already installed and verified", GGUF_BYTES, GGUF_BYTES)
+        unread = f"; {file.name} was not looked at" if file is not None else ""
+        progress(f"already installed and verified{unread}", GGUF_BYTES, GGUF_BYTES)
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

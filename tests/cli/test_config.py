@@ -30,6 +30,7 @@ def test_show_fills_in_the_defaults_and_hides_keys() -> None:
     configure(custom_endpoints=[{"name": "a", "endpoint": "http://127.0.0.1:9", "key": "s3cret"}])
     shown = run("config", "show")
     assert shown.stdout.splitlines()[0].endswith("turnout.yaml")
+    assert "null, {} and [] mean what docs/configuration.md says" in shown.stdout.splitlines()[1]
     assert yaml.safe_load(shown.stdout)["gateway"]["port"] == 4747
     as_json = run("config", "show", "--json")
     assert json.loads(as_json.stdout)["config"]["custom_endpoints"][0]["name"] == "a"

@@ -11,6 +11,11 @@ def test_classify_says_what_and_why() -> None:
     lines = dict(line.split("\t") for line in run("classify", "refactor this", stdin=b"").stdout.splitlines())
     assert lines["category"] == "coding"
     assert "refactor" in lines["evidence"]
+    unsure = dict(line.split("\t") for line in run("classify", "hello", stdin=b"").stdout.splitlines())
+    assert (unsure["confidence"], unsure["evidence"]) == (
+        "0.50",
+        "no rule is sure: coding by default, at confidence 0.50",
+    )
     fields = json.loads(run("classify", "--json", "where is the definition of x", stdin=b"").stdout)
     assert fields["needs_code_context"] is True
     assert set(fields["scores"]) == {"coding", "reasoning", "analysis", "documentation"}

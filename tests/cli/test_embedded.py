@@ -24,6 +24,8 @@ def test_status_before_and_after_an_install_from_a_file(tmp_path: Path) -> None:
     again = run("embedded", "install", "--json")
     assert json.loads(again.stdout)["verified"] is True
     assert again.stderr == "already installed and verified\n"
+    unread = run("embedded", "install", "--file", "x.whl")
+    assert unread.stderr == "already installed and verified; x.whl was not looked at\n"
 
 
 def test_a_wrong_file_is_refused_and_nothing_is_kept(tmp_path: Path) -> None:

@@ -41,7 +41,8 @@ def check(config_file: str | None, as_json: bool) -> None:
 def show(config_file: str | None, as_json: bool) -> None:
     """Show the configuration in effect.
 
-    Defaults are filled in, keys and passwords are left out.
+    Defaults are filled in; `null`, `{}` and `[]` mean what docs/configuration.md says of a key that is not given. Keys
+    are left out.
     """
     from turnout.config import redacted
 
@@ -53,6 +54,7 @@ def show(config_file: str | None, as_json: bool) -> None:
     import yaml
 
     click.echo(f"# {_name(loaded.file) or 'built-in defaults, no file found'}")
+    click.echo("# null, {} and [] mean what docs/configuration.md says of a key that is not given")
     click.echo(safe(yaml.safe_dump(values, sort_keys=False, allow_unicode=True)), nl=False)
 
 

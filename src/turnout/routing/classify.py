@@ -64,6 +64,6 @@ def classify_task(query: str) -> ClassificationResult:
     confidence = min(1.0, scores[best])
     if confidence < LEAST_SCORE:
         best, confidence = TaskCategory.CODING, DEFAULT_CONFIDENCE
-        evidence.append("no rule is sure: coding, the commonest kind")
+        evidence.append(f"no rule is sure: coding by default, at confidence {confidence:.2f}")
     needs = best is TaskCategory.ANALYSIS or any(word in text for word in _rules().code_context_words)
     return ClassificationResult(best, confidence, tuple(evidence), needs, scores)
