@@ -10,6 +10,7 @@ import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, TypeAlias
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -64,6 +65,7 @@ class Inspection:
         slots: requests it serves at once, 0 when it does not tell.
         busy, waiting: requests that run and that queue there now, None when it does not tell without being woken.
         capacity: models it keeps loaded at once, 0 when it does not tell.
+        children: base URLs, as seen from here, of private servers that it started and speaks for.
         notes: what an air-gap audit wants to know of it (a way out that is open, a tool that runs commands).
     """
 
@@ -74,6 +76,7 @@ class Inspection:
     busy: int | None = None
     waiting: int | None = None
     capacity: int = 0
+    children: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     version: str = ""
 
@@ -266,6 +269,11 @@ def json_object(body: bytes) -> dict[str, Json]:
     return value if isinstance(value, dict) else {}
 
 
+def json_rows(body: bytes) -> list[dict[str, Json]]:
+    """The objects of the JSON list in ``body``, for servers that answer with a bare list; empty when it is none."""
+    return rows(json_object(b'{"rows":' + body + b"}").get("rows"))
+
+
 def rows(value: Json) -> list[dict[str, Json]]:
     """The objects of a list; everything else in it is dropped."""
     return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
@@ -286,6 +294,23 @@ def int_of(value: Json) -> int:
 def dict_of(value: Json) -> dict[str, Json]:
     """An object, or an empty one when it is something else."""
     return value if isinstance(value, dict) else {}
+
+
+def child_url(endpoint: Endpoint, told: str) -> str:
+    """The base URL, as seen from here, of a private server that ``endpoint`` says it started; "" when it is elsewhere.
+
+    Its word counts for its own machine alone: else any server could have another machine's taken for its child.
+    """
+    try:
+        child, parent = urlsplit(told), urlsplit(endpoint.url)
+        port = child.port
+    except ValueError:
+        return ""
+    here = child.hostname in ("127.0.0.1", "::1", "localhost", parent.hostname)
+    if child.scheme not in ("http", "https") or not here or not port or port == parent.port:
+        return ""
+    host = parent.hostname or "127.0.0.1"
+    return f"{child.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def replied(replies: Mapping[str, Reply], path: str) -> dict[str, Json]:

@@ -81,11 +81,14 @@ class OpenAICompatible(Backend):
         """A chat completion."""
         return openai_chat.parse_response(body)
 
+    def embed_path(self, endpoint: Endpoint) -> str:
+        """Where embeddings are made."""
+        return "/embeddings" if endpoint.url.endswith("/v1") else "/v1/embeddings"
+
     async def embed(self, client: HttpClient, endpoint: Endpoint, model: Model, texts: Sequence[str]) -> base.Vectors:
-        """By ``/v1/embeddings``, all texts in one request."""
-        path = "/embeddings" if endpoint.url.endswith("/v1") else "/v1/embeddings"
+        """All texts in one request."""
         body = {"model": model.id, "input": list(texts)}
-        reply = await base.post(client, self, endpoint, path, body, endpoint.limits.first_byte)
+        reply = await base.post(client, self, endpoint, self.embed_path(endpoint), body, endpoint.limits.first_byte)
         return vectors(rows(json_object(reply.body).get("data")), len(texts), endpoint)
 
 
