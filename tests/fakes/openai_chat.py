@@ -33,6 +33,14 @@ def openai_error(message: str, kind: str = "invalid_request_error", code: object
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
+def llama_overflow(fake: Fake) -> dict[str, object]:
+    """llama-server's refusal of a prompt that exceeds the window, which what stands before it passes on."""
+    window = fake.models[0].window
+    text = f"request ({window + 1} tokens) exceeds the available context size ({window} tokens), try increasing it"
+    told = {"code": 400, "message": text, "type": "exceed_context_size_error"}
+    return {"error": told | {"n_prompt_tokens": window + 1, "n_ctx": window}}
+
+
 def _internal(fake: Fake) -> Response:
     return JSONResponse(openai_error("boom", "server_error"), 500)
 
