@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from tests.fakes import gpt4all, mlx, sglang, tabbyapi, vllm
+from tests.fakes import dockermodelrunner, gpt4all, mlx, sglang, tabbyapi, vllm
 
 FAKES: dict[str, ModuleType] = {
+    "dockermodelrunner": dockermodelrunner,
     "gpt4all": gpt4all,
     "mlx": mlx,
     "sglang": sglang,
