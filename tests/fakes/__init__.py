@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from tests.fakes import dockermodelrunner, gpt4all, lemonade, mlx, sglang, tabbyapi, vllm
+from tests.fakes import dockermodelrunner, gpt4all, lemonade, llamaswap, mlx, sglang, tabbyapi, vllm
 
 FAKES: dict[str, ModuleType] = {
     "dockermodelrunner": dockermodelrunner,
     "gpt4all": gpt4all,
     "lemonade": lemonade,
+    "llamaswap": llamaswap,
     "mlx": mlx,
     "sglang": sglang,
     "tabbyapi": tabbyapi,
