@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from tests.fakes import dockermodelrunner, gpt4all, lemonade, llamaswap, mlx, sglang, tabbyapi, vllm
+from tests.fakes import dockermodelrunner, gpt4all, lemonade, llamaswap, localai, mlx, sglang, tabbyapi, vllm
 
 FAKES: dict[str, ModuleType] = {
     "dockermodelrunner": dockermodelrunner,
     "gpt4all": gpt4all,
     "lemonade": lemonade,
     "llamaswap": llamaswap,
+    "localai": localai,
     "mlx": mlx,
     "sglang": sglang,
     "tabbyapi": tabbyapi,
