@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from tests.fakes import dockermodelrunner, gpt4all, lemonade, llamaswap, localai, mlx, sglang, tabbyapi, vllm
+from tests.fakes import (
+    dockermodelrunner,
+    gpt4all,
+    lemonade,
+    llamaswap,
+    localai,
+    mlx,
+    openwebui,
+    sglang,
+    tabbyapi,
+    vllm,
+)
 
 FAKES: dict[str, ModuleType] = {
     "dockermodelrunner": dockermodelrunner,
@@ -13,6 +24,7 @@ FAKES: dict[str, ModuleType] = {
     "llamaswap": llamaswap,
     "localai": localai,
     "mlx": mlx,
+    "openwebui": openwebui,
     "sglang": sglang,
     "tabbyapi": tabbyapi,
     "vllm": vllm,
