@@ -304,7 +304,17 @@ def test_the_open_environments_may_allow_everything() -> None:
 
 
 @pytest.mark.parametrize(
-    "network", ["10.0.0.0/8", "172.16.0.0/12", "127.0.0.0/8", "169.254.0.0/16", "100.64.0.0/10", "fd00::/8", "fc00::/7", "::1/128"]
+    "network",
+    [
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "100.64.0.0/10",
+        "fd00::/8",
+        "fc00::/7",
+        "::1/128",
+    ],
 )
 def test_an_air_gapped_site_has_its_own_networks(network: str) -> None:
     assert load_dict({"security": {"allowed_cidrs": [network]}}).config.security.allowed_cidrs == (network,)
