@@ -206,9 +206,7 @@ class DiscoveryConfig(Section, frozen=True, kw_only=True):
 class EmbeddedConfig(Section, frozen=True, kw_only=True):
     """The bundled demonstration model."""
 
-    fallback: Annotated[
-        bool, Meta(description="`true`: `turnout ask` and the library may use it when nothing else answers.")
-    ] = False
+    fallback: Annotated[bool, Meta(description="`true` is the agreement to use it when nothing else answers.")] = False
     context: Annotated[int, Meta(ge=256, le=8192, description="Its window.", extra={"unit": "tokens"})] = 4096
     threads: Annotated[
         int,
