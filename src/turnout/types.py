@@ -359,7 +359,8 @@ class Endpoint:
         host_header: the Host header it insists on, or "".
         embedded: the bundled demonstration model: last resort.
         configured: named by the user (else found by discovery).
-        chat_path, models_path: paths that the user set for a custom endpoint; "" means the kind's own.
+        chat_path, models_path: paths that the user set for a custom endpoint, or that the server was found to have;
+            "" means the kind's own.
         window: tokens the user says it has allocated, or 0.
     """
 

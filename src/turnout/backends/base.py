@@ -67,6 +67,7 @@ class Inspection:
         capacity: models it keeps loaded at once, 0 when it does not tell.
         children: base URLs, as seen from here, of private servers that it started and speaks for.
         notes: what an air-gap audit wants to know of it (a way out that is open, a tool that runs commands).
+        chat_path: where this very server takes chat, when that is not its kind's usual path.
     """
 
     health: Health
@@ -79,6 +80,7 @@ class Inspection:
     children: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     version: str = ""
+    chat_path: str = ""
 
 
 class StreamParser(Protocol):
@@ -115,6 +117,9 @@ class Backend:
         key_headers: the headers in which it takes a key; the first is the one we send.
         routed: used when it was only found; False for a front end to other servers, which is used when configured.
         streams: answers a stream request with a stream.
+        answer_limit: tokens that an answer gets where a request names no limit, at a server that also cuts the prompt
+            to make room for the answer: such a server is told the room that is left. 0 for all others.
+        silent_overflow: an answer without a word is how it says that the prompt exceeds the window.
     """
 
     kind: str
@@ -125,6 +130,8 @@ class Backend:
     key_headers: tuple[str, ...] = ("Authorization",)
     routed: bool = True
     streams: bool = True
+    answer_limit: int = 0
+    silent_overflow: bool = False
 
     def identify(self, replies: Mapping[str, Reply]) -> Identity | None:
         """The verdict from the replies that came (by path), or None. Never by port or status alone."""

@@ -5,12 +5,14 @@ Both are generators that must be closed (``aclosing``): closing one closes the c
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from turnout.backends import base
 from turnout.backends.base import Backend
-from turnout.errors import BackendError, NonsenseError, ServerFailedError, StreamBrokenError
+from turnout.errors import BackendError, ContextOverflowError, NonsenseError, ServerFailedError, StreamBrokenError
 from turnout.types import ChatRequest, Endpoint, Event, Finish, FinishReason, Model, RawChunk, RawHead, UsageReport
 from turnout.wire import openai_chat
 
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 
 ERROR_BYTES = 64_000
 WHOLE_ANSWER_BYTES = 64_000_000
+# Something that a model says: text, reasoning, or a call.
+_WORD = re.compile(rb'"(?:content|reasoning|reasoning_content)"\s*:\s*"(?!")|"tool_calls"\s*:\s*\[\s*\{')
+_SILENCE: tuple[set[type], ...] = ({Finish}, {Finish, UsageReport})
 _FINISH: dict[str, FinishReason] = {"length": "length", "tool_calls": "tool_calls", "content_filter": "content_filter"}
 
 
@@ -32,7 +37,7 @@ async def event_lane(
     """
     url = client.request_url(endpoint.url, backend.chat_path(endpoint))
     headers = base.auth_headers(backend, endpoint) | {"Content-Type": "application/json"}
-    body = backend.render(request, model, window)
+    body = _rendered(backend, request, model, window)
     async with client.stream(
         "POST", url, body=body, headers=headers, limits=endpoint.limits, endpoint=endpoint.name
     ) as reply:
@@ -54,12 +59,17 @@ async def event_lane(
                 if parser.ended:
                     reply.expect_end()
         except BackendError as error:
-            _raise_unless(parser.finished, error, endpoint, begun)
+            _raise_unless(parser.finished, error, backend, endpoint, begun)
+        rest: list[Event] = []
         try:
-            for event in parser.close():
-                yield event
+            rest = parser.close()
         except BackendError as error:
-            _raise_unless(parser.finished, error, endpoint, begun)
+            _raise_unless(parser.finished, error, backend, endpoint, begun)
+        if backend.silent_overflow and not begun and {type(event) for event in rest} in _SILENCE:
+            raise _silent_overflow(endpoint)
+        for event in rest:
+            begun = True
+            yield event
         if not parser.finished:
             what = f"{endpoint.name} ended its answer without an end mark"
             raise (
@@ -83,43 +93,45 @@ async def raw_lane(
     """
     assert request.raw is not None
     peek = openai_chat.peek(request.raw.body)
-    body = openai_chat.edit_request(
-        request.raw.body, model=model.id, max_tokens=max_tokens, ask_usage=bool(peek.stream) and not peek.include_usage
-    )
+    ask_usage = bool(peek.stream) and not peek.include_usage
+    body = _edited(backend, model, request.raw.body, max_tokens, ask_usage=ask_usage)
     url = client.request_url(endpoint.url, backend.chat_path(endpoint))
     headers = base.auth_headers(backend, endpoint) | {"Content-Type": "application/json"}
-    streaming = bool(peek.stream)
-    scanner = openai_chat.Scanner(strip_usage=streaming and not peek.include_usage, stream=streaming)
+    scanner = openai_chat.Scanner(strip_usage=ask_usage, stream=bool(peek.stream))
     async with client.stream(
         "POST", url, body=body, headers=headers, limits=endpoint.limits, endpoint=endpoint.name
     ) as reply:
         await _raise_refusal(backend, endpoint, reply)
         if not peek.stream:
             whole = scanner.feed(await reply.read_all(WHOLE_ANSWER_BYTES))
-            if not scanner.answered:
-                raise _not_an_answer(endpoint, whole)
+            if problem := _problem(backend, endpoint, whole, answered=scanner.answered):
+                raise problem
             yield RawHead(200, "application/json")
             yield RawChunk(whole)
         else:
             _require_stream(reply, endpoint)
-            begun = False
+            begun, held = False, b""
             try:
                 async for data in reply.chunks():
-                    forward = scanner.feed(data)
-                    if not forward:
+                    held += scanner.feed(data)
+                    if scanner.done:
+                        reply.expect_end()
+                    if not held or (backend.silent_overflow and not begun and not _speaks(held)):
                         continue
                     if not begun:
                         begun = True
                         yield RawHead(200, "text/event-stream; charset=utf-8")
-                    yield RawChunk(forward)
-                    if scanner.done:
-                        reply.expect_end()
-                if rest := scanner.close():
-                    yield RawChunk(rest)
+                    yield RawChunk(held)
+                    held = b""
+                held += scanner.close()
+                if held and begun:
+                    yield RawChunk(held)
             except BackendError as error:
-                _raise_unless(scanner.done or bool(scanner.finish), error, endpoint, begun)
+                _raise_unless(scanner.done or bool(scanner.finish), error, backend, endpoint, begun)
             if not begun:
-                raise NonsenseError(f"{endpoint.name} answered with an empty stream", endpoint=endpoint.name)
+                ended = scanner.done or scanner.finish
+                empty = NonsenseError(f"{endpoint.name} answered with an empty stream", endpoint=endpoint.name)
+                raise _silent_overflow(endpoint) if backend.silent_overflow and ended else empty
         if peek.stream and not scanner.done and not scanner.finish:
             raise StreamBrokenError(f"{endpoint.name} ended its answer without an end mark", endpoint=endpoint.name)
     if scanner.usage is not None:
@@ -141,25 +153,63 @@ async def _raise_refusal(backend: Backend, endpoint: Endpoint, reply: StreamRepl
     raise backend.error(endpoint, reply.status, reply.headers, body)
 
 
-def _raise_unless(finished: bool, error: BackendError, endpoint: Endpoint, begun: bool) -> None:
+def _raise_unless(finished: bool, error: BackendError, backend: Backend, endpoint: Endpoint, begun: bool) -> None:
     """An error after the finish reason or the end mark is none: the answer is complete."""
     if not finished:
-        raise _after_output(error, endpoint) if begun else _in_its_words(error, endpoint) from error
+        raise _after_output(error, endpoint) if begun else _in_its_words(error, backend, endpoint) from error
 
 
-def _not_an_answer(endpoint: Endpoint, body: bytes) -> BackendError:
-    """A 200 that is none: an error in disguise, or nonsense."""
+def _rendered(backend: Backend, request: ChatRequest, model: Model, window: int) -> bytes:
+    body = backend.render(request, model, window)
+    room = _room(backend, window, len(body))
+    if room and (request.max_tokens is None or request.max_tokens > room):
+        return backend.render(replace(request, max_tokens=room), model, window)
+    return body
+
+
+def _edited(backend: Backend, model: Model, sent: bytes, max_tokens: int | None, *, ask_usage: bool) -> bytes:
+    if room := _room(backend, model.window, len(sent)):
+        max_tokens = min(max_tokens or room, room)
+    return openai_chat.edit_request(
+        sent, model=model.id, max_tokens=max_tokens, name_limit=bool(room), ask_usage=ask_usage
+    )
+
+
+def _problem(backend: Backend, endpoint: Endpoint, body: bytes, *, answered: bool) -> BackendError | None:
+    """What is wrong with a 200 that is none: an error in disguise, silence, or nonsense."""
+    if answered:
+        return _silent_overflow(endpoint) if backend.silent_overflow and not _WORD.search(body) else None
     if base.json_object(body).get("error"):
-        return base.classify_error(endpoint, 400 if base.is_overflow(body) else 500, {}, body)
+        return backend.error(endpoint, 400 if base.is_overflow(body) else 500, {}, body)
     return NonsenseError(f"{endpoint.name} did not answer with a chat completion", endpoint=endpoint.name)
 
 
-def _in_its_words(error: BackendError, endpoint: Endpoint) -> BackendError:
+def _in_its_words(error: BackendError, backend: Backend, endpoint: Endpoint) -> BackendError:
     """An error that a server reports under 200 before any output, in the class its words mean."""
     body = error.message.encode("utf-8", "replace")
     if isinstance(error, ServerFailedError) and base.is_overflow(body):
-        return base.classify_error(endpoint, 400, {}, body)
+        return backend.error(endpoint, 400, {}, body)
     return error
+
+
+def _room(backend: Backend, window: int, sent: int) -> int:
+    """Tokens for the answer at a server that cuts it short, or the prompt, unless it is told; 0 at all others.
+
+    Three bytes a token is more than what prompts have; whoever fitted the prompt kept at least the least of it free.
+    """
+    if not backend.answer_limit or not window:
+        return 0
+    return max(min(backend.answer_limit, window // 4), window - sent // 3)
+
+
+def _speaks(held: bytes) -> bool:
+    """Whether an answer has begun in earnest; one that goes on without a word is handed on all the same."""
+    return len(held) > ERROR_BYTES or bool(_WORD.search(held))
+
+
+def _silent_overflow(endpoint: Endpoint) -> ContextOverflowError:
+    what = f"{endpoint.name} answered without a word, as it does when the prompt exceeds its window"
+    return ContextOverflowError(what, endpoint=endpoint.name, status=200)
 
 
 def _after_output(error: BackendError, endpoint: Endpoint) -> BackendError:

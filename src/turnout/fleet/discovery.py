@@ -221,7 +221,7 @@ async def _look(
     excluded = [(m.id, "served by another machine through this server") for m in found.models if m.remote]
     excluded += [(m.id, f"beyond the first {MAX_MODELS:,} of its server") for m in own[MAX_MODELS:]]
     return EndpointStatus(
-        endpoint,
+        replace(endpoint, chat_path=endpoint.chat_path or found.chat_path),
         found.health,
         found.reason,
         time.time(),

@@ -81,13 +81,16 @@ def peek(body: bytes) -> Peek:
         raise UsageError(f"the body is not a chat request: {str(error)[:120]}") from error
 
 
-def edit_request(body: bytes, *, model: str, max_tokens: int | None = None, ask_usage: bool = False) -> bytes:
+def edit_request(
+    body: bytes, *, model: str, max_tokens: int | None = None, name_limit: bool = False, ask_usage: bool = False
+) -> bytes:
     """The client's body with the named edits: model, clamped answer length, usage asked for. The rest is untouched.
 
     Args:
         body: the client's JSON.
         model: RequestModel.
         max_tokens: upper bound of the answer in tokens, or None.
+        name_limit: write ``max_tokens`` also where the client named no limit.
         ask_usage: have the server report usage.
 
     Raises:
@@ -99,9 +102,11 @@ def edit_request(body: bytes, *, model: str, max_tokens: int | None = None, ask_
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise UsageError(f"the body is not a chat request: {str(error)[:120]}") from error
     edits: dict[str, object] = {"model": model}
-    for key in ("max_tokens", "max_completion_tokens"):
-        if max_tokens is not None and key in data and _exceeds(bytes(data[key]), max_tokens):
-            edits[key] = max_tokens
+    named = [k for k in ("max_tokens", "max_completion_tokens") if k in data and bytes(data[k]).strip() != b"null"]
+    if max_tokens is not None:
+        edits |= {key: max_tokens for key in named if _exceeds(bytes(data[key]), max_tokens)}
+        if name_limit and not named:
+            edits["max_tokens"] = max_tokens
     if ask_usage:
         edits["stream_options"] = {**options, "include_usage": True}
     return msgspec.json.encode({**data, **edits})
