@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 
 from turnout.backends import base
 from turnout.backends.base import Backend
-from turnout.errors import BackendError, ContextOverflowError, NonsenseError, ServerFailedError, StreamBrokenError
+from turnout.errors import (
+    BackendError,
+    ContextOverflowError,
+    NonsenseError,
+    RequestRefusedError,
+    ServerFailedError,
+    StreamBrokenError,
+)
 from turnout.types import ChatRequest, Endpoint, Event, Finish, FinishReason, Model, RawChunk, RawHead, UsageReport
 from turnout.wire import openai_chat
 
@@ -186,10 +193,10 @@ def _problem(backend: Backend, endpoint: Endpoint, body: bytes, *, answered: boo
 
 def _in_its_words(error: BackendError, backend: Backend, endpoint: Endpoint) -> BackendError:
     """An error that a server reports under 200 before any output, in the class its words mean."""
-    body = error.message.encode("utf-8", "replace")
-    if isinstance(error, ServerFailedError) and base.is_overflow(body):
-        return backend.error(endpoint, 400, {}, body)
-    return error
+    if not isinstance(error, ServerFailedError):
+        return error
+    told = backend.error(endpoint, 400, {}, error.message.encode("utf-8", "replace"))
+    return error if isinstance(told, RequestRefusedError) else told
 
 
 def _room(backend: Backend, window: int, sent: int) -> int:
