@@ -7,6 +7,7 @@ from types import ModuleType
 from tests.fakes import (
     dockermodelrunner,
     gpt4all,
+    jan,
     lemonade,
     llamaswap,
     lmstudio,
@@ -21,6 +22,7 @@ from tests.fakes import (
 FAKES: dict[str, ModuleType] = {
     "dockermodelrunner": dockermodelrunner,
     "gpt4all": gpt4all,
+    "jan": jan,
     "lemonade": lemonade,
     "llamaswap": llamaswap,
     "lmstudio": lmstudio,

@@ -10,7 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turnout.errors import TurnoutError, UsageError
-from turnout.types import ChatRequest, Image, Message, Reasoning, Text, ToolCall, ToolResult, WireFormat, message
+from turnout.types import (
+    ChatRequest,
+    Image,
+    Message,
+    Reasoning,
+    Text,
+    Tool,
+    ToolCall,
+    ToolResult,
+    WireFormat,
+    message,
+)
 from turnout.wire import anthropic, ollama, openai_chat
 
 USER = {"role": "user", "content": "hello"}
@@ -276,3 +287,29 @@ def test_edit_request_clamps_only_what_is_larger(given, sent):
 def test_edit_request_refuses_what_is_no_request(bad):
     with pytest.raises(UsageError):
         openai_chat.edit_request(bad, model="m", ask_usage=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ({}, {"max_tokens": 100}),
+        ({"max_tokens": None}, {"max_tokens": 100}),
+        ({"max_tokens": 20}, {"max_tokens": 20}),
+        ({"max_completion_tokens": 900}, {"max_completion_tokens": 100}),
+    ],
+)
+def test_edit_request_names_a_limit_where_the_client_named_none(given, sent):
+    edited = json.loads(openai_chat.edit_request(body(**given), model="m", max_tokens=100, name_limit=True))
+    assert {key: value for key, value in edited.items() if key.startswith("max_")} == sent
+
+
+def test_what_is_counted_is_the_conversation():
+    conversation = (
+        message("system", "Be brief."),
+        Message("user", (Text("Weather?"), Image("image/png", "aGk="))),
+        Message("assistant", (Reasoning("Where?", "sig"), Text("Let me see."), ToolCall("c1", "weather", '{"a":1}'))),
+        Message("user", (ToolResult("c1", "sunny"), Text("Thanks"))),
+    )
+    tool = Tool("weather", "of a city", {"type": "object"})
+    read = anthropic.parse_request(anthropic.render_count(ChatRequest(conversation, tools=(tool,)), "m"))
+    assert (read.messages, read.tools, read.model) == (conversation, (tool,), "m")

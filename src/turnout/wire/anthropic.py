@@ -84,6 +84,41 @@ def _system(value: Json) -> str:
     return "\n\n".join(part.text for part in texts if part.text)
 
 
+def render_count(request: ChatRequest, model: str) -> bytes:
+    """The body that asks a server for the tokens of a prompt, ``model`` being the server's own id."""
+    system = "\n\n".join(m.text for m in request.messages if m.role == "system" and m.text)
+    data: dict[str, object] = {
+        "model": model,
+        "messages": [
+            {"role": "assistant" if m.role == "assistant" else "user", "content": [_block(part) for part in m.parts]}
+            for m in request.messages
+            if m.role != "system"
+        ],
+    }
+    if system:
+        data["system"] = system
+    if request.tools:
+        data["tools"] = [
+            {"name": t.name, "description": t.description, "input_schema": dict(t.schema)} for t in request.tools
+        ]
+    return encode(data)
+
+
+def _block(part: Part) -> dict[str, object]:
+    match part:
+        case Text(text):
+            return {"type": "text", "text": text}
+        case Image(media_type, data, url):
+            kept = {"type": "url", "url": url} if url else {"type": "base64", "media_type": media_type, "data": data}
+            return {"type": "image", "source": kept}
+        case Reasoning(text, signature):
+            return {"type": "thinking", "thinking": text, "signature": signature}
+        case ToolCall(call_id, name, arguments):
+            return {"type": "tool_use", "id": call_id, "name": name, "input": arguments_object(arguments)}
+        case ToolResult(call_id, content, _, is_error):
+            return {"type": "tool_result", "tool_use_id": call_id, "content": content, "is_error": is_error}
+
+
 def _message(row: Mapping[str, Json]) -> Message:
     role = as_text(row.get("role"))
     if role not in ("user", "assistant"):
