@@ -393,7 +393,8 @@ async def _refuses(call: Awaitable[object]) -> None:
 
 
 async def _no_load(case: Case) -> None:
-    await _refuses(case.backend.load(case.client, case.endpoint(), await case.model(), lambda _: None))
+    model = replace(await case.model(), resident=False)
+    await _refuses(case.backend.load(case.client, case.endpoint(), model, lambda _: None))
 
 
 async def _no_unload(case: Case) -> None:
