@@ -17,6 +17,7 @@ from tests.fakes import (
     openwebui,
     sglang,
     tabbyapi,
+    textgen,
     vllm,
 )
 
@@ -33,5 +34,6 @@ FAKES: dict[str, ModuleType] = {
     "openwebui": openwebui,
     "sglang": sglang,
     "tabbyapi": tabbyapi,
+    "textgen": textgen,
     "vllm": vllm,
 }

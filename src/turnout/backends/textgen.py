@@ -1,28 +1,94 @@
-"""text-generation-webui (facts/services.md, section 10)."""
+"""text-generation-webui, now called textgen (facts/services.md, section 10).
+
+One model at a time, whichever a request names; a prompt that is too long loses its start without a word, and no route
+tells the window.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from turnout.backends.base import Identity, replied
+from turnout.backends import base
+from turnout.backends.base import Identity, Inspection, json_object, replied, text_of
 from turnout.backends.openai_compatible import OpenAICompatible
+from turnout.errors import BackendError, RequestRefusedError
+from turnout.types import Endpoint, Health, Model
 
 if TYPE_CHECKING:
-    from turnout.guard.network import Reply
+    from turnout.guard.network import HttpClient, Reply
+
+INFO = "/v1/internal/model/info"
+# What it answers there, by status, when the key or the Host header is not to its liking.
+_REFUSALS = {400: "Invalid host header", 401: "Unauthorized"}
+_NOTHING = ("", "None")
+_HOST = "refuses the Host header it is sent: it takes localhost alone unless it was started with --listen"
 
 
 class TextGen(OpenAICompatible):
-    """text-generation-webui."""
+    """Only the loaded model is listed: asked for another one, it would answer with this one."""
 
     kind = "textgen"
     title = "text-generation-webui"
     default_urls = ("http://127.0.0.1:5000",)
-    probes = ("/v1/internal/model/info",)
+    probes = (INFO,)
 
     def identify(self, replies: Mapping[str, Reply]) -> Identity | None:
-        """By its internal model information."""
-        about = replied(replies, "/v1/internal/model/info")
-        if "model_name" not in about or "lora_names" not in about:
+        """By its internal model information, or by how it refuses to give it: others have nothing there."""
+        reply = replies.get(INFO)
+        if reply is None:
             return None
-        return Identity(self.kind, "GET /v1/internal/model/info")
+        about = replied(replies, INFO)
+        if "model_name" in about and "lora_names" in about:
+            return Identity(self.kind, f"GET {INFO}")
+        if reply.status in _REFUSALS and json_object(reply.body).get("detail") == _REFUSALS[reply.status]:
+            return Identity(self.kind, f"GET {INFO} answers {reply.status} in its words")
+        return None
+
+    async def inspect(self, client: HttpClient, endpoint: Endpoint, timeout: float) -> Inspection:
+        """One GET. The window is its owner's secret: it is guessed unless the configuration tells it."""
+        reply = await base.get(client, self, base.at_root(endpoint), INFO, timeout)
+        text = base.error_text(reply.body)
+        if reply.status == 400 and text == _REFUSALS[400]:
+            return Inspection(Health.DEGRADED, _HOST)
+        if reply.status != 200:
+            return Inspection(*base.health_of_status(reply.status, text))
+        about = json_object(reply.body)
+        if "model_name" not in about:
+            return Inspection(Health.DEGRADED, f"GET {INFO} is not its model information")
+        name = text_of(about.get("model_name"))
+        if name in _NOTHING or name != base.clean(name, 1000):
+            return Inspection(Health.ONLINE, "has no model loaded", capacity=1)
+        return Inspection(Health.ONLINE, "answers", (Model(name, resident=True),), capacity=1)
+
+    def error(self, endpoint: Endpoint, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
+        """A Host header that it does not take is its owner's to change."""
+        if status == 400 and base.error_text(body) == _REFUSALS[400]:
+            return RequestRefusedError(f"{endpoint.name} {_HOST}", endpoint=endpoint.name, status=status)
+        return super().error(endpoint, status, headers, body)
+
+    async def load(self, client: HttpClient, endpoint: Endpoint, model: Model, told: base.Told) -> None:
+        """In place of the one that is loaded, with the window that the configuration says."""
+        root = base.at_root(endpoint)
+        if await self._loaded(client, root) == model.id:
+            told(f"{model.id} is loaded already")
+            return
+        timeout = endpoint.limits.connect
+        listed = (await base.get_object(client, self, root, "/v1/internal/model/list", timeout)).get("model_names")
+        if not isinstance(listed, list) or model.id not in listed:
+            raise self.cannot(f"load {model.id}, which it does not list for this key", endpoint)
+        told(f"loading {model.id}")
+        body: dict[str, object] = {"model_name": model.id}
+        if endpoint.window:
+            body["args"] = {"ctx_size": endpoint.window}
+        await base.post(client, self, root, "/v1/internal/model/load", body, endpoint.limits.total)
+        told(f"loaded {model.id}")
+
+    async def unload(self, client: HttpClient, endpoint: Endpoint, model: Model) -> None:
+        """If it is the one that is loaded."""
+        root = base.at_root(endpoint)
+        if await self._loaded(client, root) == model.id:
+            await base.post(client, self, root, "/v1/internal/model/unload", {}, endpoint.limits.total)
+
+    async def _loaded(self, client: HttpClient, root: Endpoint) -> str:
+        return text_of((await base.get_object(client, self, root, INFO, root.limits.connect)).get("model_name"))
