@@ -1,11 +1,12 @@
 """Every backend through the same list of behaviours, against its fake.
 
-``python -m tests.backends.test_conformance`` prints the table of docs/services.md.
+``python -m tests.backends.test_conformance > docs/services.md`` makes the page anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -40,24 +41,37 @@ def test_lacks_name_behaviours() -> None:
     assert {name for dialect in FAKES.values() for name in dialect.LACKS} <= known
 
 
-def table() -> str:
-    """The table backend x behaviour: yes, or no with its reason as a footnote."""
+HEAD = """\
+# What each kind of server can do
+
+Made by `python -m tests.backends.test_conformance`; a test compares the two. Every kind goes through the same list of
+behaviours (`tests/backends/behaviours.py`) against a fake that is faithful to what is known of it, and the kinds that can
+be had also for real (`tests/backends/test_real_servers.py`). *yes*: the suite shows it. A number: the server does not offer
+it, for the reason below, and the suite shows that Turnout says so instead of guessing. How a server is recognised and
+what else is known of it stands in its file in `src/turnout/backends/`.
+
+"""
+
+
+def page() -> str:
+    """docs/services.md: kind by behaviour, with the reason of every lack."""
     notes: list[str] = []
     lines = ["| behaviour | " + " | ".join(FAKES) + " |", "|---|" + "---|" * len(FAKES)]
     for name in NAMES:
         cells = []
-        for kind, dialect in FAKES.items():
+        for dialect in FAKES.values():
             reason = dialect.LACKS.get(name)
-            if reason is None:
-                cells.append("yes")
-                continue
-            note = f"{kind}: {reason}"
-            if note not in notes:
-                notes.append(note)
-            cells.append(f"no ({notes.index(note) + 1})")
+            if reason is not None and reason not in notes:
+                notes.append(reason)
+            cells.append("yes" if reason is None else str(notes.index(reason) + 1))
         lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *(f"{n}. {note}" for n, note in enumerate(notes, 1))]) + "\n"
+    return HEAD + "\n".join([*lines, "", *(f"{n}. {note}" for n, note in enumerate(notes, 1))]) + "\n"
+
+
+def test_the_page_is_up_to_date() -> None:
+    file = Path(__file__).parents[2] / "docs" / "services.md"
+    assert file.read_text("utf-8") == page(), "run `python -m tests.backends.test_conformance > docs/services.md`"
 
 
 if __name__ == "__main__":
-    print(table(), end="")
+    print(page(), end="")
