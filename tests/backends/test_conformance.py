@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.backends.behaviours import BEHAVIOURS, LACKING, Case, serving
+from tests.backends.behaviours import BEHAVIOURS, LACKING, Case, kind_of, serving
 from tests.fakes import FAKES
 from turnout.backends import BACKENDS
 
@@ -33,7 +33,7 @@ async def test_behaviour(case: Case, name: str) -> None:
 
 
 def test_every_kind_has_a_fake() -> None:
-    assert {backend.kind for backend in BACKENDS} - {"openai"} == set(FAKES)
+    assert {backend.kind for backend in BACKENDS} - {"openai"} <= set(map(kind_of, FAKES))
 
 
 def test_lacks_name_behaviours() -> None:
