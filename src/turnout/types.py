@@ -383,7 +383,7 @@ class Model:
     """A model as one server lists it (SPEC SVC-5).
 
     Attributes:
-        id: the server's own id, sent back to it verbatim.
+        id: the server's own id, sent back to it verbatim, and ``sent_suffix`` after it.
         window: tokens that the server has allocated now per request (prompt and answer), or 0 when it hides it.
         max_window: tokens the model was trained for, or 0.
         window_source: how ``window`` is known.
@@ -395,6 +395,7 @@ class Model:
         digest: the server's digest of the weights, or "".
         remote: the server only proxies it to somewhere else: never used.
         load_first: not loaded, and until the server is told to load it another model answers in its place.
+        sent_suffix: what a kind of server takes after the id to keep a request on its machine, or "".
     """
 
     id: str
@@ -410,6 +411,7 @@ class Model:
     digest: str = ""
     remote: bool = False
     load_first: bool = False
+    sent_suffix: str = ""
 
 
 @dataclass(frozen=True, slots=True)

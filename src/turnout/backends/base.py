@@ -6,8 +6,9 @@ A Backend is stateless: one object per kind, given the endpoint with each call. 
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ from turnout.errors import (
     EndpointBusyError,
     EndpointLoadingError,
     KeyRefusedError,
+    PhaseTimeoutError,
     RequestRefusedError,
     ServerFailedError,
     UnknownModelError,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 MAX_ERROR_CHARS = 300
 MAX_REPLY_BYTES = 64_000_000
+POLL_SECONDS = 0.3
 
 _OVERFLOW = re.compile(
     r"exceed(?:s|ed)?[\w\s]{0,40}context|context[\w\s]{0,20}(?:length|size|window)|context is \d|input length exceeds|"
@@ -50,11 +53,17 @@ _PROMPT_IS = re.compile(r"(?:contains|has|prompt is|prompt length) (\d+)", re.IG
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a server was found to be. ``evidence`` says by which reply, for people."""
+    """What a server was found to be.
+
+    Attributes:
+        evidence: by which reply, for people.
+        notes: as those of ``Inspection``, from the replies that identified it; they hold until it is identified anew.
+    """
 
     kind: str
     evidence: str
     version: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +77,8 @@ class Inspection:
         children: base URLs, as seen from here, of private servers that it started and speaks for.
         notes: what an air-gap audit wants to know of it (a way out that is open, a tool that runs commands).
         chat_path: where this very server takes chat, when that is not its kind's usual path.
+        child_of: the kind of server whose store its weights come from, or "": most likely that server started it for
+            itself, and what it has is counted there already.
     """
 
     health: Health
@@ -81,6 +92,20 @@ class Inspection:
     notes: tuple[str, ...] = ()
     version: str = ""
     chat_path: str = ""
+    child_of: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """What a server tells of a model only when it is asked for that one; as for the fields of ``Model``.
+
+    Attributes:
+        window: tokens that will be allocated when the model is loaded, or 0 when that is left open.
+    """
+
+    capabilities: frozenset[str] = frozenset()
+    max_window: int = 0
+    window: int = 0
 
 
 class StreamParser(Protocol):
@@ -141,6 +166,23 @@ class Backend:
         """Health and models, by GETs that neither wake nor load a model. ``timeout`` in seconds."""
         raise NotImplementedError
 
+    def lacks_details(self, model: Model) -> bool:
+        """Whether ``inspect`` left open what ``details`` would tell of this model now.
+
+        Never asked of a model of another machine: the server might ask that machine.
+        """
+        return False
+
+    async def details(self, client: HttpClient, endpoint: Endpoint, model: Model, timeout: float) -> Details:
+        """What this kind tells of one model at a time, neither waking nor loading it; ``timeout`` in seconds.
+
+        Discovery asks once for a model and remembers the answer for as long as it has the same digest.
+
+        Raises:
+            BackendError: it did not tell.
+        """
+        raise self.cannot("tell more of a model", endpoint)
+
     def chat_path(self, endpoint: Endpoint) -> str:
         """Where chat requests go."""
         raise NotImplementedError
@@ -194,7 +236,11 @@ class Backend:
         raise self.cannot("unload a model on request", endpoint)
 
     def changes(self, client: HttpClient, endpoint: Endpoint) -> AsyncGenerator[str, None] | None:
-        """A feed that says one line for every change of what is loaded; None when the kind has none and is polled."""
+        """A feed that says one line for every change of what is loaded; None when the kind has none and is polled.
+
+        A feed that ends by itself has no more to say: a server of the kind that has none, or that is shutting down. It
+        raises a BackendError when it breaks, and when it was silent for so long that it may be dead.
+        """
         return None
 
     def cannot(self, what: str, endpoint: Endpoint) -> RequestRefusedError:
@@ -265,6 +311,20 @@ def clean(text: str, limit: int = MAX_ERROR_CHARS) -> str:
     """A server's words made safe for a terminal and a log: no control characters, one line, shortened."""
     line = " ".join(_CONTROL.sub(" ", text).split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+async def until(done: Callable[[], Awaitable[bool]], seconds: float, late: str, endpoint: Endpoint) -> None:
+    """Ask again and again until a server is done with what it does not report by itself.
+
+    Raises:
+        PhaseTimeoutError: ``late``, after so many seconds.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            while not await done():  # noqa: ASYNC110 - the other side is another process
+                await asyncio.sleep(POLL_SECONDS)
+    except TimeoutError as error:
+        raise PhaseTimeoutError(f"{late} within {seconds:g} s", phase="total", endpoint=endpoint.name) from error
 
 
 def json_object(body: bytes) -> dict[str, Json]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from turnout.backends.base import Details
 from turnout.types import Endpoint, Health, Model
 
 
@@ -23,6 +25,9 @@ class EndpointStatus:
         capacity: models it keeps loaded at once, 0 when it does not tell.
         evidence: by which reply it was recognised, for people.
         notes: what an air-gap audit wants to know of it.
+        lasting_notes: those of them that hold until it is identified anew.
+        details: what it told of one model at a time, by id and digest: it is not asked again.
+        child_of: the kind of server that most likely started it for itself, or "".
         unused: why nothing is routed to it although it answers, or "".
     """
 
@@ -39,6 +44,9 @@ class EndpointStatus:
     capacity: int = 0
     evidence: str = ""
     notes: tuple[str, ...] = ()
+    lasting_notes: tuple[str, ...] = ()
+    details: Mapping[tuple[str, str], Details] = field(default_factory=dict)
+    child_of: str = ""
     unused: str = ""
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from turnout.backends import BACKENDS, BY_KIND
-from turnout.backends.base import Backend, Identity, get
+from turnout.backends.base import Backend, Details, Identity, get
 from turnout.config import CustomEndpoint, RouterConfig, ServiceConfig
 from turnout.errors import BackendError, EndpointDownError, GuardError
 from turnout.fleet.catalog import Catalog, EndpointStatus
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 FOUND_PRIORITY = 5
+MAX_DETAILED = 32  # models of one endpoint that are asked for one by one in a refresh
 IDENTIFY_EVERY = 20  # refreshes; in between, a server that goes on answering as its kind is taken for it
 GENERIC = BY_KIND["openai"]
 SWITCHED_OFF = "switched off in the configuration"
@@ -147,9 +148,10 @@ async def discover(
         extra: endpoints that are known already (the embedded model).
         before: the catalog until now: what it knows is only looked at, not identified anew each time.
     """
-    known = {} if before.generation % IDENTIFY_EVERY == 0 else {address_of(s.endpoint.url): s for s in before.endpoints}
+    anew = before.generation % IDENTIFY_EVERY == 0
+    known = {address_of(s.endpoint.url): s for s in before.endpoints}
     wanted = (*targets(config, host), *(Target(endpoint) for endpoint in extra))
-    looks = (look(client, target, config, known.get(address_of(target.endpoint.url))) for target in wanted)
+    looks = (look(client, target, config, known.get(address_of(target.endpoint.url)), anew=anew) for target in wanted)
     seen = await asyncio.gather(*looks)
     return Catalog(_named(_without_silent_defaults(seen)), before.generation + 1, time.time())
 
@@ -183,13 +185,23 @@ def _named(seen: Sequence[EndpointStatus]) -> tuple[EndpointStatus, ...]:
 
 
 async def look(
-    client: HttpClient, target: Target, config: RouterConfig, known: EndpointStatus | None = None
+    client: HttpClient,
+    target: Target,
+    config: RouterConfig,
+    known: EndpointStatus | None = None,
+    *,
+    anew: bool = False,
 ) -> EndpointStatus:
-    """What is at one address: identity, then health and models. Never raises for what a server does."""
+    """What is at one address: identity, then health and models. Never raises for what a server does.
+
+    Args:
+        known: what was there the last time.
+        anew: identify it all the same.
+    """
     timeout = config.discovery.timeout / 1000
     try:
-        async with asyncio.timeout(timeout):
-            return await _look(client, target, config, known)
+        async with asyncio.timeout(timeout) as limit:
+            return await _look(client, target, config, known, anew, limit.when() or 0.0)
     except TimeoutError:
         return _status(target.endpoint, Health.OFFLINE, f"no answer within {timeout:g} s")
     except GuardError as error:
@@ -201,10 +213,10 @@ async def look(
 
 
 async def _look(
-    client: HttpClient, target: Target, config: RouterConfig, known: EndpointStatus | None
+    client: HttpClient, target: Target, config: RouterConfig, known: EndpointStatus | None, anew: bool, until: float
 ) -> EndpointStatus:
     timeout = config.discovery.timeout / 1000
-    verdict = _known_verdict(target, known)
+    verdict = _known_verdict(target, None if anew else known)
     if verdict is None:
         # Half of the time, so that one path that does not answer leaves some for the models.
         verdict = identify(await _probe(client, target.endpoint, timeout / 2))
@@ -218,6 +230,8 @@ async def _look(
         return EndpointStatus(endpoint, Health.UNKNOWN, unused, time.time(), evidence=verdict.evidence, unused=unused)
     found = await backend.inspect(client, endpoint, timeout)
     own = [m for m in found.models if not m.remote]
+    left = until - asyncio.get_running_loop().time()
+    details = await _details(client, backend, endpoint, own[:MAX_MODELS], known, 0.8 * left)
     excluded = [(m.id, "served by another machine through this server") for m in found.models if m.remote]
     excluded += [(m.id, f"beyond the first {MAX_MODELS:,} of its server") for m in own[MAX_MODELS:]]
     return EndpointStatus(
@@ -226,16 +240,55 @@ async def _look(
         found.reason,
         time.time(),
         version=found.version or verdict.version,
-        models=tuple(_windowed(m, endpoint) for m in own[:MAX_MODELS]),
+        models=tuple(_windowed(_detailed(m, details.get((m.id, m.digest))), endpoint) for m in own[:MAX_MODELS]),
         excluded=tuple(excluded),
         slots=found.slots,
         busy=found.busy,
         waiting=found.waiting,
         capacity=found.capacity,
         evidence=verdict.evidence,
-        notes=found.notes,
+        notes=verdict.notes + found.notes,
+        lasting_notes=verdict.notes,
+        details=details,
+        child_of=found.child_of,
         unused=unused,
     )
+
+
+async def _details(
+    client: HttpClient,
+    backend: Backend,
+    endpoint: Endpoint,
+    models: Sequence[Model],
+    known: EndpointStatus | None,
+    timeout: float,
+) -> dict[tuple[str, str], Details]:
+    """What the server tells of one model at a time: what is remembered, and at most so many more each time."""
+    remembered = known.details if known is not None and known.endpoint.kind == backend.kind else {}
+    details = {key: remembered[key] for model in models if (key := (model.id, model.digest)) in remembered}
+    new = [model for model in models if (model.id, model.digest) not in details and backend.lacks_details(model)]
+
+    async def ask(model: Model) -> Details | None:
+        try:
+            return await backend.details(client, endpoint, model, timeout)
+        except BackendError:
+            return None
+
+    told = await asyncio.gather(*map(ask, new[:MAX_DETAILED]))
+    return details | {(model.id, model.digest): found for model, found in zip(new, told, strict=False) if found}
+
+
+def _detailed(model: Model, details: Details | None) -> Model:
+    if details is None:
+        return model
+    longest = model.max_window or details.max_window
+    window, source = model.window, model.window_source
+    if source == "guessed":
+        # Nobody gives a model more than it was trained for.
+        window = min(details.window or window, longest) if longest else details.window or window
+        source = "known" if details.window else source
+    capabilities = model.capabilities or details.capabilities
+    return replace(model, window=window, window_source=source, max_window=longest, capabilities=capabilities)
 
 
 def _known_verdict(target: Target, known: EndpointStatus | None) -> Identity | None:
@@ -244,7 +297,7 @@ def _known_verdict(target: Target, known: EndpointStatus | None) -> Identity | N
         return Identity(target.endpoint.kind, "given")
     if known is None or known.health is not Health.ONLINE or known.endpoint.kind not in BY_KIND:
         return None
-    return Identity(known.endpoint.kind, known.evidence, known.version)
+    return Identity(known.endpoint.kind, known.evidence, known.version, known.lasting_notes)
 
 
 def _endpoint_of(endpoint: Endpoint, backend: Backend, config: RouterConfig) -> tuple[Endpoint, str]:
