@@ -1,10 +1,10 @@
 """Records what a real server answers, byte for byte, one JSON file per exchange.
 
-    python tests/recordings/record.py URL KIND VERSION STATE [OUT]
+    python tests/recordings/record.py URL KIND VERSION STATE [OUT [NAME...]]
 
 URL is the server's base URL on loopback; KIND and STATE name the list of requests below; the files go to
-OUT/KIND/VERSION/STATE/NAME.json (OUT is this folder by default). Each kind's README.md says how the servers were
-started for each state.
+OUT/KIND/VERSION/STATE/NAME.json (OUT is this folder by default). With NAMEs only those exchanges are taken. Each kind's
+README.md says how the servers were started for each state.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ PROBES = tuple(
         "/lmstudio-greeting",
         "/v1/internal/model/info",
         "/openapi.json",
+        "/tools",
     )
 )
 
@@ -138,7 +139,11 @@ LLAMACPP_READY = (
         ],
     ),
     Ask("no messages", "/v1/chat/completions", {"model": "smol"}),
-    Ask("input tokens", "/v1/chat/completions/input_tokens", {"model": "smol", "messages": HELLO, "stream": False}),
+    Ask(
+        "input tokens",
+        "/v1/chat/completions/input_tokens?autoload=false",
+        {"model": "smol", "messages": HELLO, "stream": False},
+    ),
     Ask("embeddings off", "/v1/embeddings", {"model": "smol", "input": "hello"}),
     Ask("messages", "/v1/messages", {"model": "smol", "max_tokens": 8, "messages": HELLO}),
     Ask("messages overflow", "/v1/messages", {"model": "smol", "max_tokens": 8, "messages": LONG}),
@@ -171,6 +176,13 @@ ROUTER_LOADED = (
     *PROBES,
     *(get(path) for path in ("/models", "/props", "/props?model=smol-q4")),
 )
+ROUTER_MIXED = (
+    *(get(path) for path in ("/health", "/v1/models", "/props", "/tools")),
+    get("/props?model=smol-q4&autoload=false"),
+    get("/props?model=broken&autoload=false"),
+    Ask("load running", "/models/load", {"model": "smol-q4"}),
+    openai_chat("chat broken", "broken"),
+)
 ASLEEP = (*PROBES, get("/props"), openai_chat("chat wakes", "smol"), Ask("props awake", "/props"))
 
 
@@ -193,12 +205,14 @@ OLLAMA_EMPTY = (*PROBES, get("/api/ps"), ollama_chat("unknown model", model="nop
 OLLAMA_IDLE = (
     *PROBES,
     get("/api/ps"),
-    Ask("show", "/api/show", {"model": "smol:latest"}),
-    Ask("show tools", "/api/show", {"model": "smol-tools:latest"}),
+    Ask("show", "/api/show", {"model": "smol:latest:local"}),
+    Ask("show tools", "/api/show", {"model": "smol-tools:latest:local"}),
     Ask("show unknown", "/api/show", {"model": "nope"}),
     Ask("foreign host", "/api/tags", headers={"Host": "example.invalid"}),
     ollama_chat("load", [], keep_alive=600),
     ollama_chat("unload", [], keep_alive=0),
+    Ask("load for ever", "/api/generate", {"model": "smol:latest:local", "keep_alive": -1, "stream": False}),
+    Ask("unload now", "/api/generate", {"model": "smol:latest:local", "keep_alive": 0, "stream": False}),
     ollama_chat("cloud model", model="nope:cloud"),
 )
 OLLAMA_LOADED = (
@@ -215,6 +229,11 @@ OLLAMA_LOADED = (
     ollama_chat("overflow truncated", LONG, truncate=True),
     ollama_chat("unknown model", model="nope"),
     Ask("embed", "/api/embed", {"model": "smol:latest", "input": "hello", "options": {"num_ctx": 1024}}),
+    Ask(
+        "embed two",
+        "/api/embed",
+        {"model": "smol:latest:local", "options": {"num_ctx": 1024}, "input": ["a", "bcd"], "truncate": False},
+    ),
     Ask("bad json", "/api/chat", b"{"),
     *(replace(ask, name=f"v1 {ask.name}") for ask in openai_chats("smol:latest") if ask.name in V1_CHATS),
 )
@@ -223,6 +242,7 @@ OLLAMA_REMOTE = (
     get("/api/ps"),
     Ask("show remote", "/api/show", {"model": "far:latest"}),
     ollama_chat("chat", model="far:latest"),
+    ollama_chat("chat local", model="far:latest:local"),
 )
 OLLAMA_BUSY = (ollama_chat("unload", [], keep_alive=0), replace(ollama_chat("busy"), burst=12))
 # The size of a prompt is not looked at, so an overflow has no answer to wait for.
@@ -247,6 +267,8 @@ STATES: dict[str, dict[str, tuple[Ask, ...]]] = {
         "asleep": ASLEEP,
         "router-idle": ROUTER_IDLE,
         "router-loaded": ROUTER_LOADED,
+        "router-mixed": ROUTER_MIXED,
+        "tools-on": tuple(get(path) for path in ("/v1/models", "/props", "/tools")),
     },
     "ollama": {
         "empty": OLLAMA_EMPTY,
@@ -312,11 +334,13 @@ def _text(data: bytes) -> str | dict[str, str]:
         return {"base64": base64.b64encode(data).decode()}
 
 
-def main(url: str, kind: str, version: str, state: str, out: str = str(Path(__file__).parent)) -> None:
-    """Record every exchange of a state."""
+def main(url: str, kind: str, version: str, state: str, out: str = str(Path(__file__).parent), *names: str) -> None:
+    """Record every exchange of a state, or those of these names."""
     folder = Path(out) / kind / version / state
     folder.mkdir(parents=True, exist_ok=True)
     for ask in STATES[kind][state]:
+        if names and ask.name not in names:
+            continue
         exchange(url, ask, folder)
 
 
