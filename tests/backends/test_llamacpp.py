@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
+from types import ModuleType
 
 import pytest
 
+from tests.fakes import llamacpp, llamacpp_router
+from tests.fakes.base import Fake, FakeModel, running
 from tests.recordings import Exchange, exchanges, replaying, replies, reply
 from turnout.backends import BY_KIND
-from turnout.backends.base import Inspection
+from turnout.backends.base import Details, Inspection
 from turnout.backends.lanes import event_lane, raw_lane
+from turnout.backends.llamacpp import PROXIES, RUNS_COMMANDS
 from turnout.config import RouterConfig, SecurityConfig
 from turnout.errors import (
     BackendError,
     ContextOverflowError,
     EndpointLoadingError,
     KeyRefusedError,
+    PhaseTimeoutError,
     RequestRefusedError,
+    ServerFailedError,
     UnknownModelError,
 )
 from turnout.fleet.discovery import Target, identify, look
 from turnout.guard.allow import AllowList
-from turnout.guard.network import open_client
+from turnout.guard.network import HttpClient, open_client
 from turnout.types import (
     ChatRequest,
     Endpoint,
     Event,
     Finish,
     Health,
+    Limits,
     Model,
     RawBody,
     RawChunk,
@@ -49,8 +59,10 @@ STATES = [
     (SID, "asleep"),
     (SID, "router-idle"),
     (SID, "router-loaded"),
+    (SID, "router-mixed"),
 ]
 BACKEND = BY_KIND["llamacpp"]
+NETWORK = SecurityConfig()
 BOX = Endpoint("box", "llamacpp", "http://127.0.0.1:1")
 HELLO = ChatRequest((message("user", "Say hello."),), max_tokens=8, temperature=0)
 Q4 = Model(
@@ -66,7 +78,7 @@ Q4 = Model(
 
 
 async def inspected(version: str, state: str) -> Inspection:
-    async with replaying("llamacpp", version, state) as url, open_client(AllowList.from_config(SecurityConfig())) as c:
+    async with replaying("llamacpp", version, state) as url, open_client(AllowList.from_config(NETWORK)) as c:
         return await BACKEND.inspect(c, replace(BOX, url=url), 5.0)
 
 
@@ -77,8 +89,9 @@ def test_it_names_itself_in_every_state(version: str, state: str) -> None:
     assert (found.kind, found.evidence.endswith("has the header Server: llama.cpp")) == ("llamacpp", True)
 
 
-def test_behind_a_proxy_its_model_list_still_tells() -> None:
-    proxied = {path: replace(r, headers={}) for path, r in replies("llamacpp", PIP, "ready").items()}
+@pytest.mark.parametrize("state", ["ready", "router-idle"])
+def test_behind_a_proxy_its_model_list_still_tells(state: str) -> None:
+    proxied = {path: replace(r, headers={}) for path, r in replies("llamacpp", SID, state).items()}
     found = identify(proxied)
     assert found is not None
     assert found.kind == "llamacpp"
@@ -87,14 +100,27 @@ def test_behind_a_proxy_its_model_list_still_tells() -> None:
 @pytest.mark.parametrize("version", [PIP, SID])
 async def test_a_running_server_tells_its_window_size_and_quantisation(version: str) -> None:
     found = await inspected(version, "ready")
-    slots = {PIP: 2, SID: 1}[version]
-    assert found == Inspection(Health.ONLINE, "answers", (Q4,), slots), "2048 tokens shared by two slots are 1024 each"
+    # The package's has its metrics on, and knows no build of its own.
+    expected = {
+        PIP: Inspection(Health.ONLINE, "answers", (Q4,), slots=2, busy=0, waiting=0),
+        SID: Inspection(Health.ONLINE, "answers", (Q4,), slots=1, version="b11669-Debian"),
+    }
+    assert found == expected[version], "2048 tokens shared by two slots are 1024 each"
 
 
 async def test_discovery_finds_it_by_its_answers_alone() -> None:
-    async with replaying("llamacpp", PIP, "ready") as url, open_client(AllowList.from_config(SecurityConfig())) as c:
+    async with replaying("llamacpp", PIP, "ready") as url, open_client(AllowList.from_config(NETWORK)) as c:
         status = await look(c, Target(Endpoint("found", "", url)), RouterConfig())
     assert (status.endpoint.kind, status.health, status.models) == ("llamacpp", Health.ONLINE, (Q4,))
+
+
+@pytest.mark.parametrize(("state", "notes"), [("tools-on", (RUNS_COMMANDS,)), ("ready", ()), ("asleep", ())])
+async def test_tools_that_run_commands_are_told_of(state: str, notes: tuple[str, ...]) -> None:
+    async with replaying("llamacpp", SID, state) as url, open_client(AllowList.from_config(NETWORK)) as c:
+        target = Target(Endpoint("found", "", url))
+        status = await look(c, target, RouterConfig())
+        again = await look(c, target, RouterConfig(), status)
+    assert (status.notes, again.notes) == (notes, notes), "they are asked for only when it is identified"
 
 
 async def test_a_loading_server_is_loading() -> None:
@@ -108,13 +134,15 @@ async def test_a_keyed_server_needs_its_key() -> None:
 async def test_a_sleeping_server_is_online_with_nothing_loaded() -> None:
     found = await inspected(SID, "asleep")
     asleep = (replace(Q4, resident=False),)
-    assert found == Inspection(Health.ONLINE, "asleep, wakes on a request", asleep, slots=1)
+    expected = Inspection(Health.ONLINE, "asleep, wakes on a request", asleep, slots=1, version="b11669-Debian")
+    assert found == expected
 
 
 async def test_a_routers_models_have_the_window_that_they_will_get() -> None:
     listed = Model("smol-q4", window=1024, max_window=8192, resident=False)
     found = await inspected(SID, "router-idle")
-    assert found == Inspection(Health.ONLINE, "answers", (listed, replace(listed, id="smol-q8")))
+    both = (listed, replace(listed, id="smol-q8"))
+    assert found == Inspection(Health.ONLINE, "answers", both, capacity=1, version="b11669-Debian")
 
 
 async def test_a_router_tells_more_of_a_loaded_model() -> None:
@@ -122,6 +150,25 @@ async def test_a_router_tells_more_of_a_loaded_model() -> None:
     loaded, other = found.models
     assert loaded == replace(Q4, id="smol-q4", capabilities=frozenset())
     assert (other.id, other.resident, other.window) == ("smol-q8", False, 1024)
+
+
+async def test_a_router_says_what_failed_and_what_sleeps() -> None:
+    found = await inspected(SID, "router-mixed")
+    assert found.reason == "answers; broken failed to load (exit code 1)"
+    assert {m.id: m.resident for m in found.models} == {"broken": False, "smol-q4": True, "smol-q8": False}
+    assert {m.id: m.size for m in found.models} == {"broken": 0, "smol-q4": 96_576_768, "smol-q8": 143_025_408}
+    assert found.capacity == 3
+
+
+async def test_what_a_routers_model_can_do_is_asked_of_the_loaded_one_alone() -> None:
+    async with replaying("llamacpp", SID, "router-mixed") as url, open_client(AllowList.from_config(NETWORK)) as c:
+        status = await look(c, Target(Endpoint("found", "", url)), RouterConfig())
+    assert {m.id: m.capabilities for m in status.models} == {
+        "broken": frozenset(),
+        "smol-q4": {"chat"},
+        "smol-q8": frozenset(),
+    }
+    assert status.details == {("smol-q4", ""): Details(capabilities=frozenset({"chat"}))}
 
 
 @pytest.mark.parametrize(
@@ -150,6 +197,8 @@ def test_a_childs_command_line_tells_its_window(options: list[str] | None, windo
         (PIP, "keyed", "no-key", KeyRefusedError),
         (PIP, "keyed", "bad-key", KeyRefusedError),
         (SID, "router-idle", "unknown-model", UnknownModelError),
+        (SID, "router-mixed", "chat-broken", ServerFailedError),
+        (SID, "router-mixed", "get-props-model-broken-autoload-false", UnknownModelError),
         (PIP, "ready", "overflow", ContextOverflowError),
         (PIP, "ready", "messages-overflow", ContextOverflowError),
         (SID, "router-loaded", "overflow", ContextOverflowError),
@@ -184,7 +233,7 @@ def test_the_name_of_a_model_is_not_looked_at(version: str) -> None:
 async def stream_of(version: str, request: ChatRequest) -> list[Event]:
     async with (
         replaying("llamacpp", version, "ready") as url,
-        open_client(AllowList.from_config(SecurityConfig())) as c,
+        open_client(AllowList.from_config(NETWORK)) as c,
     ):
         return [event async for event in event_lane(c, BACKEND, replace(BOX, url=url), Q4, request, 1024)]
 
@@ -224,7 +273,7 @@ def test_a_stream_cut_anywhere_reads_the_same(name: str, piece: int) -> None:
 async def test_the_raw_lane_hands_its_bytes_on() -> None:
     made = exchanges("llamacpp", PIP, "ready")["chat-stream"]
     request = replace(HELLO, raw=RawBody(WireFormat.OPENAI_CHAT, made.sent))
-    async with replaying("llamacpp", PIP, "ready") as url, open_client(AllowList.from_config(SecurityConfig())) as c:
+    async with replaying("llamacpp", PIP, "ready") as url, open_client(AllowList.from_config(NETWORK)) as c:
         events = [event async for event in raw_lane(c, BACKEND, replace(BOX, url=url), Q4, request)]
     assert b"".join(event.data for event in events if isinstance(event, RawChunk)) == made.reply.body
     assert events[-1] == Finish("length")
@@ -239,10 +288,140 @@ def test_a_model_without_a_tool_template_answers_tools_with_prose() -> None:
 
 async def test_it_counts_a_prompt_as_it_will_read_it() -> None:
     request = replace(HELLO, max_tokens=None, temperature=None)
-    async with replaying("llamacpp", PIP, "ready") as url, open_client(AllowList.from_config(SecurityConfig())) as c:
+    async with replaying("llamacpp", PIP, "ready") as url, open_client(AllowList.from_config(NETWORK)) as c:
         box = replace(BOX, url=url)
         assert await BACKEND.count_tokens(c, box, request, Q4) == 33
         assert await BACKEND.count_tokens(c, box, request, replace(Q4, resident=False)) == 0, "it would be woken"
+
+
+@asynccontextmanager
+async def faked(dialect: ModuleType, **options: object) -> AsyncIterator[tuple[Fake, Endpoint, HttpClient]]:
+    """A fake with a model that is loaded and one that is not, or with one that sleeps."""
+    fake = Fake([FakeModel("first"), FakeModel("second", resident=False)], options=options)
+    async with running(dialect.app(fake), server_header=dialect.SERVER_HEADER) as url:
+        async with open_client(AllowList.from_config(NETWORK)) as client:
+            yield fake, replace(BOX, url=url), client
+
+
+FIRST, SECOND = Model("first", resident=True), Model("second", resident=False)
+
+
+async def test_a_load_is_awaited_and_told() -> None:
+    told: list[str] = []
+    async with faked(llamacpp_router) as (fake, box, client):
+        await BACKEND.load(client, replace(box, url=box.url + "/v1"), SECOND, told.append)
+        assert fake.models[1].resident
+        await BACKEND.load(client, box, SECOND, told.append)
+    assert told == ["box: second is loading 50%", "box: second is loaded", "box: second is loaded"]
+    assert fake.requests.count(("POST", "/models/load")) == 1, "what is loaded is not loaded again"
+
+
+async def test_a_load_that_fails_says_how() -> None:
+    async with faked(llamacpp_router, broken={"second"}) as (_, box, client):
+        with pytest.raises(ServerFailedError, match="box could not load second: exit code 1"):
+            await BACKEND.load(client, box, SECOND, lambda _: None)
+        with pytest.raises(UnknownModelError):
+            await BACKEND.load(client, box, Model("third"), lambda _: None)
+
+
+async def test_a_load_that_takes_too_long_is_given_up() -> None:
+    hurried = Limits(total=0.2)
+    async with faked(llamacpp_router, rows={"second": {"value": "loading"}}) as (_, box, client):
+        with pytest.raises(PhaseTimeoutError, match="did not load second within 0.2 s"):
+            await BACKEND.load(client, replace(box, limits=hurried), SECOND, lambda _: None)
+
+
+async def test_an_unload_of_what_is_not_loaded_is_done() -> None:
+    async with faked(llamacpp_router) as (fake, box, client):
+        await BACKEND.unload(client, box, SECOND)
+        await BACKEND.unload(client, box, FIRST)
+    assert [path for method, path in fake.requests if method == "POST"] == ["/models/unload"]
+    assert not fake.models[0].resident
+
+
+@pytest.mark.parametrize("dialect", [llamacpp, llamacpp_router])
+async def test_only_a_load_wakes_a_sleeper(dialect: ModuleType) -> None:
+    async with faked(dialect, asleep={"first"}) as (fake, box, client):
+        fake.models[0].resident = dialect is llamacpp_router
+        status = await look(client, Target(replace(box, kind="")), RouterConfig())
+        asleep = status.models[0]
+        assert asleep.resident is False
+        assert await BACKEND.count_tokens(client, box, HELLO, asleep) == 0
+        again = await look(client, Target(replace(box, kind="")), RouterConfig(), status)
+        assert again.models[0] == asleep
+        assert {method for method, _ in fake.requests} == {"GET"}
+        assert "/slots" not in {path for _, path in fake.requests}, "it would wake it, or keep it from falling asleep"
+        await BACKEND.load(client, box, asleep, lambda _: None)
+        woken = await look(client, Target(replace(box, kind="")), RouterConfig(), status)
+    assert woken.models[0].resident is True
+
+
+async def test_counting_loads_nothing_into_a_router() -> None:
+    async with faked(llamacpp_router) as (fake, box, client):
+        assert await BACKEND.count_tokens(client, box, HELLO, replace(SECOND, resident=True)) == 0, "it has gone since"
+    assert not fake.models[1].resident
+
+
+async def test_a_routers_changes_are_told_one_by_one() -> None:
+    async with faked(llamacpp_router) as (_, box, client):
+
+        async def load_and_unload() -> None:
+            await BACKEND.load(client, box, SECOND, lambda _: None)
+            await BACKEND.unload(client, box, SECOND)
+
+        feed = BACKEND.changes(client, box)
+        assert feed is not None
+        async with asyncio.timeout(10), aclosing(feed):
+            first = asyncio.create_task(anext(feed))
+            while not first.done():  # the feed has no greeting that would say that it is open
+                await load_and_unload()
+            await load_and_unload()
+            seen = [await first]
+            while seen[-4:] != ["second is loading", "second is loading 0%", "second is loaded", "second is unloaded"]:
+                seen.append(await anext(feed))
+
+
+async def test_a_server_with_one_model_has_no_feed() -> None:
+    async with faked(llamacpp) as (_, box, client):
+        feed = BACKEND.changes(client, box)
+        assert feed is not None
+        assert [line async for line in feed] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "parent"),
+    [
+        (f"/root/.ollama/models/blobs/sha256-{'a' * 64}", "ollama"),
+        (f"C:\\Users\\me\\.ollama\\models\\blobs\\sha256-{'a' * 64}", "ollama"),
+        (f"/root/.docker/models/bundles/sha256/{'a' * 64}/model.gguf", "dockermodelrunner"),
+        ("/home/me/.lmstudio/models/x/y/z.gguf", "lmstudio"),
+        ("/home/me/blobs/sha256-short", ""),
+        ("/models/z.gguf", ""),
+    ],
+)
+async def test_weights_from_another_servers_store_tell_whose_child_it_is(path: str, parent: str) -> None:
+    async with faked(llamacpp, model_path=path) as (_, box, client):
+        status = await look(client, Target(replace(box, kind="")), RouterConfig())
+    assert status.child_of == parent
+
+
+@pytest.mark.parametrize("dialect", [llamacpp, llamacpp_router])
+async def test_a_proxy_that_is_on_is_told_of(dialect: ModuleType) -> None:
+    async with faked(dialect, cors_proxy=True, metrics=False) as (_, box, client):
+        found = await BACKEND.inspect(client, box, 2.0)
+    assert (found.notes, found.busy) == ((PROXIES,), None)
+
+
+async def test_what_a_router_fetches_from_elsewhere_is_told_of() -> None:
+    hub = {"args": ["llama-server", "--hf-repo", "somebody/something"]}
+    rows = {"first": {"value": "downloading"}, "second": hub}
+    async with faked(llamacpp_router, rows=rows) as (_, box, client):
+        found = await BACKEND.inspect(client, box, 2.0)
+    assert found.notes == (
+        "it is downloading first",
+        "second is named by its place on a hub: loading it may ask there",
+    )
+    assert [model.id for model in found.models] == ["second"], "what is not there yet cannot answer"
 
 
 def said(made: Exchange) -> str:

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 WORDS = ["def ", "add(a, b):", "\n    ", "return a + b"]
@@ -139,87 +139,6 @@ async def _openai_stream(state: State, body: dict[str, object], fault: str) -> A
         yield b"data: [DONE]\n\n"
     finally:
         state.closed.set()
-
-
-def ollama_app(models: tuple[str, ...] = ("qwen2.5-coder:7b",), window: int = 4096) -> Starlette:
-    """Ollama's native API (facts/services.md, section 1); one model is loaded with ``window``, the rest are not."""
-    state = State(models, window)
-
-    async def root(request: Request) -> Response:
-        return PlainTextResponse("Ollama is running")
-
-    async def version(request: Request) -> Response:
-        return JSONResponse({"version": "0.33.0"})
-
-    async def status(request: Request) -> Response:
-        return JSONResponse({"cloud": {"disabled": True, "source": "env"}})
-
-    def row(name: str, number: int) -> dict[str, object]:
-        details = {"family": "qwen2", "parameter_size": "7.6B", "quantization_level": "Q4_K_M", "context_length": 32768}
-        extra = {"remote_host": "somewhere", "remote_model": name} if name.endswith(":cloud") else {}
-        return {
-            "name": name,
-            "model": name,
-            "size": 4_700_000_000,
-            "digest": f"{number:064x}",
-            "details": details,
-            "capabilities": ["completion", "tools"],
-            **extra,
-        }
-
-    async def tags(request: Request) -> Response:
-        state.paths.append("/api/tags")
-        return JSONResponse({"models": [row(name, n) for n, name in enumerate(state.models, 1)]})
-
-    async def show(request: Request) -> Response:
-        state.paths.append("/api/show")
-        return JSONResponse({"error": "this fake shows nothing"}, 404)
-
-    async def ps(request: Request) -> Response:
-        loaded = row(state.models[0], 1) | {"size_vram": 1, "context_length": state.window}
-        return JSONResponse({"models": [loaded]})
-
-    async def chat(request: Request) -> Response:
-        body = await request.json()
-        state.seen.append(body)
-        fault = state.take_fault()
-        if fault == "busy":
-            return JSONResponse({"error": "server busy, please try again.  maximum pending requests exceeded"}, 503)
-        if fault == "missing":
-            return JSONResponse({"error": f"model '{body['model']}' not found"}, 404)
-        return StreamingResponse(_ollama_stream(body, fault), media_type="application/x-ndjson")
-
-    app = Starlette(
-        routes=[
-            Route("/", root),
-            Route("/api/version", version),
-            Route("/api/status", status),
-            Route("/api/tags", tags),
-            Route("/api/ps", ps),
-            Route("/api/show", show, methods=["POST"]),
-            Route("/api/chat", chat, methods=["POST"]),
-        ]
-    )
-    app.state.fake = state
-    return app
-
-
-async def _ollama_stream(body: dict[str, object], fault: str) -> AsyncIterator[bytes]:
-    def line(**fields: object) -> bytes:
-        return json.dumps({"model": body["model"], "created_at": "2026-01-01T00:00:00Z", **fields}).encode() + b"\n"
-
-    for place, word in enumerate(WORDS):
-        yield line(message={"role": "assistant", "content": word}, done=False)
-        if fault == "error_line" and place == 1:
-            yield b'{"error":"model runner has unexpectedly stopped"}\n'
-            return
-    yield line(
-        message={"role": "assistant", "content": ""},
-        done=True,
-        done_reason="stop",
-        prompt_eval_count=11,
-        eval_count=4,
-    )
 
 
 @asynccontextmanager

@@ -14,7 +14,9 @@ import anthropic
 import openai
 import pytest
 
-from tests.fakes.llm import ollama_app, openai_app
+from tests.fakes import ollama
+from tests.fakes.base import Fake, FakeModel
+from tests.fakes.llm import openai_app
 from tests.fakes.llm import running as serving
 from tests.servers import LlamaServer
 from turnout.api import load_any
@@ -92,14 +94,14 @@ async def test_unknown_fields_survive_the_raw_lane() -> None:
 
 
 async def test_an_ollama_behind_an_openai_client_is_translated() -> None:
-    app = ollama_app()
-    async with serving(app) as upstream, gateway(upstream) as url:
+    fake = Fake([FakeModel(window=4096)])
+    async with serving(ollama.app(fake)) as upstream, gateway(upstream) as url:
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="x") as client:
             answer = await client.chat.completions.create(model="auto", messages=QUESTION)  # type: ignore[arg-type]
     assert answer.choices[0].message.content == "def add(a, b):\n    return a + b"
-    sent = app.state.fake.seen[0]
+    sent = fake.seen[0]
     assert sent["truncate"] is False
-    assert sent["options"]["num_ctx"] == 4096
+    assert sent["options"] == {"num_ctx": 4096}
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,41 @@
-"""llama.cpp's ``llama-server``, and everything that is one inside (facts/services.md section 7, backends.md 3.1)."""
+"""llama.cpp's ``llama-server``, and everything that is one inside (facts/services.md section 7, backends.md 3.1, 3.2).
+
+It runs in three ways: with one model, with one that sleeps when idle, and as a router of models that it loads into
+children of its own. What would wake a sleeping one, or only keep it from falling asleep (``/slots``), is never asked.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import re
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
+from urllib.parse import urlencode
 
 from turnout.backends import base
-from turnout.backends.base import Identity, Inspection, dict_of, int_of, json_object, rows, text_of
+from turnout.backends.base import Details, Identity, Inspection, Told, dict_of, int_of, json_object, rows, text_of
 from turnout.backends.openai_compatible import OpenAICompatible, meta_of
-from turnout.types import ChatRequest, Endpoint, Health, Json, Model
+from turnout.errors import BackendError, ServerFailedError, UnknownModelError
+from turnout.types import ChatRequest, Endpoint, Health, Json, Limits, Model
 from turnout.wire import openai_chat
+from turnout.wire.base import Lines
 
 if TYPE_CHECKING:
     from turnout.guard.network import HttpClient, Reply
+
+# The feed is silent while nothing changes; after so long it is opened anew, for its other end may be gone.
+FEED = Limits(first_byte=3600.0, silence=3600.0, total=86_400.0)
+RUNS_COMMANDS = "GET /tools answers: whoever reaches it can read and write files there and run commands"
+PROXIES = "its /cors-proxy is on: it fetches any address for whoever asks"
+# Where other servers keep the weights that they start a llama-server of their own for.
+_STORES = (
+    ("ollama", re.compile(r"[/\\]blobs[/\\]sha256-[0-9a-f]{64}\Z")),
+    ("dockermodelrunner", re.compile(r"[/\\]bundles[/\\]sha256[/\\][0-9a-f]{64}[/\\]")),
+    ("lmstudio", re.compile(r"[/\\]\.lmstudio[/\\]")),
+)
+_GAUGE = re.compile(rb"^llamacpp:requests_(processing|deferred)(?:\{[^}]*\})? (\d{1,9})", re.MULTILINE)
 
 
 class LlamaCpp(OpenAICompatible):
@@ -24,32 +45,45 @@ class LlamaCpp(OpenAICompatible):
     title = "llama.cpp"
     default_urls = ("http://127.0.0.1:8080",)
     key_headers = ("Authorization", "X-Api-Key")
-    probes = ("/v1/models",)
+    probes = ("/v1/models", "/tools")
 
     def identify(self, replies: Mapping[str, Reply]) -> Identity | None:
-        """By the Server header, else by the owner named in the model list."""
+        """By the Server header, else by the owner named in the model list with what only its rows have."""
         for path, reply in replies.items():
             if reply.headers.get("server", "") == "llama.cpp":
-                return Identity(self.kind, f"GET {path} has the header Server: llama.cpp")
+                return Identity(self.kind, f"GET {path} has the header Server: llama.cpp", notes=_tools(replies))
         listed = replies.get("/v1/models")
         listing = rows(json_object(listed.body).get("data")) if listed is not None else []
-        if listing and listing[0].get("owned_by") == "llamacpp" and meta_of(listing[0]):
-            return Identity(self.kind, "GET /v1/models is owned by llamacpp and has meta")
+        if listing and listing[0].get("owned_by") == "llamacpp" and (meta_of(listing[0]) or _status(listing[0])):
+            return Identity(self.kind, "GET /v1/models is owned by llamacpp and has meta", notes=_tools(replies))
         return None
 
     async def inspect(self, client: HttpClient, endpoint: Endpoint, timeout: float) -> Inspection:
-        """List and ``/props`` (neither wakes a sleeping server; ``/slots`` would)."""
-        listing, props = await asyncio.gather(
-            super().inspect(client, endpoint, timeout),
-            base.get_object(client, self, endpoint, "/props", timeout),
+        """List, ``/props``, and ``/metrics`` where they are on: none of them wakes a sleeper or keeps one awake."""
+        reply, props = await asyncio.gather(
+            base.get(client, self, endpoint, self.models_path(endpoint), timeout),
+            base.get_object(client, self, base.at_root(endpoint), "/props", timeout),
         )
-        if listing.health is not Health.ONLINE:
-            return listing
-        capabilities = _capabilities(props)
-        sleeping = props.get("is_sleeping") is True
-        models = tuple(_with_props(model, props, capabilities, sleeping) for model in listing.models)
-        reason = "asleep, wakes on a request" if sleeping else listing.reason
-        return Inspection(Health.ONLINE, reason, models, slots=int_of(props.get("total_slots")))
+        if reply.status != 200:
+            return Inspection(*base.health_of_status(reply.status, base.error_text(reply.body)))
+        listing = json_object(reply.body).get("data")
+        if not isinstance(listing, list):
+            return Inspection(Health.DEGRADED, "the model list is not an OpenAI model list")
+        listed = rows(listing)
+        found = _router(self, listed, props) if props.get("role") == "router" else _single(self, listed, props)
+        if props.get("endpoint_metrics") is not True:
+            return found
+        busy, waiting = await self._gauges(client, endpoint, timeout)
+        return replace(found, busy=busy, waiting=waiting)
+
+    async def _gauges(self, client: HttpClient, endpoint: Endpoint, timeout: float) -> tuple[int | None, int | None]:
+        """Requests that run and that wait."""
+        try:
+            reply = await base.get(client, self, base.at_root(endpoint), "/metrics", timeout)
+        except BackendError:
+            return None, None
+        told = {name: int(number) for name, number in _GAUGE.findall(reply.body)} if reply.status == 200 else {}
+        return told.get(b"processing"), told.get(b"deferred")
 
     def model(self, row: dict[str, Json]) -> Model | None:
         """``meta.n_ctx`` is the window of one slot; a router's rows have a status, and meta only while loaded."""
@@ -57,7 +91,7 @@ class LlamaCpp(OpenAICompatible):
         if not model_id or model_id != base.clean(model_id, 1000):
             return None
         meta = meta_of(row)
-        status = text_of(dict_of(row.get("status")).get("value"))
+        status = _status(row)
         return Model(
             id=model_id,
             window=int_of(meta.get("n_ctx")) or _window_to_come(dict_of(row.get("status")).get("args")),
@@ -68,13 +102,25 @@ class LlamaCpp(OpenAICompatible):
             quantization=text_of(meta.get("ftype")),
         )
 
+    def lacks_details(self, model: Model) -> bool:
+        """A router tells what a model can do only of one that is loaded, and asked for by name."""
+        return model.resident is True and not model.capabilities
+
+    async def details(self, client: HttpClient, endpoint: Endpoint, model: Model, timeout: float) -> Details:
+        """The properties of a router's child; a child that is gone by now is not loaded for it."""
+        path = f"/props?{urlencode({'model': model.id})}&autoload=false"
+        props = await base.get_object(client, self, base.at_root(endpoint), path, timeout)
+        if not props:
+            raise self.cannot("tell what a model can do", endpoint)
+        return Details(capabilities=_capabilities(props))
+
     async def count_tokens(self, client: HttpClient, endpoint: Endpoint, request: ChatRequest, model: Model) -> int:
         """The server applies its own template and counts (facts/backends.md 3.1); a sleeping server is left asleep."""
         if model.resident is not True:
             return 0
         reply = await client.fetch(
             "POST",
-            client.request_url(endpoint.url, "/v1/chat/completions/input_tokens"),
+            client.request_url(base.at_root(endpoint).url, "/v1/chat/completions/input_tokens?autoload=false"),
             body=openai_chat.render_request(request, model.id, stream=False),
             headers=base.auth_headers(self, endpoint) | {"Content-Type": "application/json"},
             timeout=2.0,
@@ -82,13 +128,172 @@ class LlamaCpp(OpenAICompatible):
         )
         return int_of(json_object(reply.body).get("input_tokens")) if reply.status == 200 else 0
 
+    async def load(self, client: HttpClient, endpoint: Endpoint, model: Model, told: Told) -> None:
+        """A router starts a child; whatever sleeps is woken. A server with one model falls asleep again by itself."""
+        at = base.at_root(endpoint)
+        status = await self._status_of(client, at, model)
+        if status.get("value") == "unloaded":
+            await base.post(client, self, at, "/models/load", {"model": model.id}, endpoint.limits.first_byte)
+        elif status.get("value") in (None, "sleeping"):
+            body = {"model": model.id, "content": ""}
+            await base.post(client, self, at, "/tokenize", body, endpoint.limits.first_byte)
+            told(f"{endpoint.name}: {model.id} is awake")
+            return
+        said = [""]
+
+        async def up() -> bool:
+            status = await self._status_of(client, at, model)
+            value = text_of(status.get("value"))
+            if value == "unloaded":
+                why = f"exit code {int_of(status.get('exit_code'))}" if status.get("failed") is True else "it is gone"
+                raise ServerFailedError(f"{endpoint.name} could not load {model.id}: {why}", endpoint=endpoint.name)
+            now = _progress(model.id, value, dict_of(status.get("progress")))
+            if now != said[-1]:
+                said.append(now)
+                told(f"{endpoint.name}: {now}")
+            return value in ("loaded", "sleeping")
+
+        await base.until(up, endpoint.limits.total, f"{endpoint.name} did not load {model.id}", endpoint)
+
+    async def unload(self, client: HttpClient, endpoint: Endpoint, model: Model) -> None:
+        """Only a router can; it ends the child."""
+        at = base.at_root(endpoint)
+        status = await self._status_of(client, at, model)
+        if not status:
+            raise self.cannot("unload the one model that it was started with", endpoint)
+        if status.get("value") == "unloaded":
+            return
+        await base.post(client, self, at, "/models/unload", {"model": model.id}, endpoint.limits.first_byte)
+
+        async def gone() -> bool:
+            return (await self._status_of(client, at, model)).get("value") == "unloaded"
+
+        await base.until(gone, endpoint.limits.first_byte, f"{endpoint.name} did not unload {model.id}", endpoint)
+
+    async def _status_of(self, client: HttpClient, endpoint: Endpoint, model: Model) -> dict[str, Json]:
+        """The status of a router's model; empty for the only model of a server that is none."""
+        reply = await base.get(client, self, endpoint, "/v1/models", endpoint.limits.first_byte)
+        if reply.status != 200:
+            raise self.error(endpoint, reply.status, reply.headers, reply.body)
+        listed = rows(json_object(reply.body).get("data"))
+        row = next((row for row in listed if row.get("id") == model.id), None)
+        if row is None:
+            raise UnknownModelError(f"{endpoint.name} has no model {model.id}", endpoint=endpoint.name)
+        return dict_of(row.get("status"))
+
+    def changes(self, client: HttpClient, endpoint: Endpoint) -> AsyncGenerator[str, None]:
+        """A router's ``/models/sse``; the feed of a server with one model ends at once."""
+        return self._changes(client, base.at_root(endpoint))
+
+    async def _changes(self, client: HttpClient, endpoint: Endpoint) -> AsyncGenerator[str, None]:
+        headers = base.auth_headers(self, endpoint)
+        url = client.request_url(endpoint.url, "/models/sse")
+        limits = replace(FEED, connect=endpoint.limits.connect)
+        async with client.stream("GET", url, body=None, headers=headers, limits=limits, endpoint=endpoint.name) as feed:
+            if feed.status != 200:
+                return
+            lines, last = Lines(), ""
+            async for data in feed.chunks():
+                for line in lines.feed(data):
+                    event = json_object(line.removeprefix(b"data:"))
+                    status = dict_of(event.get("data"))
+                    name, value = base.clean(text_of(event.get("model"))), base.clean(text_of(status.get("status")))
+                    change = _progress(name, value, dict_of(status.get("progress")))
+                    if name and value and change != last:
+                        last = change
+                        yield change
+
+
+def _tools(replies: Mapping[str, Reply]) -> tuple[str, ...]:
+    """Its tools are off by default; then the route refuses (facts/services.md section 7, Security)."""
+    reply = replies.get("/tools")
+    return (RUNS_COMMANDS,) if reply is not None and reply.status == 200 and reply.body.startswith(b"[") else ()
+
+
+def _status(row: dict[str, Json]) -> str:
+    """What a router says of a model; "" of the only model of a server that is none."""
+    return text_of(dict_of(row.get("status")).get("value"))
+
+
+def _progress(name: str, value: str, progress: dict[str, Json]) -> str:
+    """One line of what a router says of a model. ``progress.value`` is a part of one."""
+    part = progress.get("value")
+    done = f" {part:.0%}" if isinstance(part, int | float) and 0 <= part <= 1 else ""
+    return f"{name} is {value}{done}"
+
+
+def _version(props: dict[str, Json]) -> str:
+    """The build, "" where it does not know its own (facts/backends.md section 0)."""
+    build = base.clean(text_of(props.get("build_info")), 60)
+    return "" if build == "b0-unknown" else build
+
+
+def _proxy(props: dict[str, Json]) -> tuple[str, ...]:
+    return (PROXIES,) if props.get("cors_proxy_enabled") is True else ()
+
+
+def _single(backend: LlamaCpp, listed: list[dict[str, Json]], props: dict[str, Json]) -> Inspection:
+    """A server with one model, awake or asleep."""
+    sleeping = props.get("is_sleeping") is True
+    models = tuple(_with_props(model, props, sleeping) for row in listed if (model := backend.model(row)))
+    path = text_of(props.get("model_path"))
+    answers = "asleep, wakes on a request" if sleeping else "answers"
+    return Inspection(
+        Health.ONLINE,
+        answers if models else "has no model",
+        models,
+        slots=int_of(props.get("total_slots")),
+        notes=_proxy(props),
+        version=_version(props),
+        child_of=next((kind for kind, store in _STORES if store.search(path)), ""),
+    )
+
+
+def _router(backend: LlamaCpp, listed: list[dict[str, Json]], props: dict[str, Json]) -> Inspection:
+    """A router: what it is loading and what failed is its reason, what it fetches from elsewhere a note."""
+    said: list[str] = []
+    notes = list(_proxy(props))
+    models: list[Model] = []
+    for row in listed:
+        model, status = backend.model(row), dict_of(row.get("status"))
+        if model is None:
+            continue
+        if _status(row) == "downloading":
+            notes.append(f"it is downloading {model.id}")
+            continue
+        models.append(model)
+        if _status(row) == "loading":
+            said.append(f"loading {model.id}")
+        if status.get("failed") is True:
+            said.append(f"{model.id} failed to load (exit code {int_of(status.get('exit_code'))})")
+        if _from_a_hub(status.get("args")):
+            notes.append(f"{model.id} is named by its place on a hub: loading it may ask there")
+    reason = "; ".join(["answers", *said[:5]]) if models else "has no model"
+    return Inspection(
+        Health.ONLINE,
+        reason,
+        tuple(models),
+        capacity=int_of(props.get("max_instances")),
+        notes=tuple(notes),
+        version=_version(props),
+    )
+
+
+def _words(args: Json) -> list[str]:
+    return [text_of(word) for word in args] if isinstance(args, list) else []
+
+
+def _from_a_hub(args: Json) -> bool:
+    words = _words(args)
+    return "--offline" not in words and bool({"--hf-repo", "--docker-repo", "--model-url"} & set(words))
+
 
 def _window_to_come(args: Json) -> int:
     """The window of one slot that a router's child will have at least, or 0 when its command line leaves it open.
 
     The window is shared out unless it is unified, which it is when the number of slots is left to the server.
     """
-    words = [text_of(word) for word in args] if isinstance(args, list) else []
+    words = _words(args)
     given = dict(pairwise(words))
     slots = 1 if "--kv-unified" in words else _whole(given.get("--parallel")) or 1
     return _whole(given.get("--ctx-size")) // slots
@@ -108,17 +313,13 @@ def _capabilities(props: dict[str, Json]) -> frozenset[str]:
     return frozenset(found)
 
 
-def _with_props(model: Model, props: dict[str, Json], capabilities: frozenset[str], sleeping: bool) -> Model:
-    if not props or props.get("role") == "router":
+def _with_props(model: Model, props: dict[str, Json], sleeping: bool) -> Model:
+    if not props:
         return model
-    window = model.window or int_of(dict_of(props.get("default_generation_settings")).get("n_ctx"))
-    return Model(
-        id=model.id,
-        window=window,
-        max_window=model.max_window,
+    return replace(
+        model,
+        window=model.window or int_of(dict_of(props.get("default_generation_settings")).get("n_ctx")),
         resident=not sleeping,
-        capabilities=capabilities,
-        parameters=model.parameters,
-        size=model.size,
+        capabilities=_capabilities(props),
         quantization=model.quantization or text_of(props.get("model_ftype")),
     )

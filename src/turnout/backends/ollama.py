@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from turnout.backends import base
-from turnout.backends.base import Backend, Identity, Inspection, dict_of, int_of, json_object, rows, text_of
-from turnout.errors import BackendError, UnknownModelError
+from turnout.backends.base import (
+    Backend,
+    Details,
+    Identity,
+    Inspection,
+    Told,
+    dict_of,
+    int_of,
+    json_object,
+    rows,
+    text_of,
+)
+from turnout.backends.openai_compatible import vectors
+from turnout.errors import BackendError, RequestRefusedError, UnknownModelError
 from turnout.types import ChatRequest, Endpoint, Health, Json, Model, WireFormat
 from turnout.wire import ollama as wire
 
@@ -19,8 +31,11 @@ if TYPE_CHECKING:
 # Without OLLAMA_CONTEXT_LENGTH and with little VRAM the server allocates 4096; with more it allocates more, so an
 # unloaded model's window is at least this (facts/services.md, Default context row).
 SMALLEST_DEFAULT_WINDOW = 4096
-# Servers before the one whose /api/tags tells capabilities and trained windows are asked for them model by model.
-MAX_SHOWN = 32
+FOREVER = -1  # keep_alive
+# An unloaded model stays in /api/ps until its runner has ended (0.24, facts/backends.md section 5).
+UNLOAD_SECONDS = 30.0
+CLOUD_IS_ON = "its cloud models are not switched off: start it with OLLAMA_NO_CLOUD=1"
+FOREIGN_NAME = "it refuses the name that it is addressed by (its Host check)"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _CAPABILITY = {"completion": "chat", "insert": "fim", "embedding": "embeddings"}
 _SIZE = re.compile(r"([\d.]+)\s*([KMBT])", re.IGNORECASE)
@@ -29,7 +44,7 @@ _UNIT = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 
 class Ollama(Backend):
-    """The server behind ``ollama serve``."""
+    """The server behind ``ollama serve``. How many requests and models it takes at once it tells nobody."""
 
     kind = "ollama"
     title = "Ollama"
@@ -43,7 +58,7 @@ class Ollama(Backend):
         version = text_of(_json(replies.get("/api/version")).get("version"))
         if root is None or b"Ollama is running" not in root.body[:200] or not version:
             return None
-        if "disabled" in dict_of(_json(replies.get("/api/status")).get("cloud")):
+        if _cloud(_json(replies.get("/api/status"))):
             return Identity(self.kind, "its greeting and GET /api/status", version)
         digests = [text_of(row.get("digest")) for row in rows(_json(replies.get("/api/tags")).get("models"))]
         named = {text_of(row.get("name")) for row in rows(_json(replies.get("/api/tags")).get("models"))}
@@ -51,36 +66,41 @@ class Ollama(Backend):
         return Identity(self.kind, "its greeting and its digests", version) if real else None
 
     async def inspect(self, client: HttpClient, endpoint: Endpoint, timeout: float) -> Inspection:
-        """``/api/tags`` is what is there, ``/api/ps`` what is loaded and with which window."""
-        tags, running = await asyncio.gather(
-            base.get(client, self, endpoint, "/api/tags", timeout), base.get(client, self, endpoint, "/api/ps", timeout)
+        """``/api/tags`` is what is there, ``/api/ps`` what is loaded, ``/api/status`` whether the cloud is off."""
+        tags, running, status = await asyncio.gather(
+            base.get(client, self, endpoint, "/api/tags", timeout),
+            base.get(client, self, endpoint, "/api/ps", timeout),
+            base.get_object(client, self, endpoint, "/api/status", timeout),
         )
         if tags.status != 200:
+            if _is_foreign_name(tags.status, tags.body):
+                return Inspection(Health.DEGRADED, FOREIGN_NAME)
             return Inspection(*base.health_of_status(tags.status, base.error_text(tags.body)))
         listing = json_object(tags.body).get("models")
         if not isinstance(listing, list):
             return Inspection(Health.DEGRADED, "GET /api/tags is not a model list")
         loaded = {text_of(row.get("name")): row for row in rows(_json(running).get("models"))}
-        # A model of another machine is not asked for: the server would ask that machine.
-        silent = [name for row in rows(listing) if "capabilities" not in row and (name := _name(row)) and not _far(row)]
-        shown = await self._shown(client, endpoint, silent[:MAX_SHOWN], timeout / 2)
-        models = tuple(
-            _model(row, name, loaded.get(name), shown.get(name, {})) for row in rows(listing) if (name := _name(row))
+        cloud = _cloud(status)
+        found = tuple(
+            _model(row, name, loaded.get(name), local=bool(cloud)) for row in rows(listing) if (name := _name(row))
         )
-        return Inspection(Health.ONLINE, "answers" if models else "has no model", models)
+        notes = (CLOUD_IS_ON,) if cloud.get("disabled") is False else ()
+        return Inspection(Health.ONLINE, "answers" if found else "has no model", found, notes=notes)
 
-    async def _shown(
-        self, client: HttpClient, endpoint: Endpoint, names: list[str], timeout: float
-    ) -> dict[str, dict[str, Json]]:
-        """``/api/show`` of each model, which loads none; what does not come in time is left out."""
+    def lacks_details(self, model: Model) -> bool:
+        """Servers before the one whose /api/tags tells capabilities and trained windows."""
+        return not model.capabilities
 
-        async def show(name: str) -> dict[str, Json]:
-            try:
-                return _json(await base.post(client, self, endpoint, "/api/show", {"model": name}, timeout))
-            except BackendError:
-                return {}
-
-        return dict(zip(names, await asyncio.gather(*map(show, names)), strict=True))
+    async def details(self, client: HttpClient, endpoint: Endpoint, model: Model, timeout: float) -> Details:
+        """``/api/show``, which loads nothing."""
+        shown = _json(await base.post(client, self, endpoint, "/api/show", {"model": _sent(model)}, timeout))
+        info = dict_of(shown.get("model_info"))
+        written = _NUM_CTX.search(text_of(shown.get("parameters")))
+        return Details(
+            capabilities=_capabilities(shown.get("capabilities")),
+            max_window=int_of(info.get(f"{text_of(info.get('general.architecture'))}.context_length")),
+            window=int(written[1]) if written else 0,
+        )
 
     def chat_path(self, endpoint: Endpoint) -> str:
         """The native chat."""
@@ -88,22 +108,81 @@ class Ollama(Backend):
 
     def render(self, request: ChatRequest, model: Model, window: int) -> bytes:
         """``num_ctx`` is the same in every request to a model: a changing one reloads it."""
-        return wire.render_request(request, model.id, stream=True, num_ctx=window or None)
+        return wire.render_request(request, _sent(model), stream=True, num_ctx=_num_ctx(model, window))
 
     def parser(self) -> base.StreamParser:
         """A fresh parser."""
         return wire.StreamParser()
 
     def error(self, endpoint: Endpoint, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
-        """Its 403 for a model that it only proxies is no refused key; the rest is common to all servers."""
+        """Its 403s are no refused keys: it has none."""
         text = base.error_text(body)
         if status == 403 and "cloud is disabled" in text:
             return UnknownModelError(f"{endpoint.name}: {text}", endpoint=endpoint.name, status=status)
+        if _is_foreign_name(status, body):
+            hint = "name it in the configuration by localhost or by an IP address"
+            return RequestRefusedError(
+                f"{endpoint.name}: {FOREIGN_NAME}", endpoint=endpoint.name, status=403, hint=hint
+            )
         return base.classify_error(endpoint, status, headers, body)
+
+    async def embed(self, client: HttpClient, endpoint: Endpoint, model: Model, texts: Sequence[str]) -> base.Vectors:
+        """By ``/api/embed``, with the window of the chats: another one would reload the model."""
+        body = _about(model) | {"input": list(texts), "truncate": False}
+        reply = await base.post(client, self, endpoint, "/api/embed", body, endpoint.limits.first_byte)
+        made = json_object(reply.body).get("embeddings")
+        found: list[dict[str, Json]] = [
+            {"index": place, "embedding": vector} for place, vector in enumerate(made if isinstance(made, list) else ())
+        ]
+        return vectors(found, len(texts), endpoint)
+
+    async def load(self, client: HttpClient, endpoint: Endpoint, model: Model, told: Told) -> None:
+        """A request without a prompt loads; it tells nothing until it is done. Kept until it is unloaded."""
+        told(f"{endpoint.name} is loading {model.id}")
+        body = _about(model) | {"keep_alive": FOREVER, "stream": False}
+        await base.post(client, self, endpoint, "/api/generate", body, endpoint.limits.total)
+        told(f"{endpoint.name} has loaded {model.id}")
+
+    async def unload(self, client: HttpClient, endpoint: Endpoint, model: Model) -> None:
+        """A request without a prompt that keeps it for no time; it is gone once what still runs there has ended."""
+        body = {"model": _sent(model), "keep_alive": 0, "stream": False}
+        await base.post(client, self, endpoint, "/api/generate", body, endpoint.limits.first_byte)
+
+        async def gone() -> bool:
+            running = await base.get(client, self, endpoint, "/api/ps", UNLOAD_SECONDS)
+            return all(_name(row) != model.id for row in rows(_json(running).get("models")))
+
+        await base.until(gone, UNLOAD_SECONDS, f"{endpoint.name} did not free {model.id}", endpoint)
 
 
 def _json(reply: Reply | None) -> dict[str, Json]:
     return json_object(reply.body) if reply is not None and reply.status == 200 else {}
+
+
+def _cloud(status: dict[str, Json]) -> dict[str, Json]:
+    """What ``/api/status`` says of the cloud; empty where there is no such route."""
+    cloud = dict_of(status.get("cloud"))
+    return cloud if "disabled" in cloud else {}
+
+
+def _is_foreign_name(status: int, body: bytes) -> bool:
+    """A server on loopback refuses a Host header that is not its own with a bare 403."""
+    return status == 403 and not body.strip()
+
+
+def _sent(model: Model) -> str:
+    return model.id + model.sent_suffix
+
+
+def _about(model: Model) -> dict[str, object]:
+    """The model and its window, as every request that may load it says them."""
+    num_ctx = _num_ctx(model, model.window)
+    return {"model": _sent(model)} | ({"options": {"num_ctx": num_ctx}} if num_ctx else {})
+
+
+def _num_ctx(model: Model, window: int) -> int | None:
+    """What is said of the window: nothing of a guess, for the server may give the model more by itself."""
+    return window if window and model.window_source != "guessed" else None
 
 
 def _name(row: dict[str, Json]) -> str:
@@ -117,30 +196,32 @@ def _far(row: dict[str, Json]) -> bool:
     return bool(row.get("remote_host") or row.get("remote_model")) or _name(row).endswith(("-cloud", ":cloud"))
 
 
-def _model(row: dict[str, Json], name: str, loaded: dict[str, Json] | None, shown: dict[str, Json]) -> Model:
-    details, info = dict_of(row.get("details")), dict_of(shown.get("model_info"))
-    told = row.get("capabilities", shown.get("capabilities"))
+def _capabilities(told: Json) -> frozenset[str]:
+    names = [text_of(name) for name in told] if isinstance(told, list) else []
+    return frozenset(_CAPABILITY.get(name, name) for name in names if name and name == base.clean(name, 40))
+
+
+def _model(row: dict[str, Json], name: str, loaded: dict[str, Json] | None, *, local: bool) -> Model:
+    """``local``: the server knows the suffix with which it answers 404 rather than ask another machine."""
+    details = dict_of(row.get("details"))
     trained = int_of(details.get("context_length"))
-    trained = trained or int_of(info.get(f"{text_of(info.get('general.architecture'))}.context_length"))
     allocated = int_of(loaded.get("context_length")) if loaded else 0
-    written = _NUM_CTX.search(text_of(shown.get("parameters")))
-    # Nothing is allocated for a model that is not loaded: its Modelfile may say what will be, else the least default.
-    to_come = int(written[1]) if written else SMALLEST_DEFAULT_WINDOW
+    # Nothing is allocated for a model that is not loaded.
+    guess = min(SMALLEST_DEFAULT_WINDOW, trained) if trained else SMALLEST_DEFAULT_WINDOW
     return Model(
         id=name,
-        window=allocated or (min(to_come, trained) if trained else to_come),
+        window=allocated or guess,
         max_window=trained,
-        window_source="known" if allocated or written else "guessed",
+        window_source="known" if allocated else "guessed",
         resident=loaded is not None,
-        capabilities=frozenset(_CAPABILITY.get(c, c) for c in told if isinstance(c, str))
-        if isinstance(told, list)
-        else frozenset(),
+        capabilities=_capabilities(row.get("capabilities")),
         family=text_of(details.get("family")),
         parameters=_parameters(text_of(details.get("parameter_size"))),
         size=int_of(row.get("size")),
         quantization=text_of(details.get("quantization_level")),
         digest=text_of(row.get("digest")),
         remote=_far(row),
+        sent_suffix=":local" if local else "",
     )
 
 
@@ -148,5 +229,5 @@ def _parameters(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     try:
         return int(float(match[1]) * _UNIT[match[2].upper()]) if match else 0
-    except (ValueError, OverflowError):  # more than one dot, or digits without end
+    except ValueError:
         return 0
