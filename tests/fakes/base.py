@@ -124,11 +124,13 @@ def served(fake: Fake, routes: Sequence[BaseRoute], **options: object) -> ASGIAp
 
 
 @asynccontextmanager
-async def running(app: ASGIApp, port: int = 0, *, server_header: str = "uvicorn") -> AsyncIterator[str]:
-    """Serve ``app`` on loopback in this loop; yields its URL. ``server_header`` "" sends none."""
+async def running(
+    app: ASGIApp, port: int = 0, *, host: str = "127.0.0.1", server_header: str = "uvicorn"
+) -> AsyncIterator[str]:
+    """Serve ``app`` in this loop; yields its URL. ``server_header`` "" sends none."""
     config = uvicorn.Config(
         app,
-        host="127.0.0.1",
+        host=host,
         port=port,
         log_level="critical",
         lifespan="off",
@@ -136,15 +138,21 @@ async def running(app: ASGIApp, port: int = 0, *, server_header: str = "uvicorn"
         server_header=False,
         headers=[("Server", server_header)] if server_header else [],
     )
+    # Neither serve() nor shutdown(): each sleeps 100 ms before it ends, and a thousand tests end a server.
+    config.load()
     server = uvicorn.Server(config)
-    task = asyncio.create_task(server.serve())
-    while not server.started:
-        if task.done():
-            await task
-        await asyncio.sleep(0.005)
+    server.lifespan = config.lifespan_class(config)
+    await server.startup()
+    await server.on_tick(0)
     try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        yield f"http://{host}:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
-        server.should_exit = True
-        server.force_exit = True
-        await task
+        for listener in server.servers:
+            listener.close()
+        for connection in list(server.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+        tasks = list(server.server_state.tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
