@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes import ollama
+from tests.fakes.base import Fake, running
 from tests.fakes.liar import CHAT, CHUNKED, DONE, SSE, Say, answer, event, lying, models
-from tests.fakes.llm import ollama_app, running
 from turnout.api import LocalLLMRouter, collect, load_any, quick_route
 from turnout.backends import lanes
 from turnout.build import open_router
@@ -50,7 +51,11 @@ async def test_a_model_of_endless_size_does_not_end_the_search() -> None:
         "/api/tags": answer({"models": [row]}),
         "/api/ps": answer({"models": []}),
     }
-    async with lying(routes) as liar, running(ollama_app()) as honest, open_router(config_of(liar, honest)) as router:
+    async with (
+        lying(routes) as liar,
+        running(ollama.app(Fake())) as honest,
+        open_router(config_of(liar, honest)) as router,
+    ):
         assert [s.health for s in router.catalog.endpoints] == ["online", "online"]
         assert router.catalog.endpoints[0].models[0].parameters == 0
 

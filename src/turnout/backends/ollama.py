@@ -228,6 +228,6 @@ def _model(row: dict[str, Json], name: str, loaded: dict[str, Json] | None, *, l
 def _parameters(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     try:
-        return int(float(match[1]) * _UNIT[match[2].upper()]) if match else 0
+        return int_of(float(match[1]) * _UNIT[match[2].upper()]) if match else 0
     except ValueError:
         return 0
