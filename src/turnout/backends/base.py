@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 MAX_ERROR_CHARS = 300
 MAX_REPLY_BYTES = 64_000_000
 POLL_SECONDS = 0.3
+# What a look reads: a list of 100,000 models fits, and is cut to its first rows before anybody works on it.
+MAX_LOOK_BYTES = 12_000_000
+MAX_ROWS = 2_000
+LARGE_JSON_BYTES, MAX_JSON_NODES = 100_000, 500_000
 
 _OVERFLOW = re.compile(
     r"exceed(?:s|ed)?[\w\s]{0,40}context|context[\w\s]{0,20}(?:length|size|window)|context is \d|input length exceeds|"
@@ -259,10 +263,31 @@ def auth_headers(backend: Backend, endpoint: Endpoint) -> dict[str, str]:
     return headers
 
 
-async def get(client: HttpClient, backend: Backend, endpoint: Endpoint, path: str, timeout: float) -> Reply:
-    """GET ``path`` at an endpoint with its key; ``timeout`` in seconds. Raises as ``HttpClient.fetch``."""
+async def get(
+    client: HttpClient,
+    backend: Backend,
+    endpoint: Endpoint,
+    path: str,
+    timeout: float,
+    max_bytes: int = MAX_LOOK_BYTES,
+) -> Reply:
+    """GET ``path`` at an endpoint with its key; ``timeout`` in seconds. Raises as ``HttpClient.fetch``.
+
+    Of a list in a large answer the first ``MAX_ROWS + 1`` rows are kept: whoever has more than ``MAX_ROWS`` had more.
+    """
     url = client.request_url(endpoint.url, path)
-    return await client.get_json(url, headers=auth_headers(backend, endpoint), timeout=timeout)
+    headers = auth_headers(backend, endpoint)
+    return _shortened(await client.get_json(url, headers=headers, timeout=timeout, max_bytes=max_bytes))
+
+
+def _shortened(reply: Reply) -> Reply:
+    if len(reply.body) <= LARGE_JSON_BYTES:
+        return reply
+    data = json_object(reply.body)
+    if not any(isinstance(value, list) and len(value) > MAX_ROWS for value in data.values()):
+        return reply
+    kept = {key: value[: MAX_ROWS + 1] if isinstance(value, list) else value for key, value in data.items()}
+    return replace(reply, body=msgspec.json.encode(kept))
 
 
 async def get_object(
@@ -329,6 +354,8 @@ async def until(done: Callable[[], Awaitable[bool]], seconds: float, late: str, 
 
 def json_object(body: bytes) -> dict[str, Json]:
     """The JSON object in ``body``; empty when it is something else. For probes, where nonsense is only no evidence."""
+    if len(body) > LARGE_JSON_BYTES and body.count(b"[") + body.count(b"{") > MAX_JSON_NODES:
+        return {}  # a few bytes each on the wire, a hundred in memory
     try:
         value = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
