@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from turnout.backends.base import Details
 from turnout.types import Endpoint, Health, Model
@@ -29,6 +30,9 @@ class EndpointStatus:
         details: what it told of one model at a time, by id and digest: it is not asked again.
         child_of: the kind of server that most likely started it for itself, or "".
         unused: why nothing is routed to it although it answers, or "".
+        since: when it took this state, in seconds since the epoch; 0.0 when it was only looked at once, by itself.
+        silent: nothing came back within the time limit, which a server that computes may do.
+        children: addresses of servers that it runs for itself alone.
     """
 
     endpoint: Endpoint
@@ -48,23 +52,40 @@ class EndpointStatus:
     details: Mapping[tuple[str, str], Details] = field(default_factory=dict)
     child_of: str = ""
     unused: str = ""
+    since: float = 0.0
+    silent: bool = False
+    children: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """All endpoints at one moment. ``generation`` grows with every swap."""
+    """All endpoints at one moment. ``generation`` grows with every swap that changes more than load and times."""
 
     endpoints: tuple[EndpointStatus, ...] = ()
     generation: int = 0
     made_at: float = field(default=0.0)
 
     @property
+    def waits(self) -> bool:
+        """Some endpoint has not been looked at yet."""
+        return any(s.health is Health.UNKNOWN and not s.unused for s in self.endpoints)
+
+    @property
     def serving(self) -> tuple[EndpointStatus, ...]:
-        """Endpoints that can answer now, or soon (loading), and list a model."""
-        able = (Health.ONLINE, Health.LOADING)
+        """Endpoints that can answer now, soon (loading) or perhaps (degraded), and list a model."""
+        able = (Health.ONLINE, Health.LOADING, Health.DEGRADED)
         return tuple(s for s in self.endpoints if s.health in able and s.models and not s.unused)
 
     @property
     def probed(self) -> tuple[tuple[str, str], ...]:
         """``(where, what was found)`` for people."""
         return tuple((f"{s.endpoint.name} {s.endpoint.url}", f"{s.health}: {s.reason}") for s in self.endpoints)
+
+
+def address_of(url: str) -> str:
+    """The address a URL means, so that ``localhost`` and ``127.0.0.1`` are one."""
+    if url.startswith("unix:"):
+        return url
+    parts = urlsplit(url)
+    host = "127.0.0.1" if parts.hostname == "localhost" else parts.hostname
+    return f"{host}:{parts.port or (443 if parts.scheme == 'https' else 80)}{parts.path}"
