@@ -39,6 +39,8 @@ HELD_OUT = "routing/test_held_out.py::"
 PARTS = "test_parts.py::"
 LLAMACPP = "backends/test_llamacpp.py::"
 OLLAMA = "backends/test_ollama.py::"
+HEALTH = "fleet/test_health.py::"
+WATCH = "fleet/test_watch.py::"
 OPENAI = "backends/test_openai_compatible.py::"
 
 ROWS: tuple[tuple[str, str, Proven | str], ...] = (
@@ -177,7 +179,33 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "offline with its reason",
         by(REAL + "test_nothing_listening_is_no_service", code="turnout.fleet.discovery:look"),
     ),
-    ("SVC-4", "the state machine with one writer", FLEET),
+    (
+        "SVC-3",
+        "one server at two addresses, or run by another, is one endpoint",
+        by(
+            WATCH + "test_one_server_at_two_names_is_used_once",
+            WATCH + "test_a_servers_own_child_is_shown_and_not_used",
+            code="turnout.fleet.dedupe:settle",
+        ),
+    ),
+    (
+        "SVC-4",
+        "the state machine with one writer",
+        by(
+            HEALTH + "test_a_state_has_its_reason_and_its_time_and_remembers_the_last_changes",
+            HEALTH + "test_whatever_happens_whenever_it_is_tried_again",
+            code="turnout.fleet.health:after_look",
+        ),
+    ),
+    (
+        "SVC-4",
+        "servers that come and go are noticed",
+        by(
+            WATCH + "test_servers_that_come_and_go_are_noticed",
+            WATCH + "test_a_feed_makes_a_look_come_soon_and_is_read_again_after_it_broke",
+            code="turnout.fleet.watch:Fleet._watch",
+        ),
+    ),
     (
         "SVC-5",
         "window, size, residency as the server tells them",
@@ -206,7 +234,11 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
     (
         "SVC-7",
         "a dead endpoint delays nothing",
-        by(REAL + "test_a_second_server_takes_over_before_the_first_byte", code="turnout.fleet.discovery:discover"),
+        by(
+            WATCH + "test_those_that_hang_hold_up_neither_the_start_nor_the_others",
+            REAL + "test_a_second_server_takes_over_before_the_first_byte",
+            code="turnout.fleet.watch:Fleet._look_at_all",
+        ),
     ),
     (
         "TASK-1",
@@ -325,7 +357,16 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
             code="turnout.backends.lanes:raw_lane",
         ),
     ),
-    ("FB-3", "circuit breaker with half-open probing", CONTEXT),
+    (
+        "FB-3",
+        "circuit breaker with half-open probing",
+        by(
+            WATCH + "test_a_dead_server_costs_a_request_nothing",
+            WATCH + "test_failed_answers_are_told_and_a_broken_server_is_left_out",
+            WATCH + "test_when_all_are_dead_the_nearest_is_tried_all_the_same",
+            code=("turnout.fleet.health:after_attempt", "turnout.routing.select:select_around"),
+        ),
+    ),
     ("CODE-1", "symbol operations", CODE),
     ("CODE-1", "navigation", CODE),
     ("CODE-1", "understanding", CODE),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
-from typing import cast
 
 import pytest
 
@@ -12,13 +10,9 @@ from tests.fakes.llm import openai_app, running
 from tests.servers import WEIGHTS
 from turnout.api import LocalLLMRouter, collect, load_any
 from turnout.build import open_router
-from turnout.code.search import TextSearch
-from turnout.config import LoadedConfig, RouterConfig
+from turnout.config import LoadedConfig
 from turnout.errors import NoServiceError
-from turnout.fleet.catalog import Catalog
-from turnout.guard.network import HttpClient
 from turnout.router import Router
-from turnout.routing.capabilities import load_table
 from turnout.types import ChatRequest, message
 
 HELLO = ChatRequest((message("user", "Say hello"),), max_tokens=4)
@@ -90,34 +84,3 @@ async def test_a_server_that_came_up_a_moment_ago_is_found() -> None:
         assert serving(router) == []
         app.state.fake.fault = ""
         assert (await collect(router.route(HELLO))).service == "box"
-
-
-async def test_looks_are_one_at_a_time_and_those_who_wait_share_the_next() -> None:
-    looks, at_once, most, go = 0, 0, 0, asyncio.Event()
-
-    async def look(before: Catalog) -> Catalog:
-        nonlocal looks, at_once, most
-        looks, at_once = looks + 1, at_once + 1
-        most = max(most, at_once)
-        await go.wait()
-        at_once -= 1
-        return Catalog(generation=looks)
-
-    router = Router(
-        client=cast("HttpClient", None),
-        config=RouterConfig(),
-        table=load_table(),
-        discover=look,
-        code=TextSearch(),
-        audit=None,
-        store=None,
-    )
-    first = asyncio.create_task(router.refresh())
-    while not looks:
-        await asyncio.sleep(0)
-    others = [asyncio.create_task(router.refresh()) for _ in range(9)]
-    await asyncio.sleep(0)
-    go.set()
-    assert (await first).generation == 1
-    assert {catalog.generation for catalog in await asyncio.gather(*others)} == {2}
-    assert (looks, most) == (2, 1)

@@ -209,7 +209,7 @@ def test_where_we_run(tmp_path: Path) -> None:
     assert docker.container == "docker"
     assert detect_os({"KUBERNETES_SERVICE_HOST": "x"}, tmp_path).container == "kubernetes"
     urls = candidate_urls("http://127.0.0.1:11434", docker)
-    assert urls == ("http://127.0.0.1:11434", "http://host.docker.internal:11434")
+    assert urls == tuple(f"http://{host}:11434" for host in ("127.0.0.1", "[::1]", "host.docker.internal"))
     assert candidate_urls("http://10.0.0.5:1", docker) == ("http://10.0.0.5:1",)
 
 

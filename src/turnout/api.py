@@ -123,7 +123,7 @@ async def discover_services(
     config: RouterConfig | LoadedConfig | Mapping[str, object] | str | Path | None = None,
 ) -> tuple[EndpointStatus, ...]:
     """Every endpoint that was looked at, with its state, reason and models."""
-    async with open_router(load_any(config)) as router:
+    async with open_router(load_any(config), whole=True) as router:
         return router.catalog.endpoints
 
 

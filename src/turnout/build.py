@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import random
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +12,10 @@ from turnout.backends import DEFAULT_URLS
 from turnout.code.search import TextSearch
 from turnout.config import EmbeddedConfig, LoadedConfig, audit_path, data_dir, section_of
 from turnout.config_load import load_config
-from turnout.errors import EmbeddedError, GuardError, TurnoutError
-from turnout.fleet.discovery import discover, targets
+from turnout.errors import EmbeddedError, GuardError
+from turnout.fleet.discovery import targets
 from turnout.fleet.host import detect_os
+from turnout.fleet.watch import Fleet
 from turnout.guard.allow import AllowList
 from turnout.guard.audit import AuditLog, open_audit
 from turnout.guard.network import open_client
@@ -44,17 +43,23 @@ def load(path: str | Path | None = None) -> LoadedConfig:
 
 @asynccontextmanager
 async def open_router(
-    loaded: LoadedConfig, *, embedded: bool = False, store: SessionStore | None = None, watch: bool = False
+    loaded: LoadedConfig,
+    *,
+    embedded: bool = False,
+    store: SessionStore | None = None,
+    watch: bool = False,
+    whole: bool = False,
 ) -> AsyncIterator[Router]:
-    """A Router that has looked at every endpoint once. With ``embedded.fallback`` the bundled demonstration model is
+    """A Router that has looked at the endpoints once. With ``embedded.fallback`` the bundled demonstration model is
     started as soon as nothing else answers.
 
     Args:
         loaded: the configuration.
         embedded: start the bundled demonstration model in any case.
         store: where sessions are kept; None keeps nothing.
-        watch: it stays open: look again every ``discovery.interval``, and write the start to the audit log, so that
-            one that cannot be written is found now and not at the first query.
+        watch: it stays open: keep looking, at each endpoint about every ``discovery.interval``, and write the start to
+            the audit log, so that one that cannot be written is found now and not at the first query.
+        whole: wait for every endpoint; else those that hang are waited for behind, once somebody serves.
 
     Raises:
         GuardError: a configured endpoint is outside the allow-list.
@@ -64,7 +69,6 @@ async def open_router(
     config = loaded.config
     if config.security.allow_external:
         log.warning("security.allow_external is on: connections may leave the network")
-    host = detect_os()
     allow = refuse_outside(loaded)
     audit = _open_audit(loaded)
     async with AsyncExitStack() as stack:
@@ -77,27 +81,21 @@ async def open_router(
         stack.push_async_callback(bundled.stop)
         if embedded:
             await bundled.start()
-
-        async def look(before: Catalog) -> Catalog:
-            catalog = await discover(client, config, host, extra=bundled.endpoints, before=before)
-            if await bundled.stand_in(catalog):
-                catalog = await discover(client, config, host, extra=bundled.endpoints, before=catalog)
-            return catalog
-
+        fleet = Fleet(client, config, detect_os(), extra=bundled.endpoints, stand_in=bundled.stand_in)
+        await stack.enter_async_context(fleet)
         user_models = Path(config.routing.models_file) if config.routing.models_file else None
         router = Router(
             client=client,
             config=config,
             table=load_table(user_models),
-            discover=look,
+            fleet=fleet,
             code=TextSearch(),
             audit=audit,
             store=store,
         )
-        await router.refresh()
+        await fleet.refresh(whole=whole)
         if watch:
-            task = asyncio.create_task(_watch(router, config.discovery.interval / 1000))
-            stack.push_async_callback(_cancel, task)
+            fleet.watch()
         yield router
 
 
@@ -118,39 +116,23 @@ class _Bundled:
 
         self._running = await start(data_dir(), self._config)
 
-    async def stand_in(self, catalog: Catalog) -> bool:
-        """Start it when the user has agreed and nothing else answers; tells whether it was."""
+    async def stand_in(self, catalog: Catalog) -> Endpoint | None:
+        """Start it when the user has agreed and nothing else answers; the endpoint when it was started."""
         if not self._config.fallback or self._running is not None or catalog.serving:
-            return False
+            return None
         if any(status.health is Health.LOADING for status in catalog.endpoints):
-            return False
+            return None
         try:
             await self.start()
         except EmbeddedError as error:
             if str(error) != self._said:
                 log.warning("embedded.fallback is on, and it cannot be used: %s", error)
             self._said = str(error)
-            return False
-        return True
+        return next(iter(self.endpoints), None)
 
     async def stop(self) -> None:
         if self._running is not None:
             await self._running.stop()
-
-
-async def _watch(router: Router, interval: float) -> None:
-    while True:
-        await asyncio.sleep(interval * random.uniform(0.9, 1.1))  # noqa: S311
-        try:
-            await router.refresh()
-        except TurnoutError as error:
-            log.warning("the servers could not be looked at: %s", error)
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
 
 
 def refuse_outside(loaded: LoadedConfig) -> AllowList:

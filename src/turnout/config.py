@@ -199,7 +199,12 @@ class DiscoveryConfig(Section, frozen=True, kw_only=True):
     ] = 800
     interval: Annotated[
         int,
-        Meta(ge=1000, le=86_400_000, description="How often `turnout serve` looks again.", extra={"unit": "ms"}),
+        Meta(
+            ge=1000,
+            le=86_400_000,
+            description="How often `turnout serve` looks at a server again; at most 20 looks a second in all.",
+            extra={"unit": "ms"},
+        ),
     ] = 15_000
 
 

@@ -8,7 +8,7 @@ import random
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from turnout.errors import (
     ContextOverflowError,
     EndpointLoadingError,
     NoServiceError,
+    NoSuitableModelError,
     QueryFailedError,
     StorageError,
     StreamBrokenError,
@@ -39,7 +40,7 @@ from turnout.routing.advice import BUNDLED, what_to_check
 from turnout.routing.capabilities import CapabilityTable
 from turnout.routing.classify import classify_task
 from turnout.routing.fallback import LOADING_WAIT, after_error, plan_attempts
-from turnout.routing.select import Needs, Selection, candidates, select, unsuitable
+from turnout.routing.select import Needs, Selection, Selector, unsuitable
 from turnout.types import (
     VIRTUAL_MODELS,
     Attempt,
@@ -69,11 +70,11 @@ from turnout.types import (
 if TYPE_CHECKING:
     from turnout.code.provider import CodeContext, CodeProvider
     from turnout.context.store import SessionStore
+    from turnout.fleet.watch import Fleet
     from turnout.guard.network import HttpClient
 
 MAX_QUERY_CHARS = 2_000_000
 DEFAULT_ANSWER_TOKENS = 1024
-MAX_REMEMBERED_SELECTIONS = 256
 MAX_SHOWN_ATTEMPTS = 8
 # Of a server that fails with every one of many models, each try may load another of them.
 MAX_ATTEMPTS = 16
@@ -143,37 +144,29 @@ class Router:
         client: HttpClient,
         config: RouterConfig,
         table: CapabilityTable,
-        discover: Callable[[Catalog], Awaitable[Catalog]],
+        fleet: Fleet,
         code: CodeProvider,
         audit: AuditLog | None,
         store: SessionStore | None,
     ) -> None:
-        self._client, self._config, self._table, self._discover = client, config, table, discover
+        self._client, self._config, self._table, self.fleet = client, config, table, fleet
         self._code, self._store = code, store
         self._trail = Trail(audit) if audit is not None else None
-        self.catalog = Catalog()
-        self._pool: tuple[Candidate, ...] = ()
-        # Selections that hold for every request of up to so many tokens, until the catalog is swapped.
-        self._selections: dict[Needs, tuple[int, Selection]] = {}
-        self._looking = asyncio.Lock()
-        self._looked_at = 0.0
+        self._selector = Selector(config, table)
 
     @property
     def audit_alarm(self) -> AuditError | None:
         """The last answer's end that could not be written to the audit log: it was given all the same, and told."""
         return self._trail.alarm if self._trail is not None else None
 
+    @property
+    def catalog(self) -> Catalog:
+        """What runs where, as it was last seen."""
+        return self.fleet.catalog
+
     async def refresh(self) -> Catalog:
-        """Look at every endpoint again and swap the catalog. One look at a time; all who wait for it share the next."""
-        asked = time.monotonic()
-        async with self._looking:
-            if self._looked_at < asked:
-                began = time.monotonic()
-                catalog = await self._discover(self.catalog)
-                self._pool = candidates(catalog, self._table)
-                self._selections = {}
-                self.catalog, self._looked_at = catalog, began
-        return self.catalog
+        """Look at every endpoint again."""
+        return await self.fleet.refresh()
 
     async def route(self, request: ChatRequest, principal: Principal = LOCAL) -> AsyncGenerator[Event, None]:
         """Answer ``request`` as a stream of events. Close the stream to cancel (``aclosing``).
@@ -192,10 +185,11 @@ class Router:
             check(request)
             run.task = classify(request)
             if not self.catalog.serving:
-                await self.refresh()  # a server may have been started a moment ago
+                await self.fleet.refresh(whole=False)  # a server may have been started a moment ago
             if self._only_loading():
                 yield Notice("loading", "the only server there is loads its model")
                 await self._wait_for_load()
+            await self._wait_for_answers(request, run.task)
             context = await self._gather(request, run.task)
             request = enrich(request, context)
             selection = self._select(request, run.task)
@@ -255,6 +249,14 @@ class Router:
             await asyncio.sleep(LOADING_WAIT)
             await self.refresh()
 
+    async def _wait_for_answers(self, request: ChatRequest, task: ClassificationResult | None) -> None:
+        """Where nothing suits, and some server has not been looked at yet, that one is waited for."""
+        if self.catalog.waits:
+            try:
+                self._select(request, task)
+            except NoSuitableModelError:
+                await self.fleet.settled()
+
     def _select(self, request: ChatRequest, task: ClassificationResult | None) -> Selection:
         if not self.catalog.serving:
             hint = f"{what_to_check(self.catalog, self._config)}; {BUNDLED}"
@@ -265,21 +267,16 @@ class Router:
             tokens=0,
             capabilities=_capabilities(request),
         )
-        room = _room(request, 0)
-        limit, selection = self._selections.get(needs, (0, None))
-        if selection is not None and request.raw is not None and len(request.raw.body) + room <= limit:
-            return selection  # tokens never exceed bytes: it fits wherever it may go
-        sized = replace(needs, tokens=self._tokens(request) + room)
-        selection = select(self._pool, sized, self._config, self._table)
+        book, room = self.fleet.book, _room(request, 0)
+        pool = self._selector.pool(self.catalog)
+        if book.troubled:
+            self.fleet.look_behind(book.due(candidate.endpoint for candidate in pool))
+        # Tokens never exceed bytes.
+        at_most = len(request.raw.body) + room if request.raw is not None else 0
+        selection = self._selector.select(pool, needs, lambda: self._tokens(request) + room, at_most, book)
         if not selection.ranked and not selection.too_small:
-            raise unsuitable(self._pool, needs, selection, self._table)
-        self._remember(needs, selection)
+            raise unsuitable(pool, needs, selection, self._table)
         return selection
-
-    def _remember(self, needs: Needs, selection: Selection) -> None:
-        if selection.too_small or len(self._selections) >= MAX_REMEMBERED_SELECTIONS:
-            return
-        self._selections[needs] = min(r.candidate.window for r in selection.ranked), selection
 
     def _plan(self, request: ChatRequest, selection: Selection) -> tuple[Attempt, ...]:
         if request.compactable:
@@ -290,9 +287,14 @@ class Router:
         plan = self._plan(request, selection)
         while plan and run.failures < MAX_ATTEMPTS:
             attempt, *rest = plan
+            endpoint, book = attempt.candidate.endpoint, self.fleet.book
+            if rest and book.bars(endpoint):
+                plan = tuple(rest)
+                continue
             if attempt.wait:
                 await asyncio.sleep(attempt.wait * random.uniform(0.8, 1.2))  # noqa: S311
             began, begun = time.monotonic(), False
+            book.begin(endpoint)
             try:
                 fitted = await self._fit(run, request, attempt)
                 async with aclosing(self._lane(request, attempt, fitted)) as events:
@@ -303,6 +305,7 @@ class Router:
                                 yield head
                         yield event
             except BackendError as error:
+                book.attempt(endpoint, error)
                 if begun:
                     run.attempts[-1] = _record_of(attempt, error, began)
                     raise _broken(error, run) from error
@@ -312,6 +315,7 @@ class Router:
                 if not request.compactable:
                     plan = tuple(a for a in plan if not a.reduced)
                 continue
+            book.attempt(endpoint, None)
             run.attempts[-1] = _record_of(attempt, None, began)
             return
         raise _failed(run)

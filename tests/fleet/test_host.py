@@ -77,7 +77,7 @@ def test_other_platforms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system
 )
 def test_default_addresses_are_expanded_never_rewritten(container: str, aliases: tuple[str, ...]) -> None:
     host = HostInfo("linux", "6", "x86_64", container=container)  # type: ignore[arg-type]
-    expected = ("http://127.0.0.1:11434", *(f"http://{alias}:11434" for alias in aliases))
+    expected = tuple(f"http://{address}:11434" for address in ("127.0.0.1", "[::1]", *aliases))
     assert candidate_urls("http://127.0.0.1:11434", host) == expected
     for explicit in ("http://10.0.0.5:8000", "http://gpu-box:1234/v1", "unix:/run/x.sock"):
         assert candidate_urls(explicit, host) == (explicit,)

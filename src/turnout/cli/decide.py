@@ -62,7 +62,7 @@ def explain(config_file: str | None, as_json: bool, **given: Unpack[Given]) -> N
 async def _explain(loaded: LoadedConfig, request: ChatRequest) -> Explanation:
     from turnout.build import open_router
 
-    async with open_router(loaded) as router:
+    async with open_router(loaded, whole=True) as router:
         return await router.explain(request)
 
 

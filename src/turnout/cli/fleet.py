@@ -61,7 +61,7 @@ async def look(loaded: LoadedConfig) -> Catalog:
     """Every endpoint as it is now."""
     from turnout.build import open_router
 
-    async with open_router(loaded) as router:
+    async with open_router(loaded, whole=True) as router:
         return router.catalog
 
 

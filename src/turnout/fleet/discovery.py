@@ -7,6 +7,7 @@ here wakes or loads a model, and nothing is dialled that the allow-list does not
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,25 +15,29 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from turnout.backends import BACKENDS, BY_KIND
-from turnout.backends.base import Backend, Details, Identity, get
+from turnout.backends.base import MAX_LOOK_BYTES, MAX_ROWS, Backend, Details, Identity, Inspection, clean, get
 from turnout.config import CustomEndpoint, RouterConfig, ServiceConfig
-from turnout.errors import BackendError, EndpointDownError, GuardError
-from turnout.fleet.catalog import Catalog, EndpointStatus
-from turnout.fleet.host import HostInfo, candidate_urls
+from turnout.errors import BackendError, EndpointDownError, GuardError, NonsenseError, PhaseTimeoutError
+from turnout.fleet.catalog import EndpointStatus, address_of
+from turnout.fleet.host import HostInfo, candidate_urls, detect_os
 from turnout.guard.allow import HOSTS_FILE_NAMES
+from turnout.guard.network import Reply
 from turnout.types import Endpoint, Health, Limits, Model
 
 if TYPE_CHECKING:
-    from turnout.guard.network import HttpClient, Reply
+    from turnout.guard.network import HttpClient
 
 
 FOUND_PRIORITY = 5
 MAX_DETAILED = 32  # models of one endpoint that are asked for one by one in a refresh
-IDENTIFY_EVERY = 20  # refreshes; in between, a server that goes on answering as its kind is taken for it
+MAX_PROBE_BYTES, MAX_NOTES = 1_000_000, 50
+PROBE_SHARE = 0.6  # of a look's time
 GENERIC = BY_KIND["openai"]
 SWITCHED_OFF = "switched off in the configuration"
 # Each model is rated at every look: a list without end must not stop everything else.
-MAX_MODELS = 2000
+MAX_MODELS = MAX_ROWS
+
+log = logging.getLogger("turnout")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,61 +132,16 @@ def _host_header(url: str) -> str:
     return f"localhost:{parts.port or 80}" if parts.hostname in HOSTS_FILE_NAMES else ""
 
 
-def address_of(url: str) -> str:
-    """The address a URL means, so that ``localhost`` and ``127.0.0.1`` are one."""
-    if url.startswith("unix:"):
-        return url
-    parts = urlsplit(url)
-    host = "127.0.0.1" if parts.hostname == "localhost" else parts.hostname
-    return f"{host}:{parts.port or (443 if parts.scheme == 'https' else 80)}{parts.path}"
+# Looking at one address.
 
 
-async def discover(
-    client: HttpClient, config: RouterConfig, host: HostInfo, *, extra: Sequence[Endpoint] = (), before: Catalog
-) -> Catalog:
-    """Look at every target at once.
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """What one probe answered: ``status`` 0 for no answer, ``said`` its first words or what went wrong, cleaned."""
 
-    Args:
-        client: the one HTTP client; its guard refuses what the allow-list does not hold.
-        config: services, custom endpoints and the probe timeout.
-        host: where we run.
-        extra: endpoints that are known already (the embedded model).
-        before: the catalog until now: what it knows is only looked at, not identified anew each time.
-    """
-    anew = before.generation % IDENTIFY_EVERY == 0
-    known = {address_of(s.endpoint.url): s for s in before.endpoints}
-    wanted = (*targets(config, host), *(Target(endpoint) for endpoint in extra))
-    looks = (look(client, target, config, known.get(address_of(target.endpoint.url)), anew=anew) for target in wanted)
-    seen = await asyncio.gather(*looks)
-    return Catalog(_named(_without_silent_defaults(seen)), before.generation + 1, time.time())
-
-
-def _without_silent_defaults(seen: Sequence[EndpointStatus]) -> list[EndpointStatus]:
-    """Several addresses may lead to one default server: keep what answered, or the first when none did."""
-    kept: dict[str, EndpointStatus] = {}
-    result: list[EndpointStatus] = []
-    for status in seen:
-        if status.health is not Health.OFFLINE or status.endpoint.configured:
-            result.append(status)
-        else:
-            kept.setdefault(status.endpoint.name, status)
-    answered = {status.endpoint.name for status in result}
-    return result + [status for name, status in kept.items() if name not in answered]
-
-
-def _named(seen: Sequence[EndpointStatus]) -> tuple[EndpointStatus, ...]:
-    """Unique names: a found server is named for what it is, a second of a kind by its port."""
-    used: set[str] = set()
-    named: list[EndpointStatus] = []
-    for status in seen:
-        name = status.endpoint.name
-        if name in used:
-            name = f"{name}-{address_of(status.endpoint.url).rsplit(':', 1)[-1]}"
-        while name in used:
-            name += "x"
-        used.add(name)
-        named.append(replace(status, endpoint=replace(status.endpoint, name=name)))
-    return tuple(named)
+    path: str
+    status: int
+    said: str
 
 
 async def look(
@@ -191,43 +151,61 @@ async def look(
     known: EndpointStatus | None = None,
     *,
     anew: bool = False,
+    evidence: list[Probed] | None = None,
 ) -> EndpointStatus:
     """What is at one address: identity, then health and models. Never raises for what a server does.
 
     Args:
-        known: what was there the last time.
+        known: what was there the last time; a server that goes on answering as its kind is only inspected.
         anew: identify it all the same.
+        evidence: filled with what each probe answered.
     """
     timeout = config.discovery.timeout / 1000
     try:
         async with asyncio.timeout(timeout) as limit:
-            return await _look(client, target, config, known, anew, limit.when() or 0.0)
-    except TimeoutError:
-        return _status(target.endpoint, Health.OFFLINE, f"no answer within {timeout:g} s")
+            return _bounded(await _look(client, target, config, known, anew, limit.when() or 0.0, evidence))
+    except (TimeoutError, PhaseTimeoutError):
+        reason = f"no answer within {timeout:g} s"
+        return replace(status_of(_last_known(target, known), Health.OFFLINE, reason), silent=True)
     except GuardError as error:
-        return _status(target.endpoint, Health.OFFLINE, str(error))
+        return status_of(_last_known(target, known), Health.OFFLINE, clean(str(error)))
     except EndpointDownError as error:
-        return _status(target.endpoint, Health.OFFLINE, error.message)
+        return status_of(_last_known(target, known), Health.OFFLINE, clean(error.message))
     except BackendError as error:
-        return _status(target.endpoint, Health.DEGRADED, error.message)
+        return status_of(_last_known(target, known), Health.DEGRADED, clean(error.message))
+    except Exception as error:  # one server's bytes that a backend stumbles over must not hide the other servers
+        log.exception("looking at %s failed", target.endpoint.url)
+        reason = f"could not be read: {type(error).__name__}"
+        return status_of(_last_known(target, known), Health.DEGRADED, reason)
+
+
+def _last_known(target: Target, known: EndpointStatus | None) -> Endpoint:
+    return target.endpoint if known is None else known.endpoint
 
 
 async def _look(
-    client: HttpClient, target: Target, config: RouterConfig, known: EndpointStatus | None, anew: bool, until: float
+    client: HttpClient,
+    target: Target,
+    config: RouterConfig,
+    known: EndpointStatus | None,
+    anew: bool,
+    until: float,
+    evidence: list[Probed] | None,
 ) -> EndpointStatus:
     timeout = config.discovery.timeout / 1000
     verdict = _known_verdict(target, None if anew else known)
+    replies: Mapping[str, Reply] = {}
     if verdict is None:
-        # Half of the time, so that one path that does not answer leaves some for the models.
-        verdict = identify(await _probe(client, target.endpoint, timeout / 2))
+        replies = await _probe(client, target.endpoint, timeout, evidence)
+        verdict = identify(replies)
     if verdict is None and target.style in ("openai", "custom"):
         verdict = Identity("openai", "the configuration says so")
     if verdict is None:
-        return _status(target.endpoint, Health.DEGRADED, "something answers there, but no server that Turnout knows")
+        return status_of(target.endpoint, Health.DEGRADED, _strange(replies))
     backend = BY_KIND["openai" if target.style == "custom" else verdict.kind]
     endpoint, unused = _endpoint_of(target.endpoint, backend, config)
     if unused == SWITCHED_OFF:
-        return EndpointStatus(endpoint, Health.UNKNOWN, unused, time.time(), evidence=verdict.evidence, unused=unused)
+        return replace(status_of(endpoint, Health.UNKNOWN, unused), evidence=verdict.evidence, unused=unused)
     found = await backend.inspect(client, endpoint, timeout)
     own = [m for m in found.models if not m.remote]
     left = until - asyncio.get_running_loop().time()
@@ -237,7 +215,7 @@ async def _look(
     return EndpointStatus(
         replace(endpoint, chat_path=endpoint.chat_path or found.chat_path),
         found.health,
-        found.reason,
+        _reason_of(found),
         time.time(),
         version=found.version or verdict.version,
         models=tuple(_windowed(_detailed(m, details.get((m.id, m.digest))), endpoint) for m in own[:MAX_MODELS]),
@@ -252,6 +230,7 @@ async def _look(
         details=details,
         child_of=found.child_of,
         unused=unused,
+        children=found.children,
     )
 
 
@@ -291,11 +270,50 @@ def _detailed(model: Model, details: Details | None) -> Model:
     return replace(model, window=window, window_source=source, max_window=longest, capabilities=capabilities)
 
 
+def _reason_of(found: Inspection) -> str:
+    if len(found.models) <= MAX_MODELS:
+        return found.reason
+    return f"{found.reason}; of the models it lists only the first {MAX_MODELS:,} are used"
+
+
+def _strange(replies: Mapping[str, Reply]) -> str:
+    if any(300 <= reply.status < 400 for reply in replies.values()):
+        return "it only leads elsewhere (a redirect), which is never followed"
+    return "something answers there, but no server that Turnout knows"
+
+
+def _bounded(status: EndpointStatus) -> EndpointStatus:
+    """Fit to be kept and shown: so many models, no id that a terminal would obey, no endless words."""
+    models = tuple(_safe(model) for model in status.models if model.id == clean(model.id, 1000))
+    odd = [model.id for model in status.models if model.id != clean(model.id, 1000)]
+    excluded = [(clean(name, 200), why) for name, why in status.excluded[:MAX_MODELS]]
+    return replace(
+        status,
+        reason=clean(status.reason),
+        version=clean(status.version, 100),
+        models=models,
+        excluded=(*excluded, *((clean(name, 200), "its id holds what no id should") for name in odd)),
+        evidence=clean(status.evidence),
+        notes=tuple(clean(note) for note in status.notes[:MAX_NOTES]),
+        children=tuple(clean(url) for url in status.children[:MAX_NOTES]),
+    )
+
+
+def _safe(model: Model) -> Model:
+    if (model.family + model.quantization + model.digest).isprintable():
+        return model
+    family, quantization, digest = (clean(text, 100) for text in (model.family, model.quantization, model.digest))
+    return replace(model, family=family, quantization=quantization, digest=digest)
+
+
 def _known_verdict(target: Target, known: EndpointStatus | None) -> Identity | None:
     """An endpoint whose kind is given, or one that answered as its kind the last time."""
     if target.endpoint.kind:
         return Identity(target.endpoint.kind, "given")
-    if known is None or known.health is not Health.ONLINE or known.endpoint.kind not in BY_KIND:
+    if known is None or known.endpoint.kind not in BY_KIND:
+        return None
+    slow = known.health is Health.DEGRADED and known.models
+    if known.health not in (Health.ONLINE, Health.LOADING, Health.NEEDS_KEY) and not slow:
         return None
     return Identity(known.endpoint.kind, known.evidence, known.version, known.lasting_notes)
 
@@ -318,22 +336,41 @@ def _windowed(model: Model, endpoint: Endpoint) -> Model:
     return replace(model, window=endpoint.window, window_source="configured") if endpoint.window else model
 
 
-async def _probe(client: HttpClient, endpoint: Endpoint, timeout: float) -> dict[str, Reply]:
+async def _probe(
+    client: HttpClient, endpoint: Endpoint, timeout: float, evidence: list[Probed] | None
+) -> dict[str, Reply]:
     paths = tuple(dict.fromkeys(path for backend in BACKENDS for path in backend.probes))
+    base_url = replace(endpoint, url=endpoint.url.removesuffix("/v1"))
+
+    async def ask(path: str, timeout: float) -> Reply | BackendError | GuardError:
+        limit = MAX_LOOK_BYTES if path in GENERIC.probes else MAX_PROBE_BYTES
+        answer: Reply | BackendError | GuardError
+        try:
+            answer = await get(client, GENERIC, base_url, path, timeout, limit)
+        except (BackendError, GuardError) as error:
+            answer = error
+        if evidence is not None:
+            evidence.append(_probed(path, answer))
+        return answer
+
     first, *rest = paths
     # One probe first: where nothing listens, one refused connection is the whole cost.
-    answers = [await _get(client, endpoint, first, timeout)]
+    answers = [await ask(first, timeout)]
     if isinstance(answers[0], GuardError | EndpointDownError):
         raise answers[0]
-    answers += await asyncio.gather(*(_get(client, endpoint, path, timeout) for path in rest))
-    return {p: a for p, a in zip(paths, answers, strict=True) if not isinstance(a, BackendError | GuardError)}
+    # One path on which a server sits leaves time for the rest of the look.
+    answers += await asyncio.gather(*(ask(path, timeout * PROBE_SHARE) for path in rest))
+    if all(isinstance(answer, NonsenseError) for answer in answers):
+        raise answers[0]  # type: ignore[misc]  # all of them are errors
+    return {path: answer for path, answer in zip(paths, answers, strict=True) if isinstance(answer, Reply)}
 
 
-async def _get(client: HttpClient, endpoint: Endpoint, path: str, timeout: float) -> Reply | BackendError | GuardError:
-    try:
-        return await get(client, GENERIC, replace(endpoint, url=endpoint.url.removesuffix("/v1")), path, timeout)
-    except (BackendError, GuardError) as error:
-        return error
+def _probed(path: str, answer: Reply | BackendError | GuardError) -> Probed:
+    if isinstance(answer, BackendError | GuardError):
+        return Probed(path, 0, clean(answer.message))
+    server = answer.headers.get("server", "")
+    words = clean(answer.body[:2000].decode("utf-8", "replace"), 160)
+    return Probed(path, answer.status, f"Server: {clean(server, 60)} | {words}" if server else words)
 
 
 def identify(replies: Mapping[str, Reply], backends: Sequence[Backend] = BACKENDS) -> Identity | None:
@@ -341,5 +378,61 @@ def identify(replies: Mapping[str, Reply], backends: Sequence[Backend] = BACKEND
     return next((identity for backend in backends if (identity := backend.identify(replies))), None)
 
 
-def _status(endpoint: Endpoint, health: Health, reason: str) -> EndpointStatus:
+def status_of(endpoint: Endpoint, health: Health, reason: str) -> EndpointStatus:
+    """A status without models."""
     return EndpointStatus(endpoint, health, reason, time.time())
+
+
+# Why an address was taken for what it was taken for.
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One kind's rule and its verdict on the replies: ``evidence`` is "" where it did not match."""
+
+    kind: str
+    title: str
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """How one address was judged.
+
+    Attributes:
+        probes: what each probe answered; only the first where nothing listens.
+        rules: every rule in order; the first with evidence decided.
+        status: the verdict, with state, reason and models.
+    """
+
+    url: str
+    probes: tuple[Probed, ...]
+    rules: tuple[Rule, ...]
+    status: EndpointStatus
+
+
+async def explain_address(client: HttpClient, config: RouterConfig, url: str) -> Explanation:
+    """Look at one address as discovery does, and keep the evidence.
+
+    Args:
+        url: ``HOST:PORT`` or a URL; with the key and style that the configuration has for it, if it has.
+    """
+    url = url.rstrip("/") if "://" in url or url.startswith("unix:") else f"http://{url}"
+    named = (target for target in targets(config, detect_os()) if target.endpoint.configured)
+    target = next((t for t in named if address_of(t.endpoint.url) == address_of(url)), None)
+    target = target or Target(Endpoint(address_of(url), "", url, host_header=_host_header(url)))
+    probes: list[Probed] = []
+    replies: dict[str, Reply] = {}
+    timeout = config.discovery.timeout / 1000
+    try:
+        async with asyncio.timeout(timeout):
+            replies = await _probe(client, target.endpoint, timeout, probes)
+    except (TimeoutError, BackendError, GuardError) as error:
+        log.debug("%s: %s", url, error)  # the look below meets it again and says so
+    rules = tuple(_rule(backend, replies) for backend in BACKENDS)
+    return Explanation(url, tuple(probes), rules, await look(client, target, config))
+
+
+def _rule(backend: Backend, replies: Mapping[str, Reply]) -> Rule:
+    verdict = backend.identify(replies)
+    return Rule(backend.kind, backend.title, clean(verdict.evidence) if verdict else "")

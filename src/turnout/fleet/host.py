@@ -70,11 +70,14 @@ def _wsl_networking(env: Mapping[str, str], root: Path) -> Literal["mirrored", "
 
 
 def candidate_urls(url: str, host: HostInfo) -> tuple[str, ...]:
-    """A default loopback URL and, from inside a container, the aliases that reach the host. Others are not altered."""
+    """A default loopback URL, the same by IPv6, and from inside a container the aliases that reach the host.
+
+    Others are not altered.
+    """
     if _LOOPBACK not in url:
         return (url,)
     aliases = {
         "docker": ("host.docker.internal",),
         "podman": ("host.containers.internal", "host.docker.internal"),
     }.get(host.container, ())
-    return (url, *(url.replace("127.0.0.1", alias) for alias in aliases))
+    return (url, *(url.replace("127.0.0.1", other) for other in ("[::1]", *aliases)))

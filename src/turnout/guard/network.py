@@ -174,7 +174,7 @@ class HttpClient:
         self._resolver = _Resolver(allow, resolve)
         self._sessions: dict[tuple[str, bool], aiohttp.ClientSession] = {}
         self._closed = False
-        self._read_url = lru_cache(maxsize=256)(self._checked_url)  # the allow-list never changes
+        self._read_url = lru_cache(maxsize=4096)(self._checked_url)  # the allow-list never changes; fleets are large
 
     async def __aenter__(self) -> Self:
         return self
@@ -188,6 +188,13 @@ class HttpClient:
         sessions, self._sessions = list(self._sessions.values()), {}
         for session in sessions:
             await session.close()
+
+    async def addresses_of(self, host: str) -> tuple[str, ...]:
+        """The addresses that an allowed name or address leads to; empty when it leads nowhere, or is not allowed."""
+        try:
+            return tuple(found["host"] for found in await self._resolver.resolve(host))
+        except (GuardError, OSError):
+            return ()
 
     @staticmethod
     def request_url(endpoint_url: str, path: str) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from turnout.config import RouterConfig, TaskRouting
 from turnout.errors import NoSuitableModelError
 from turnout.fleet.catalog import Catalog
+from turnout.fleet.health import HealthBook
 from turnout.routing.capabilities import CapabilityTable, shipped_lists
 from turnout.routing.fallback import Ranked
 from turnout.types import Candidate, FallbackLevel, TaskCategory
+
+MAX_REMEMBERED = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,77 @@ def select(pool: Sequence[Candidate], needs: Needs, config: RouterConfig, table:
     policy = _policy(needs, config, routing)
     smallest = min((r.candidate for r in (*ranked, *too_small)), key=lambda c: _smallness(c, table), default=None)
     return Selection(tuple(ranked), tuple(too_small), tuple(rejected), smallest, policy, minimum)
+
+
+class Selector:
+    """The selections of one configuration; what holds for many requests is made once for each state of the catalog."""
+
+    def __init__(self, config: RouterConfig, table: CapabilityTable) -> None:
+        self._config, self._table = config, table
+        self._pool: tuple[Candidate, ...] = ()
+        self._pool_of = -1  # the catalog's generation
+        # Selections that hold for every request of up to so many tokens, while every endpoint is well.
+        self._remembered: dict[Needs, tuple[int, Selection]] = {}
+
+    def pool(self, catalog: Catalog) -> tuple[Candidate, ...]:
+        """Every candidate of the catalog."""
+        if catalog.generation != self._pool_of:
+            self._pool, self._remembered = candidates(catalog, self._table), {}
+            self._pool_of = catalog.generation
+        return self._pool
+
+    def select(
+        self, pool: Sequence[Candidate], needs: Needs, tokens: Callable[[], int], at_most: int, book: HealthBook
+    ) -> Selection:
+        """The selection from ``pool()``.
+
+        Args:
+            needs: what the request asks, its tokens not counted.
+            tokens: counts them, with the room for the answer; not called where ``at_most`` decides.
+            at_most: a number of tokens that the request cannot exceed, 0 when that is not known.
+            book: which endpoints are well.
+        """
+        if book.troubled:
+            return select_around(pool, replace(needs, tokens=tokens()), self._config, self._table, book)
+        limit, remembered = self._remembered.get(needs, (0, None))
+        if remembered is not None and 0 < at_most <= limit:
+            return remembered
+        selection = select(pool, replace(needs, tokens=tokens()), self._config, self._table)
+        if selection.ranked and not selection.too_small and len(self._remembered) < MAX_REMEMBERED:
+            self._remembered[needs] = min(r.candidate.window for r in selection.ranked), selection
+        return selection
+
+
+def select_around(
+    pool: Sequence[Candidate], needs: Needs, config: RouterConfig, table: CapabilityTable, book: HealthBook
+) -> Selection:
+    """As ``select``, with endpoints whose circuit is open left out, and those in doubt or loading behind the others.
+
+    When all that could serve are left out, the one that would be tried again first is tried now.
+    """
+    endpoints = dict.fromkeys(candidate.endpoint for candidate in pool)
+    barred = {endpoint: reason for endpoint in endpoints if (reason := book.bars(endpoint))}
+    selection = select([c for c in pool if c.endpoint not in barred], needs, config, table)
+    if barred and not selection.ranked and not selection.too_small:
+        whole = select(pool, needs, config, table)
+        able = [ranked.candidate.endpoint for ranked in (*whole.ranked, *whole.too_small)]
+        if able:
+            nearest = book.nearest(able)
+            del barred[nearest]
+            selection = select([c for c in pool if c.endpoint == nearest], needs, config, table)
+    left_out = ((c, barred[c.endpoint]) for c in pool if c.endpoint in barred)
+    ranked = sorted(selection.ranked, key=lambda r: book.rank(r.candidate.endpoint))
+    return replace(
+        selection,
+        ranked=tuple(_with_doubt(r, book) for r in ranked),
+        rejected=(*selection.rejected, *left_out),
+    )
+
+
+def _with_doubt(ranked: Ranked, book: HealthBook) -> Ranked:
+    if not book.rank(ranked.candidate.endpoint):
+        return ranked
+    return replace(ranked, reason=f"{ranked.reason}; behind others: {book.record(ranked.candidate.endpoint).health}")
 
 
 def _asked_for(pool: Sequence[Candidate], asked: str, table: CapabilityTable) -> list[Candidate]:
