@@ -45,6 +45,7 @@ docs: $(VENV)/.dev
 bench: $(VENV)/.dev weights
 	$(BIN)/python bench/proxy.py
 	$(BIN)/python bench/budgets.py
+	$(BIN)/python bench/fleet.py
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
