@@ -116,7 +116,7 @@ def start_llama(
         pytest.fail(f"the test weights {WEIGHTS} are missing: run `make weights`", pytrace=False)
     loaded = wait and not delay_load
     if not loaded and not port:
-        port = _free_port()
+        port = free_port()
     held = HeldWeights() if delay_load else None
     path = held.path if held is not None else WEIGHTS
     wanted = Start(str(path), api_key, n_ctx, 1, alias, parallel, port, temperature=0.0)
@@ -143,7 +143,7 @@ def start_llama(
     return server
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

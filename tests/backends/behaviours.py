@@ -80,6 +80,7 @@ class Case:
         fake: its state, for faults; of a real server what is known of it.
         lacks: behaviours that the server does not offer, with the reason.
         question: what it is asked where the behaviour does not care.
+        long: a question whose answer takes long.
     """
 
     kind: str
@@ -88,6 +89,7 @@ class Case:
     fake: Fake
     lacks: dict[str, str]
     question: ChatRequest = QUESTION
+    long: ChatRequest = QUESTION
 
     @property
     def backend(self) -> Backend:
@@ -347,9 +349,9 @@ async def error_under_200(case: Case) -> None:
 
 
 async def hang(case: Case) -> None:
-    await case.given(fault="hang")
     limits = replace(QUICK, first_byte=0.2)
     model = await case.model()
+    await case.given(fault="hang")
     request = ChatRequest((message("user", "hello"),))
     lane = event_lane(case.client, case.backend, case.endpoint(limits=limits), model, request, model.window)
     with pytest.raises(PhaseTimeoutError, match="did not begin"):
@@ -361,8 +363,7 @@ async def hang(case: Case) -> None:
 async def cancel(case: Case) -> None:
     await case.given(fault="stall")
     model = await case.model()
-    request = ChatRequest((message("user", "Count from one to a thousand."),))
-    lane = event_lane(case.client, case.backend, case.endpoint(), model, request, model.window)
+    lane = event_lane(case.client, case.backend, case.endpoint(), model, case.long, model.window)
     async with aclosing(lane) as events:
         async for event in events:
             if isinstance(event, TextDelta):

@@ -1,0 +1,156 @@
+"""Real servers that somebody brought: ``tests/get_servers.sh`` does. Each runs in a process group of its own.
+
+TURNOUT_TEST_LLAMA_SERVER, TURNOUT_TEST_OLLAMA (or ``ollama`` on the PATH) and TURNOUT_TEST_DASLLAMA name the programs;
+TURNOUT_TEST_GGUF_Q8 the weights that dasllama can read, beside which it puts a cache of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.servers import WEIGHTS, HeldWeights, free_port
+
+LLAMA_SERVER = os.environ.get("TURNOUT_TEST_LLAMA_SERVER", "")
+OLLAMA = os.environ.get("TURNOUT_TEST_OLLAMA") or shutil.which("ollama") or ""
+DASLLAMA = os.environ.get("TURNOUT_TEST_DASLLAMA", "")
+Q8 = os.environ.get("TURNOUT_TEST_GGUF_Q8", "")
+START_SECONDS = 60.0
+EXAMPLES = Path(__file__).parent / "recordings" / "ollama" / "Modelfile.tools"
+
+
+class RealServer:
+    """A running server with a folder of its own. ``stop`` must be called, also after ``kill``."""
+
+    def __init__(self, command: Sequence[str], port: int, folder: Path, env: Mapping[str, str] | None = None) -> None:
+        self.url, self.folder = f"http://127.0.0.1:{port}", folder
+        self.held: HeldWeights | None = None
+        self._log = (folder / "log").open("wb")
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            cwd=folder,
+            env={**os.environ, **(env or {})},
+            start_new_session=True,
+        )
+
+    @property
+    def log(self) -> str:
+        """What it has said until now."""
+        return (self.folder / "log").read_text("utf-8", "replace")
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to it and to the children that it started."""
+        os.killpg(self.process.pid, number)
+
+    def ready(self, path: str) -> None:
+        """Wait until ``path`` answers 200."""
+        end = time.monotonic() + START_SECONDS
+        while self.status(path) != 200:
+            if self.process.poll() is not None or time.monotonic() > end:
+                said = self.log[-2000:]
+                self.stop()
+                pytest.fail(f"{self.process.args!r} did not start: {said}", pytrace=False)
+            time.sleep(0.05)
+
+    def status(self, path: str) -> int:
+        """The status of a GET, 0 when nothing listens yet."""
+        try:
+            with urllib.request.urlopen(self.url + path, timeout=5.0) as reply:
+                return int(reply.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+        except OSError:
+            return 0
+
+    def stop(self) -> None:
+        """End it and all of its children. Safe to call twice."""
+        with contextlib.suppress(ProcessLookupError):
+            self.signal(signal.SIGKILL)
+        self.process.wait()
+        self._log.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.held is not None:
+            self.held.remove()
+            self.held = None
+
+
+def folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="turnout-real-"))
+
+
+def llama_server(*options: str, key: str = "", hold: bool = False) -> RealServer:
+    """``llama-server`` with the test weights as ``smol``; with ``hold`` it goes on loading until it is stopped."""
+    held = HeldWeights() if hold else None
+    port = free_port()
+    keyed = ("--api-key", key) if key else ()
+    weights = str(held.path if held is not None else WEIGHTS)
+    command = [LLAMA_SERVER, "-m", weights, "-a", "smol", "-t", "1", "--host", "127.0.0.1", "--port", str(port)]
+    server = RealServer([*command, *options, *keyed], port, folder())
+    server.held = held
+    while hold and server.status("/health") != 503:
+        time.sleep(0.05)
+    if not hold:
+        server.ready("/health")
+    return server
+
+
+def llama_router(key: str = "") -> RealServer:
+    """``llama-server`` as a router of two models, of which it keeps one loaded."""
+    port, place = free_port(), folder()
+    shared = "[*]\nc = 1024\nthreads = 1\nno-warmup = true\nembeddings = true\npooling = mean\n"
+    preset = place / "preset.ini"
+    preset.write_text(shared + "".join(f"\n[{name}]\nmodel = {WEIGHTS}\n" for name in ("other", "smol")), "utf-8")
+    command = [LLAMA_SERVER, "--models-preset", str(preset), "--models-max", "1", "--host", "127.0.0.1"]
+    keyed = ("--api-key", key) if key else ()
+    server = RealServer([*command, "--port", str(port), *keyed], port, place)
+    server.ready("/health")
+    return server
+
+
+def ollama(models: Path | None = None) -> RealServer:
+    """``ollama serve`` with the store ``models``, or with two models of the test weights and another machine's stub."""
+    port, place = free_port(), folder()
+    store = models or place / "models"
+    env = {
+        "HOME": str(place),
+        "OLLAMA_HOST": f"127.0.0.1:{port}",
+        "OLLAMA_NO_CLOUD": "1",
+        "OLLAMA_MODELS": str(store),
+        "OLLAMA_NOPRUNE": "1",  # two servers may share the store
+    }
+    server = RealServer([OLLAMA, "serve"], port, place, env)
+    server.ready("/api/version")
+    if models is None:
+        plain = f"FROM {WEIGHTS}\nPARAMETER num_thread 1\n"
+        calling = "\n".join([f"FROM {WEIGHTS}", *EXAMPLES.read_text("utf-8").splitlines()[1:]])
+        for name, text in (("smol", plain), ("smol-tools", calling)):
+            file = place / f"Modelfile.{name}"
+            file.write_text(text, "utf-8")
+            command = [OLLAMA, "create", name, "-f", str(file)]
+            subprocess.run(command, env={**os.environ, **env}, check=True, capture_output=True)
+        far = b'{"model":"far","from":"big:120b","remote_host":"http://127.0.0.1:9","stream":false}'
+        urllib.request.urlopen(f"{server.url}/api/create", far, timeout=30.0).close()
+    return server
+
+
+def dasllama() -> RealServer:
+    """``dasllama-server``, an engine of its own that speaks the OpenAI protocol."""
+    port = free_port()
+    command = [DASLLAMA, "-m", Q8, "-p", str(port), "--host", "127.0.0.1", "--threads", "1", "--ctx", "2048"]
+    server = RealServer(command, port, folder())
+    server.ready("/v1/models")
+    return server
