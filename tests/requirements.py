@@ -73,7 +73,7 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "steps 1 to 9 in order",
         by(
             REAL + "test_quick_route_answers_with_the_real_model",
-            code=("turnout.router:Router.route", "turnout.router:classify", "turnout.router:enrich"),
+            code=("turnout.router:Router.route", "turnout.request:classify", "turnout.request:enrich"),
         ),
     ),
     (
@@ -81,7 +81,7 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "code context comes before the model",
         by(
             PARTS + "test_code_context_reaches_the_model_at_the_end_of_the_users_turn",
-            code=("turnout.router:enrich", "turnout.code.enrich:build_enriched_query", "turnout.code.search:look_up"),
+            code=("turnout.request:enrich", "turnout.code.enrich:build_enriched_query", "turnout.code.search:look_up"),
         ),
     ),
     ("LIB-3", "apply edits when asked", CODE),

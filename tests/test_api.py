@@ -16,7 +16,7 @@ from tests.servers import WEIGHTS
 from turnout.api import LocalLLMRouter, collect, load_any
 from turnout.build import open_router
 from turnout.errors import GuardError, NoServiceError, UsageError
-from turnout.router import check
+from turnout.request import check
 from turnout.types import ChatRequest, Image, Message, Text, message
 
 ALONE = {"discovery": {"enabled": False}}

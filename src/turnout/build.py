@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from turnout.backends import DEFAULT_URLS
 from turnout.code.search import TextSearch
-from turnout.config import EmbeddedConfig, LoadedConfig, audit_path, data_dir, section_of
+from turnout.config import EmbeddedConfig, LoadedConfig, RouterConfig, audit_path, data_dir, section_of
 from turnout.config_load import load_config
 from turnout.errors import EmbeddedError, GuardError
+from turnout.fleet import search
 from turnout.fleet.discovery import targets
-from turnout.fleet.host import detect_os
+from turnout.fleet.host import HostInfo, detect_os, on_loopback
+from turnout.fleet.inventory import Inventory, endpoints_of, read_inventory
+from turnout.fleet.pins import pins_or_none, pins_path
 from turnout.fleet.watch import Fleet
 from turnout.guard.allow import AllowList
 from turnout.guard.audit import AuditLog, open_audit
 from turnout.guard.network import open_client
+from turnout.residency import keep_warm
 from turnout.router import Router
 from turnout.routing.capabilities import load_table
-from turnout.types import Health
+from turnout.types import Endpoint, Health
 
 if TYPE_CHECKING:
     from turnout.context.store import SessionStore
     from turnout.embedded import RunningEmbedded
     from turnout.fleet.catalog import Catalog
-    from turnout.types import Endpoint
 
 log = logging.getLogger("turnout")
 
@@ -49,6 +54,7 @@ async def open_router(
     store: SessionStore | None = None,
     watch: bool = False,
     whole: bool = False,
+    scan: bool = False,
 ) -> AsyncIterator[Router]:
     """A Router that has looked at the endpoints once. With ``embedded.fallback`` the bundled demonstration model is
     started as soon as nothing else answers.
@@ -59,6 +65,7 @@ async def open_router(
         store: where sessions are kept; None keeps nothing.
         watch: it stays open: keep looking, at each endpoint about every ``discovery.interval``, and write the start to
             the audit log, so that one that cannot be written is found now and not at the first query.
+        scan: look for servers in ``discovery.scan_cidrs`` first.
         whole: wait for every endpoint; else those that hang are waited for behind, once somebody serves.
 
     Raises:
@@ -81,21 +88,34 @@ async def open_router(
         stack.push_async_callback(bundled.stop)
         if embedded:
             await bundled.start()
-        fleet = Fleet(client, config, detect_os(), extra=bundled.endpoints, stand_in=bundled.stand_in)
+        fleet = Fleet(
+            client,
+            config,
+            host_of(config),
+            extra=bundled.endpoints,
+            stand_in=bundled.stand_in,
+            inventory=_inventory(loaded, allow),
+        )
         await stack.enter_async_context(fleet)
+        pins = partial(pins_or_none, pins_path(data_dir()))
         user_models = Path(config.routing.models_file) if config.routing.models_file else None
         router = Router(
             client=client,
             config=config,
             table=load_table(user_models),
             fleet=fleet,
+            pins=pins,
             code=TextSearch(),
             audit=audit,
             store=store,
         )
+        if scan:
+            await search.once(client, config, fleet, audit)
         await fleet.refresh(whole=whole)
         if watch:
             fleet.watch()
+            await stack.enter_async_context(search.keep_on(client, config, fleet, allow, audit))
+            await stack.enter_async_context(keep_warm(client, fleet, pins, router.forget_candidates))
         yield router
 
 
@@ -135,6 +155,23 @@ class _Bundled:
             await self._running.stop()
 
 
+def host_of(config: RouterConfig) -> HostInfo:
+    """Where we run, as far as the configuration lets discovery see it."""
+    alone = config.discovery.loopback_only or os.environ.get("TURNOUT_LOOPBACK_ONLY") == "1"
+    return on_loopback(detect_os()) if alone else detect_os()
+
+
+def _inventory(loaded: LoadedConfig, allow: AllowList) -> Inventory | None:
+    section = loaded.config.discovery
+    if section.inventory is None:
+        return None
+    key = Path(section.inventory_key) if section.inventory_key else None
+    inventory = read_inventory(Path(section.inventory), key, os.environ)
+    for endpoint in endpoints_of(inventory):
+        _require_allowed(allow, endpoint, section.inventory)
+    return inventory
+
+
 def refuse_outside(loaded: LoadedConfig) -> AllowList:
     """The allow-list of a configuration, once it is sure that it holds every configured endpoint; dials none.
 
@@ -142,17 +179,19 @@ def refuse_outside(loaded: LoadedConfig) -> AllowList:
         GuardError: one is outside; says where it is configured.
     """
     allow = AllowList.from_config(loaded.config.security)
-    for target in targets(loaded.config, detect_os()):
-        if not target.endpoint.configured:
-            continue
-        try:
-            allow.check_url(target.endpoint.url)
-        except GuardError as error:
-            name = target.endpoint.name
-            place = loaded.place(f"{section_of(loaded.config, name)}.endpoint")
-            message = f"{place}: endpoint {name}: {error.message}"
-            raise GuardError(message, target=error.target, hint=error.hint) from error
+    for target in targets(loaded.config, host_of(loaded.config)):
+        if target.endpoint.configured:
+            section = section_of(loaded.config, target.endpoint.name)
+            _require_allowed(allow, target.endpoint, loaded.place(f"{section}.endpoint"))
     return allow
+
+
+def _require_allowed(allow: AllowList, endpoint: Endpoint, place: str) -> None:
+    try:
+        allow.check_url(endpoint.url)
+    except GuardError as error:
+        message = f"{place}: endpoint {endpoint.name}: {error.message}"
+        raise GuardError(message, target=error.target, hint=error.hint) from error
 
 
 def _open_audit(loaded: LoadedConfig) -> AuditLog | None:

@@ -206,6 +206,39 @@ class DiscoveryConfig(Section, frozen=True, kw_only=True):
             extra={"unit": "ms"},
         ),
     ] = 15_000
+    loopback_only: Annotated[
+        bool,
+        Meta(
+            description="Nothing beyond this machine's loopback is looked for: no aliases of a container's host, no "
+            "gateway, no scan, no beacon. `TURNOUT_LOOPBACK_ONLY=1` is the same. Configured endpoints stay."
+        ),
+    ] = False
+    inventory: Annotated[
+        str | None,
+        Meta(description="The site's list of servers (docs/fleet.md). Relative to the configuration file."),
+    ] = None
+    inventory_key: Annotated[
+        str | None,
+        Meta(description="The site's Ed25519 public key (PEM): the inventory is used only when its signature is good."),
+    ] = None
+    scan_cidrs: Annotated[
+        tuple[str, ...],
+        Meta(description="Networks to scan, each at most a /24 and in the allow-list. Nothing is scanned by default."),
+    ] = ()
+    scan_ports: Annotated[
+        tuple[Annotated[int, Meta(ge=1, le=65_535)], ...],
+        Meta(description="The ports that a scan tries. Default: those of the known kinds."),
+    ] = ()
+    scan_rate: Annotated[
+        int, Meta(ge=1, le=1000, description="Connections that a scan begins, at most.", extra={"unit": "a second"})
+    ] = 50
+    scan_interval: Annotated[
+        int,
+        Meta(ge=60_000, le=86_400_000, description="How often `turnout serve` scans again.", extra={"unit": "ms"}),
+    ] = 3_600_000
+    beacon: Annotated[
+        bool, Meta(description="Listen for servers that announce themselves by broadcast (UDP port 13305).")
+    ] = False
 
 
 class EmbeddedConfig(Section, frozen=True, kw_only=True):

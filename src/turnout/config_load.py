@@ -440,7 +440,13 @@ def _with_files(config: RouterConfig, source: _Source) -> RouterConfig:
     _require_path(config.security.audit_log_path, ("security", "audit_log_path"), source)
     if routing.models_file is not None:
         routing = replace(routing, models_file=str(source.place(routing.models_file)))
-    return replace(config, services=services, custom_endpoints=custom, routing=routing)
+    discovery = config.discovery
+    for name in ("inventory", "inventory_key"):
+        given = getattr(discovery, name)
+        _require_path(given, ("discovery", name), source)
+        if given is not None:
+            discovery = replace(discovery, **{name: str(source.place(given))})
+    return replace(config, services=services, custom_endpoints=custom, routing=routing, discovery=discovery)
 
 
 def _require_path(name: str | None, path: KeyPath, source: _Source) -> None:

@@ -19,6 +19,7 @@ Problem: TypeAlias = tuple[KeyPath, str, str]
 
 # Keys that are read and have no effect yet, with the reason.
 NO_EFFECT = {("security", "verify_checksums"): "no digests are recorded, so nothing is verified"}
+MAX_SCANNED = 256
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 # The largest network of an air-gapped site, by IP version: 10.0.0.0/8 is the largest private one.
 SHORTEST_PREFIX = {4: 8, 6: 7}
@@ -51,6 +52,19 @@ def impossible(config: RouterConfig, kinds: Mapping[str, str]) -> Iterator[Probl
         hint = f"{', '.join(LOOPBACK)}: serving other machines needs keys, which do not exist yet"
         yield ("gateway", "host"), f"{shown(config.gateway.host)} is not loopback", hint
     yield from _security_problems(config)
+    yield from _scan_problems(config)
+
+
+def _scan_problems(config: RouterConfig) -> Iterator[Problem]:
+    for number, text in enumerate(config.discovery.scan_cidrs):
+        here = ("discovery", "scan_cidrs", str(number))
+        network = _network(text)
+        if network is None:
+            yield here, f"{shown(text)} is not a network", _network_hint(text)
+        elif network.num_addresses > MAX_SCANNED:
+            yield here, f"{text} has {network.num_addresses:,} addresses", f"at most {MAX_SCANNED}, for example a /24"
+    if config.discovery.inventory_key and not config.discovery.inventory:
+        yield ("discovery", "inventory_key"), "there is no inventory that it could be the key of", "set inventory"
 
 
 def _endpoint_problems(here: KeyPath, section: ServiceConfig | CustomEndpoint) -> Iterator[Problem]:

@@ -8,7 +8,7 @@ import random
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,18 +31,18 @@ from turnout.errors import (
     StorageError,
     StreamBrokenError,
     TurnoutError,
-    UsageError,
 )
 from turnout.fleet.catalog import Catalog
 from turnout.guard.audit import AuditLog, QueryEnd, QueryStart
 from turnout.guard.trail import Trail
+from turnout.request import answer_room, capabilities_of, check, clamped, classify, enrich, query_of
+from turnout.residency import the_one, unload, warm
 from turnout.routing.advice import BUNDLED, what_to_check
 from turnout.routing.capabilities import CapabilityTable
 from turnout.routing.classify import classify_task
 from turnout.routing.fallback import LOADING_WAIT, after_error, plan_attempts
 from turnout.routing.select import Needs, Selection, Selector, unsuitable
 from turnout.types import (
-    VIRTUAL_MODELS,
     Attempt,
     AttemptRecord,
     Candidate,
@@ -51,16 +51,11 @@ from turnout.types import (
     Event,
     FallbackLevel,
     Health,
-    Image,
-    Message,
     Notice,
     Principal,
     Route,
     Started,
-    TaskCategory,
-    Text,
     TextDelta,
-    ToolResult,
     Usage,
     UsageReport,
     WireFormat,
@@ -68,13 +63,13 @@ from turnout.types import (
 )
 
 if TYPE_CHECKING:
+    from turnout.backends.base import Told
     from turnout.code.provider import CodeContext, CodeProvider
     from turnout.context.store import SessionStore
+    from turnout.fleet.pins import Pin
     from turnout.fleet.watch import Fleet
     from turnout.guard.network import HttpClient
 
-MAX_QUERY_CHARS = 2_000_000
-DEFAULT_ANSWER_TOKENS = 1024
 MAX_SHOWN_ATTEMPTS = 8
 # Of a server that fails with every one of many models, each try may load another of them.
 MAX_ATTEMPTS = 16
@@ -145,14 +140,15 @@ class Router:
         config: RouterConfig,
         table: CapabilityTable,
         fleet: Fleet,
+        pins: Callable[[], frozenset[Pin]],
         code: CodeProvider,
         audit: AuditLog | None,
         store: SessionStore | None,
     ) -> None:
-        self._client, self._config, self._table, self.fleet = client, config, table, fleet
+        self.client, self._config, self._table, self.fleet = client, config, table, fleet
         self._code, self._store = code, store
         self._trail = Trail(audit) if audit is not None else None
-        self._selector = Selector(config, table)
+        self._selector = Selector(config, table, pins)
 
     @property
     def audit_alarm(self) -> AuditError | None:
@@ -168,6 +164,22 @@ class Router:
         """Look at every endpoint again."""
         return await self.fleet.refresh()
 
+    def forget_candidates(self) -> None:
+        """Rate the served models anew for the next request."""
+        self._selector.forget()
+
+    async def load_model(self, asked: str, told: Told) -> Candidate:
+        """Load ``MODEL`` or ``MODEL@ENDPOINT``. Raises as ``residency.the_one`` and ``residency.warm``."""
+        candidate = the_one(self._selector.pool(self.catalog), asked, self._table)
+        await warm(self.client, candidate, told)
+        return candidate
+
+    async def unload_model(self, asked: str) -> Candidate:
+        """Unload it. Raises as ``residency.the_one`` and ``residency.unload``."""
+        candidate = the_one(self._selector.pool(self.catalog), asked, self._table)
+        await unload(self.client, candidate)
+        return candidate
+
     async def route(self, request: ChatRequest, principal: Principal = LOCAL) -> AsyncGenerator[Event, None]:
         """Answer ``request`` as a stream of events. Close the stream to cancel (``aclosing``).
 
@@ -179,7 +191,7 @@ class Router:
             StreamBrokenError: the answer broke off after output had begun; carries what came.
             AuditError: the audit log cannot be written, so nothing was run.
         """
-        run = Run(request, principal, _query(request))
+        run = Run(request, principal, query_of(request))
         await self._audit_start(run)
         try:
             check(request)
@@ -236,7 +248,7 @@ class Router:
         if not selection.ranked:  # what is older will be compacted
             system = (m for m in request.messages if m.role == "system")
             request = replace(request, messages=(*system, message("user", request.last_user_text)))
-        return room_for(first.window, first.window - self._tokens(request) - _room(request, first.window))
+        return room_for(first.window, first.window - self._tokens(request) - answer_room(request, first.window))
 
     def _only_loading(self) -> bool:
         return not self.catalog.serving and any(s.health is Health.LOADING for s in self.catalog.endpoints)
@@ -265,9 +277,9 @@ class Router:
             category=task.category if task else None,
             model="" if task is not None else request.model,
             tokens=0,
-            capabilities=_capabilities(request),
+            capabilities=capabilities_of(request),
         )
-        book, room = self.fleet.book, _room(request, 0)
+        book, room = self.fleet.book, answer_room(request, 0)
         pool = self._selector.pool(self.catalog)
         if book.troubled:
             self.fleet.look_behind(book.due(candidate.endpoint for candidate in pool))
@@ -324,7 +336,7 @@ class Router:
         candidate = attempt.candidate
         told, scale = run.told.get(candidate.label, (0, 1.0))
         window = min(candidate.window, told or candidate.window)
-        reserve = _room(request, window)
+        reserve = answer_room(request, window)
         if request.raw is not None and len(request.raw.body) + reserve <= window:
             # Tokens never exceed bytes: nothing to count, nothing to cut.
             return Fitted(request.messages, 0, 0, (), changed=False)
@@ -353,7 +365,7 @@ class Router:
             return
         backend = BY_KIND[candidate.endpoint.kind]
         try:
-            exact = await backend.count_tokens(self._client, candidate.endpoint, request, candidate.model)
+            exact = await backend.count_tokens(self.client, candidate.endpoint, request, candidate.model)
         except BackendError:
             exact = 0
         tokens = exact or tokens
@@ -372,15 +384,15 @@ class Router:
         same_format = request.raw is not None and request.raw.format is backend.wire is WireFormat.OPENAI_CHAT
         if same_format and backend.streams and not fitted.changed:
             return raw_lane(
-                self._client, backend, candidate.endpoint, candidate.model, request, _clamped(request, candidate)
+                self.client, backend, candidate.endpoint, candidate.model, request, clamped(request, candidate)
             )
         sent = replace(
             request,
             messages=tuple(fitted.messages),
             raw=None,
-            max_tokens=_clamped(request, candidate) or request.max_tokens,
+            max_tokens=clamped(request, candidate) or request.max_tokens,
         )
-        return event_lane(self._client, backend, candidate.endpoint, candidate.model, sent, candidate.window)
+        return event_lane(self.client, backend, candidate.endpoint, candidate.model, sent, candidate.window)
 
     def _heads(self, run: Run, request: ChatRequest, attempt: Attempt, fitted: Fitted, began: float) -> Sequence[Event]:
         run.attempts.append(_record_of(attempt, None, began))
@@ -469,89 +481,6 @@ class Router:
                 response="".join(run.text),
             )
         )
-
-
-def _query(request: ChatRequest) -> str:
-    """The words of a request that its hash in the log is of."""
-    raw = request.raw
-    return request.last_user_text or (raw.body.decode("utf-8", "replace") if raw else "")
-
-
-_ASKING = (Image, ToolResult)  # what asks for an answer without a word
-
-
-def check(request: ChatRequest) -> None:
-    """Refuse what no model can answer.
-
-    Raises:
-        UsageError: nothing is asked, or more than any local model reads.
-    """
-    if request.raw is not None and not request.messages:
-        return
-    said = (part for m in request.messages if m.role != "system" for part in m.parts)
-    if not any(part.text.strip() if isinstance(part, Text) else isinstance(part, _ASKING) for part in said):
-        raise UsageError("the query is empty", hint="give a question")
-    if any(isinstance(part, Image) and part.url for m in request.messages for part in m.parts):
-        raise UsageError("an image is given by its address, which a server would fetch", hint="send it as base64 data")
-    if request.raw is not None and len(request.raw.body) <= MAX_QUERY_CHARS:
-        return
-    longest = len(request.last_user_text)
-    if longest > MAX_QUERY_CHARS:
-        raise UsageError(
-            f"the query has {longest:,} characters, the most is {MAX_QUERY_CHARS:,}", hint="ask about a part of it"
-        )
-
-
-def classify(request: ChatRequest) -> ClassificationResult | None:
-    """The kind of work; None when an exact model was asked for, which needs no decision."""
-    if request.category is not None:
-        return replace(classify_task(request.last_user_text), category=request.category, evidence=("asked for",))
-    if request.model and request.model not in VIRTUAL_MODELS:
-        return None
-    if request.model in tuple(TaskCategory):
-        category = TaskCategory(request.model)
-        return replace(classify_task(request.last_user_text), category=category, evidence=("asked for",))
-    return classify_task(request.last_user_text)
-
-
-def enrich(request: ChatRequest, context: CodeContext | None) -> ChatRequest:
-    """The request with the code context at the end of the newest user turn, after everything that is stable."""
-    if context is None:
-        return request
-    from turnout.code.enrich import build_enriched_query
-
-    index = max((i for i, m in enumerate(request.messages) if m.role == "user"), default=-1)
-    if index < 0:
-        return request
-    turn = request.messages[index]
-    enriched = build_enriched_query(turn.text, context)
-    if enriched == turn.text:
-        return request
-    others = tuple(part for part in turn.parts if not isinstance(part, Text))
-    new = Message(turn.role, (Text(enriched), *others), turn.extras)
-    return replace(request, messages=(*request.messages[:index], new, *request.messages[index + 1 :]))
-
-
-def _capabilities(request: ChatRequest) -> frozenset[str]:
-    needed = {"tools"} if request.tools else set()
-    if any(isinstance(part, Image) for m in request.messages for part in m.parts):
-        needed.add("vision")
-    return frozenset(needed)
-
-
-def _room(request: ChatRequest, window: int) -> int:
-    """Tokens kept free for the answer: what was asked for, at most half of the window."""
-    wanted = request.max_tokens or DEFAULT_ANSWER_TOKENS
-    if not window:
-        return min(wanted, DEFAULT_ANSWER_TOKENS)
-    return min(wanted, window // 2 if request.max_tokens else window // 4)
-
-
-def _clamped(request: ChatRequest, candidate: Candidate) -> int | None:
-    """``max_tokens`` for the server when the client's exceeds the window (qwen sends 32000), else None."""
-    if request.max_tokens and request.max_tokens >= candidate.window:
-        return max(1, candidate.window // 2)
-    return None
 
 
 def _record_of(attempt: Attempt, error: BackendError | None, began: float) -> AttemptRecord:

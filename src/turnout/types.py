@@ -423,6 +423,7 @@ class Candidate:
         window: tokens usable now; ``window_source`` says how that is known.
         scores: 0 to 100 per category.
         score_source: where the scores come from, or ``estimate: ...``.
+        evicts: the pinned model that loading this one may push out, or "".
     """
 
     endpoint: Endpoint
@@ -432,6 +433,7 @@ class Candidate:
     window_source: WindowSource
     scores: Mapping[TaskCategory, float]
     score_source: str = ""
+    evicts: str = ""
 
     @property
     def label(self) -> str:

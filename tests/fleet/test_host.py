@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ def machine(root: Path, *files: str, kernel: str = "Linux version 6.8.0-generic\
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    (root / "proc").mkdir()
+    (root / "proc").mkdir(exist_ok=True)
     (root / "proc/version").write_text(kernel)
     return root
 
@@ -66,18 +67,39 @@ def test_other_platforms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system
     assert (host.platform, host.wsl) == (name, False)
 
 
+ROUTES = """Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
+eth0\t00000000\t010011AC\t0003\t0\t0\t0\t00000000\t0\t0\t0
+eth0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0
+"""
+
+
+@pytest.mark.skipif(sys.byteorder != "little", reason="the table is in the machine's byte order")
+def test_the_gateway_is_read_where_it_may_be_the_host(tmp_path: Path) -> None:
+    root = machine(tmp_path, ".dockerenv", "proc/net/route")
+    (root / "proc/net/route").write_text(ROUTES)
+    assert detect_os({}, root).gateway == "172.17.0.1"
+    assert detect_os({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, root).gateway == ""
+    (root / ".dockerenv").unlink()
+    assert detect_os({}, root).gateway == ""
+    (root / "proc/version").write_text(WSL_KERNEL)
+    assert detect_os({}, root).gateway == "172.17.0.1"
+    (root / "proc/net/route").write_text("nonsense\neth0 00000000 ZZZZ x x x x 00000000\n")
+    assert detect_os({}, root).gateway == ""
+
+
 @pytest.mark.parametrize(
-    ("container", "aliases"),
+    ("container", "gateway", "places"),
     [
-        ("", ()),
-        ("kubernetes", ()),
-        ("docker", ("host.docker.internal",)),
-        ("podman", ("host.containers.internal", "host.docker.internal")),
+        ("", "", ("[::1]",)),
+        ("", "172.30.0.1", ("[::1]", "172.30.0.1")),
+        ("kubernetes", "", ("[::1]",)),
+        ("docker", "172.17.0.1", ("[::1]", "host.docker.internal", "172.17.0.1")),
+        ("podman", "", ("[::1]", "host.containers.internal", "host.docker.internal")),
     ],
 )
-def test_default_addresses_are_expanded_never_rewritten(container: str, aliases: tuple[str, ...]) -> None:
-    host = HostInfo("linux", "6", "x86_64", container=container)  # type: ignore[arg-type]
-    expected = tuple(f"http://{address}:11434" for address in ("127.0.0.1", "[::1]", *aliases))
+def test_default_addresses_are_expanded_never_rewritten(container: str, gateway: str, places: tuple[str, ...]) -> None:
+    host = HostInfo("linux", "6", "x86_64", container=container, gateway=gateway)  # type: ignore[arg-type]
+    expected = ("http://127.0.0.1:11434", *(f"http://{place}:11434" for place in places))
     assert candidate_urls("http://127.0.0.1:11434", host) == expected
-    for explicit in ("http://10.0.0.5:8000", "http://gpu-box:1234/v1", "unix:/run/x.sock"):
+    for explicit in ("http://10.0.0.5:11434", "http://gpu-box:8000", "unix:/run/x.sock"):
         assert candidate_urls(explicit, host) == (explicit,)

@@ -80,6 +80,7 @@ class Inspection:
         capacity: models it keeps loaded at once, 0 when it does not tell.
         children: base URLs, as seen from here, of private servers that it started and speaks for.
         notes: what an air-gap audit wants to know of it (a way out that is open, a tool that runs commands).
+        speed: tokens a second that it generates or last generated, 0.0 when it does not tell.
         chat_path: where this very server takes chat, when that is not its kind's usual path.
         child_of: the kind of server whose store its weights come from, or "": most likely that server started it for
             itself, and what it has is counted there already.
@@ -95,6 +96,7 @@ class Inspection:
     children: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     version: str = ""
+    speed: float = 0.0
     chat_path: str = ""
     child_of: str = ""
 

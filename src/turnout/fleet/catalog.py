@@ -33,6 +33,7 @@ class EndpointStatus:
         since: when it took this state, in seconds since the epoch; 0.0 when it was only looked at once, by itself.
         silent: nothing came back within the time limit, which a server that computes may do.
         children: addresses of servers that it runs for itself alone.
+        speed: tokens a second that it generates or last generated, 0.0 when it does not tell.
     """
 
     endpoint: Endpoint
@@ -55,6 +56,7 @@ class EndpointStatus:
     since: float = 0.0
     silent: bool = False
     children: tuple[str, ...] = ()
+    speed: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

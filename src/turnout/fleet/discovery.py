@@ -222,6 +222,7 @@ async def _look(
         excluded=tuple(excluded),
         slots=found.slots,
         busy=found.busy,
+        speed=found.speed,
         waiting=found.waiting,
         capacity=found.capacity,
         evidence=verdict.evidence,

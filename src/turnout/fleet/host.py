@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +27,7 @@ class HostInfo:
         wsl: inside the Windows Subsystem for Linux, not in a container there.
         wsl_networking: ``mirrored`` (127.0.0.1 reaches Windows too), ``nat`` (it is the subsystem's own), or "".
         container: what we run in, or "".
+        gateway: the default gateway's IPv4 address where it may be the host (in a container, under WSL's NAT), or "".
     """
 
     platform: Literal["windows", "linux", "darwin"]
@@ -33,6 +36,7 @@ class HostInfo:
     wsl: bool = False
     wsl_networking: Literal["mirrored", "nat", ""] = ""
     container: Literal["docker", "podman", "kubernetes", ""] = ""
+    gateway: str = ""
 
 
 def detect_os(env: Mapping[str, str] = os.environ, root: Path = Path("/")) -> HostInfo:
@@ -46,7 +50,23 @@ def detect_os(env: Mapping[str, str] = os.environ, root: Path = Path("/")) -> Ho
     container = _container(env, root)
     # A container inside the subsystem has Microsoft's kernel too, and the container's network.
     networking = "" if container or system != "linux" else _wsl_networking(env, root)
-    return HostInfo(system, platform.release(), platform.machine(), bool(networking), networking, container)
+    gateway = _default_gateway(root) if container in ("docker", "podman") or networking == "nat" else ""
+    return HostInfo(system, platform.release(), platform.machine(), bool(networking), networking, container, gateway)
+
+
+def _default_gateway(root: Path) -> str:
+    """From the kernel's routing table, whose addresses are hexadecimal in the machine's byte order."""
+    try:
+        lines = (root / "proc/net/route").read_text("ascii", "replace").splitlines()[1:]
+    except OSError:
+        return ""
+    for fields in (line.split() for line in lines):
+        if len(fields) > 7 and fields[1] == "00000000" and fields[7] == "00000000":
+            try:
+                return str(IPv4Address(int(fields[2], 16).to_bytes(4, sys.byteorder)))
+            except (ValueError, OverflowError):
+                return ""
+    return ""
 
 
 def _container(env: Mapping[str, str], root: Path) -> Literal["docker", "podman", "kubernetes", ""]:
@@ -69,10 +89,16 @@ def _wsl_networking(env: Mapping[str, str], root: Path) -> Literal["mirrored", "
     return "mirrored" if (root / "sys/class/net/loopback0").exists() else "nat"
 
 
-def candidate_urls(url: str, host: HostInfo) -> tuple[str, ...]:
-    """A default loopback URL, the same by IPv6, and from inside a container the aliases that reach the host.
+def on_loopback(host: HostInfo) -> HostInfo:
+    """The machine as if nothing but its loopback led to a server (``discovery.loopback_only``)."""
+    return replace(host, container="", gateway="")
 
-    Others are not altered.
+
+def candidate_urls(url: str, host: HostInfo) -> tuple[str, ...]:
+    """A default loopback URL, then what else may lead to a server of this machine; other URLs are not altered.
+
+    Inside a container that is the host by its aliases (read from the hosts file, never asked of a DNS server) and the
+    default gateway; under WSL's NAT the gateway. In a Kubernetes pod only the pod's own loopback is tried.
     """
     if _LOOPBACK not in url:
         return (url,)
@@ -80,4 +106,5 @@ def candidate_urls(url: str, host: HostInfo) -> tuple[str, ...]:
         "docker": ("host.docker.internal",),
         "podman": ("host.containers.internal", "host.docker.internal"),
     }.get(host.container, ())
-    return (url, *(url.replace("127.0.0.1", other) for other in ("[::1]", *aliases)))
+    places = ("[::1]", *aliases, *((host.gateway,) if host.gateway else ()))
+    return (url, *(url.replace("127.0.0.1", place) for place in places))

@@ -25,6 +25,7 @@ from turnout.fleet.dedupe import Facts, may_have_children, settle
 from turnout.fleet.discovery import Target, look, status_of, targets
 from turnout.fleet.health import HealthBook, Record
 from turnout.fleet.host import HostInfo
+from turnout.fleet.inventory import Inventory, compared, endpoints_of
 from turnout.fleet.processes import listeners, own_addresses
 from turnout.types import Endpoint, Health
 
@@ -35,6 +36,7 @@ GRACE = 0.2  # seconds until a refresh that still waits for somebody is usable
 PUBLISH_EVERY, TOUCH_EVERY = 0.1, 1.0  # seconds, for changes and for mere load and times
 LOOKS_AT_ONCE = 64
 LOOKS_PER_SECOND = 20  # of all endpoints: the rhythm of a large fleet is slower, its cost is not higher
+MAX_TARGETS = 4096
 IDENTIFY_EVERY = 20  # looks; in between, a server that goes on answering as its kind is only inspected
 SOONEST, GROWTH = 1.0, 2.0  # seconds until the look after a change, and its growth while nothing changes
 CALM = 4  # looks without a change after which the rhythm is that of the interval
@@ -122,7 +124,7 @@ def _free_name(endpoint: Endpoint, taken: Mapping[str, str]) -> str:
 
 def _lasting(status: EndpointStatus) -> EndpointStatus:
     """A status without what changes from look to look."""
-    return replace(status, checked_at=0.0, since=0.0, busy=None, waiting=None)
+    return replace(status, checked_at=0.0, since=0.0, busy=None, waiting=None, speed=0.0)
 
 
 class _Refresh:
@@ -143,6 +145,7 @@ class Fleet:
         host: where we run.
         extra: endpoints that are known already (the embedded model).
         stand_in: asked at the end of each refresh; what it gives is looked at and stays.
+        inventory: the site's list, which what is there is compared with.
     """
 
     def __init__(
@@ -153,15 +156,19 @@ class Fleet:
         *,
         extra: Iterable[Endpoint] = (),
         stand_in: StandIn | None = None,
+        inventory: Inventory | None = None,
     ) -> None:
-        self._client, self._config, self._stand_in = client, config, stand_in
-        wanted = (*targets(config, host), *(Target(endpoint) for endpoint in extra))
-        self._targets: dict[str, Target] = {target.endpoint.url: target for target in wanted}
+        self._client, self._config, self._stand_in, self._inventory = client, config, stand_in, inventory
+        listed = endpoints_of(inventory) if inventory else ()
+        wanted = (*(Target(endpoint) for endpoint in (*listed, *extra)), *targets(config, host))
+        self._targets: dict[str, Target] = {}
+        for target in wanted:
+            self._targets.setdefault(target.endpoint.url, target)
         self._mains = {target.endpoint.url: target.main for target in wanted if target.main}
         self._interval = max(config.discovery.interval / 1000, len(self._targets) / LOOKS_PER_SECOND)
         self.book = HealthBook()
         self.book.on_change = lambda endpoint: self.nudge(endpoint.url)
-        self.catalog = Catalog(tuple(_awaited(target) for target in wanted))
+        self.catalog = Catalog(tuple(_awaited(target) for target in self._targets.values()))
         self._seen: dict[str, EndpointStatus] = {}
         self._looks: dict[str, asyncio.Task[None]] = {}
         self._counts: dict[str, int] = {}
@@ -232,6 +239,19 @@ class Fleet:
         """Keep looking until closed: servers come, go and change."""
         if self._watching is None:
             self._watching = asyncio.create_task(self._watch())
+
+    def add(self, endpoints: Iterable[Endpoint]) -> None:
+        """Look at these addresses too, from now on (a scan or an announcement named them)."""
+        known = {address_of(url) for url in self._targets}
+        for endpoint in endpoints:
+            if address_of(endpoint.url) in known or len(self._targets) >= MAX_TARGETS:
+                continue
+            known.add(address_of(endpoint.url))
+            self._targets[endpoint.url] = Target(endpoint)
+            self._changed = True
+            if self._watching is not None:
+                self._due[endpoint.url] = time.monotonic()
+                self._wake.set()
 
     def nudge(self, url: str) -> None:
         """Something may have changed at an endpoint: while watching, it is looked at soon."""
@@ -344,7 +364,8 @@ class Fleet:
         if self._changed:
             self._changed = self._touched = False
             seen = [self._seen.get(url) or _awaited(target) for url, target in self._targets.items()]
-            endpoints = tuple(assemble(seen, self._facts, self._mains, self._names))
+            found = assemble(seen, self._facts, self._mains, self._names)
+            endpoints = compared(found, self._inventory) if self._inventory else tuple(found)
             self.catalog = Catalog(endpoints, self.catalog.generation + 1, time.time())
             news, self._news = self._news, asyncio.Event()
             news.set()
@@ -358,7 +379,7 @@ class Fleet:
         new = self._seen.get(status.endpoint.url)
         if new is None or new.checked_at == status.checked_at:
             return status
-        return replace(status, checked_at=new.checked_at, busy=new.busy, waiting=new.waiting)
+        return replace(status, checked_at=new.checked_at, busy=new.busy, waiting=new.waiting, speed=new.speed)
 
     async def _gather_facts(self) -> None:
         """Names and processes, asked for again only when other endpoints answer than before."""

@@ -9,6 +9,7 @@ from turnout.config import RouterConfig, TaskRouting
 from turnout.errors import NoSuitableModelError
 from turnout.fleet.catalog import Catalog
 from turnout.fleet.health import HealthBook
+from turnout.fleet.pins import Pin, evicted_by
 from turnout.routing.capabilities import CapabilityTable, shipped_lists
 from turnout.routing.fallback import Ranked
 from turnout.types import Candidate, FallbackLevel, TaskCategory
@@ -54,8 +55,8 @@ class Selection:
     target: int = 0
 
 
-def candidates(catalog: Catalog, table: CapabilityTable) -> tuple[Candidate, ...]:
-    """Every model of every endpoint that can serve, rated."""
+def candidates(catalog: Catalog, table: CapabilityTable, pins: frozenset[Pin] = frozenset()) -> tuple[Candidate, ...]:
+    """Every model of every endpoint that can serve, rated. ``pins``: models that no choice of ours may push out."""
     found = []
     for status in catalog.serving:
         for model in status.models:
@@ -65,7 +66,16 @@ def candidates(catalog: Catalog, table: CapabilityTable) -> tuple[Candidate, ...
                 guess = rating.window
                 window, source = (min(guess, model.max_window) if model.max_window else guess), "guessed"
             found.append(
-                Candidate(status.endpoint, model, rating.canonical, window, source, rating.scores, rating.source)
+                Candidate(
+                    status.endpoint,
+                    model,
+                    rating.canonical,
+                    window,
+                    source,
+                    rating.scores,
+                    rating.source,
+                    evicts=evicted_by(model, status, pins),
+                )
             )
     return tuple(found)
 
@@ -74,7 +84,7 @@ def select(pool: Sequence[Candidate], needs: Needs, config: RouterConfig, table:
     """Filter, then rank. Same input, same choice."""
     routing = config.task_routing.get(needs.category) if needs.category and not needs.model else None
     minimum = routing.min_context if routing else 0
-    wanted = _asked_for(pool, needs.model, table) if needs.model else list(pool)
+    wanted = asked_for(pool, needs.model, table) if needs.model else list(pool)
     usable: list[Candidate] = []
     small: list[Candidate] = []
     rejected = [(c, f"not the model asked for ({needs.model})") for c in pool if c not in wanted] if needs.model else []
@@ -96,8 +106,8 @@ def select(pool: Sequence[Candidate], needs: Needs, config: RouterConfig, table:
 class Selector:
     """The selections of one configuration; what holds for many requests is made once for each state of the catalog."""
 
-    def __init__(self, config: RouterConfig, table: CapabilityTable) -> None:
-        self._config, self._table = config, table
+    def __init__(self, config: RouterConfig, table: CapabilityTable, pins: Callable[[], frozenset[Pin]]) -> None:
+        self._config, self._table, self._pins = config, table, pins
         self._pool: tuple[Candidate, ...] = ()
         self._pool_of = -1  # the catalog's generation
         # Selections that hold for every request of up to so many tokens, while every endpoint is well.
@@ -106,9 +116,13 @@ class Selector:
     def pool(self, catalog: Catalog) -> tuple[Candidate, ...]:
         """Every candidate of the catalog."""
         if catalog.generation != self._pool_of:
-            self._pool, self._remembered = candidates(catalog, self._table), {}
+            self._pool, self._remembered = candidates(catalog, self._table, self._pins()), {}
             self._pool_of = catalog.generation
         return self._pool
+
+    def forget(self) -> None:
+        """Rate the candidates anew for the next request: the pinned models have changed."""
+        self._pool_of = -1
 
     def select(
         self, pool: Sequence[Candidate], needs: Needs, tokens: Callable[[], int], at_most: int, book: HealthBook
@@ -164,7 +178,7 @@ def _with_doubt(ranked: Ranked, book: HealthBook) -> Ranked:
     return replace(ranked, reason=f"{ranked.reason}; behind others: {book.record(ranked.candidate.endpoint).health}")
 
 
-def _asked_for(pool: Sequence[Candidate], asked: str, table: CapabilityTable) -> list[Candidate]:
+def asked_for(pool: Sequence[Candidate], asked: str, table: CapabilityTable) -> list[Candidate]:
     """Who is meant by ``id`` or a canonical name anywhere, or by ``id@endpoint`` there alone."""
     name, _, place = asked.rpartition("@")
     if name and any(c.endpoint.name == place for c in pool):
@@ -186,6 +200,8 @@ def _hard_reason(
         return "is not loaded, and another model would answer in its place: load it first"
     if candidate.endpoint.embedded and not needs.model and not alone:
         return "the demonstration model is used only when asked for or when nothing else answers"
+    if candidate.evicts and not needs.model:
+        return f"loading it may push out {candidate.evicts}, which is pinned"
     missing = _lacking(candidate, needs.capabilities)
     if missing:
         return f"lacks {', '.join(sorted(missing))}"
@@ -284,7 +300,7 @@ def unsuitable(
     pool: Sequence[Candidate], needs: Needs, selection: Selection, table: CapabilityTable
 ) -> NoSuitableModelError:
     """Why nobody can serve it: nobody has the model, or those who have it lack what the request needs."""
-    wanted = _asked_for(pool, needs.model, table) if needs.model else list(pool)
+    wanted = asked_for(pool, needs.model, table) if needs.model else list(pool)
     if not wanted:
         served = ", ".join(sorted({c.model.id for c in pool})[:8])
         return NoSuitableModelError(f"no server has the model {needs.model!r}", hint=f"there are: {served}")
