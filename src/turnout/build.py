@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,11 +19,11 @@ from turnout.fleet import search
 from turnout.fleet.discovery import targets
 from turnout.fleet.host import HostInfo, detect_os, on_loopback
 from turnout.fleet.inventory import Inventory, endpoints_of, read_inventory
-from turnout.fleet.pins import pins_or_none, pins_path
+from turnout.fleet.pins import Pin, pins_or_none, pins_path
 from turnout.fleet.watch import Fleet
 from turnout.guard.allow import AllowList
 from turnout.guard.audit import AuditLog, open_audit
-from turnout.guard.network import open_client
+from turnout.guard.network import HttpClient, open_client
 from turnout.residency import keep_warm
 from turnout.router import Router
 from turnout.routing.capabilities import load_table
@@ -74,8 +74,6 @@ async def open_router(
         EmbeddedError: the bundled model was asked for and cannot run.
     """
     config = loaded.config
-    if config.security.allow_external:
-        log.warning("security.allow_external is on: connections may leave the network")
     allow = refuse_outside(loaded)
     audit = _open_audit(loaded)
     async with AsyncExitStack() as stack:
@@ -88,14 +86,8 @@ async def open_router(
         stack.push_async_callback(bundled.stop)
         if embedded:
             await bundled.start()
-        fleet = Fleet(
-            client,
-            config,
-            host_of(config),
-            extra=bundled.endpoints,
-            stand_in=bundled.stand_in,
-            inventory=_inventory(loaded, allow),
-        )
+        inventory, around = _inventory(loaded, allow), host_of(config)
+        fleet = Fleet(client, config, around, extra=bundled.endpoints, stand_in=bundled.stand_in, inventory=inventory)
         await stack.enter_async_context(fleet)
         pins = partial(pins_or_none, pins_path(data_dir()))
         user_models = Path(config.routing.models_file) if config.routing.models_file else None
@@ -113,10 +105,38 @@ async def open_router(
             await search.once(client, config, fleet, audit)
         await fleet.refresh(whole=whole)
         if watch:
-            fleet.watch()
-            await stack.enter_async_context(search.keep_on(client, config, fleet, allow, audit))
-            await stack.enter_async_context(keep_warm(client, fleet, pins, router.forget_candidates))
+            await _keep_watch(stack, router, search.keep_on(client, config, fleet, allow, audit), pins)
         yield router
+
+
+async def _keep_watch(
+    stack: AsyncExitStack,
+    router: Router,
+    searching: AbstractAsyncContextManager[None],
+    pins: Callable[[], frozenset[Pin]],
+) -> None:
+    """The background loops of a Router that stays open."""
+    router.fleet.watch()
+    await stack.enter_async_context(searching)
+    await stack.enter_async_context(keep_warm(router.client, router.fleet, pins, router.forget_candidates))
+
+
+@asynccontextmanager
+async def open_client_for(loaded: LoadedConfig) -> AsyncIterator[HttpClient]:
+    """The HTTP client alone, for a look at one address.
+
+    Raises:
+        GuardError: a configured endpoint is outside the allow-list.
+        AuditError: the audit log cannot be opened.
+    """
+    allow = refuse_outside(loaded)
+    audit = _open_audit(loaded)
+    try:
+        async with open_client(allow, on_refusal=_refusal_logger(audit)) as client:
+            yield client
+    finally:
+        if audit is not None:
+            audit.close()
 
 
 class _Bundled:
@@ -178,6 +198,8 @@ def refuse_outside(loaded: LoadedConfig) -> AllowList:
     Raises:
         GuardError: one is outside; says where it is configured.
     """
+    if loaded.config.security.allow_external:
+        log.warning("security.allow_external is on: connections may leave the network")
     allow = AllowList.from_config(loaded.config.security)
     for target in targets(loaded.config, host_of(loaded.config)):
         if target.endpoint.configured:

@@ -11,13 +11,14 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from starlette.types import Receive, Scope, Send
 
 import turnout
 from tests.fakes import FAKES
 from tests.fakes.base import Fake, FakeModel, running
 from tests.isolated import is_isolated
 from turnout.backends import BACKENDS
-from turnout.config import RouterConfig, SecurityConfig
+from turnout.config import DiscoveryConfig, RouterConfig, SecurityConfig
 from turnout.fleet.discovery import Target, look
 from turnout.guard.allow import AllowList
 from turnout.guard.network import open_client
@@ -40,7 +41,9 @@ async def kinds_at(port: int, places: dict[str, str]) -> dict[str, str]:
             urls[kind] = await stack.enter_async_context(served)
         client = await stack.enter_async_context(open_client(AllowList.from_config(SecurityConfig())))
         targets = {kind: Target(Endpoint("x", "", url), style="native") for kind, url in urls.items()}
-        found = await asyncio.gather(*(look(client, target, RouterConfig()) for target in targets.values()))
+        # Eighteen servers in one loop: it is identity that is shown here, not speed.
+        config = RouterConfig(discovery=DiscoveryConfig(timeout=10_000))
+        found = await asyncio.gather(*(look(client, target, config) for target in targets.values()))
         return dict(zip(targets, (status.endpoint.kind for status in found), strict=True))
 
 
@@ -51,6 +54,26 @@ async def test_every_kind_is_itself_at_every_default_port(port: int) -> None:
         pytest.skip("NOT ISOLATED: the default ports may be in use here: run `make test`")
     places = {kind: f"127.0.1.{number}" for number, kind in enumerate(FAKES, 1)}
     assert await kinds_at(port, places) == {name: getattr(FAKES[name], "KIND", name) for name in FAKES}
+
+
+async def test_a_server_whose_telling_answer_came_too_late_is_looked_at_anew() -> None:
+    fake, late = fake_of("lmstudio"), [True]
+    inner = FAKES["lmstudio"].app(fake)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if late[0] and scope["path"] == "/lmstudio-greeting":
+            await asyncio.Event().wait()
+        await inner(scope, receive, send)
+
+    async with (
+        running(app, server_header=FAKES["lmstudio"].SERVER_HEADER) as url,
+        open_client(AllowList.from_config(SecurityConfig())) as client,
+    ):
+        target = Target(Endpoint("x", "", url), style="native")
+        first = await look(client, target, RouterConfig())
+        late[0] = False
+        again = await look(client, target, RouterConfig(), known=first)
+    assert (first.endpoint.kind, again.endpoint.kind) == ("openai", "lmstudio")
 
 
 async def test_two_of_a_kind_at_different_ports_are_two() -> None:

@@ -1,10 +1,15 @@
-"""``turnout discover`` and ``turnout models``."""
+"""``turnout discover``, ``models`` and ``top``."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
+
+import pytest
 
 from tests.cli.conftest import Fakes, configure, run, run_beside
+from tests.fakes import FAKES
+from tests.fakes.base import Fake, FakeModel, running
 from tests.servers import LlamaServer
 
 
@@ -14,11 +19,12 @@ async def test_discover_shows_each_server_with_its_state(fakes: Fakes, llama: Ll
     result = await run_beside("discover")
     assert result.exit_code == 0, result.stderr
     header, *lines = [line.split("\t") for line in result.stdout.splitlines()]
-    assert header == ["service", "kind", "address", "version", "state", "reason", "models", "window"]
+    columns = ["service", "kind", "address", "version", "state", "reason", "models", "loaded", "window", "busy"]
+    assert header == columns
     by_name = {line[0]: line for line in lines}
     assert by_name["fake0"][1:3] == ["llamacpp", llama.url]
     assert by_name["fake0"][4] == "online"
-    assert by_name["fake0"][6:] == ["1", "2048"]
+    assert by_name["fake0"][6:] == ["1", "1", "2048", "0 of 1"]
     assert (by_name["fake1"][1], by_name["fake1"][6]) == ("openai", "2")
     assert by_name["fake2"][4] == "needs_key"
     assert by_name["fake3"][4:6] == ["offline", "nothing answers at 127.0.0.1:9: connection refused"]
@@ -81,3 +87,82 @@ async def test_long_names_are_not_shortened_in_a_pipe(fakes: Fakes) -> None:
     name = "m" * 400
     configure(await fakes.start(name))
     assert name in (await run_beside("models")).stdout
+
+
+async def test_discover_explains_one_address(llama: LlamaServer) -> None:
+    address = llama.url.removeprefix("http://")
+    told = await run_beside("discover", "--explain", address)
+    assert told.exit_code == 0, told.stderr
+    assert "GET /v1/models\t200" in told.stdout
+    assert "which decides" in told.stdout
+    assert told.stdout.splitlines()[-1] == "verdict: llamacpp, online: answers"
+    data = json.loads((await run_beside("discover", "--explain", address, "--json")).stdout)
+    assert data["verdict"]["kind"] == "llamacpp"
+    assert next(rule["kind"] for rule in data["rules"] if rule["evidence"]) == "llamacpp"
+    nothing = await run_beside("discover", "--explain", "127.0.0.1:9")
+    assert "verdict: no known server, offline" in nothing.stdout
+
+
+def test_a_scan_needs_networks_that_may_be_scanned() -> None:
+    configure()
+    result = run("discover", "--scan")
+    assert result.exit_code == 2
+    assert "discovery.scan_cidrs" in result.stderr
+
+
+async def test_a_model_is_warmed_unloaded_and_pinned(tmp_path: Path) -> None:
+    fake = Fake(models=[FakeModel("qwen2.5-coder:7b", resident=False), FakeModel("llama3.1:8b", resident=False)])
+    ollama = FAKES["ollama"]
+    async with running(ollama.app(fake), server_header=ollama.SERVER_HEADER) as url:
+        configure(custom_endpoints=[{"name": "box", "endpoint": url, "api_style": "native"}])
+        warm = await run_beside("models", "warm", "qwen2.5-coder:7b")
+        assert warm.exit_code == 0, warm.stderr
+        assert warm.stdout.startswith("qwen2.5-coder:7b @ box is loaded (")
+        assert fake.models[0].resident
+        unloaded = json.loads((await run_beside("models", "unload", "qwen2.5-coder:7b@box", "--json")).stdout)
+        assert unloaded == {"model": "qwen2.5-coder:7b", "service": "box", "loaded": False}
+        assert not fake.models[0].resident
+        pinned = await run_beside("models", "pin", "llama3.1:8b")
+        assert pinned.stdout == "llama3.1:8b @ box is loaded and pinned\n"
+        rows = [line.split("\t") for line in (await run_beside("models")).stdout.splitlines()]
+        assert [row[4] for row in rows if row[0] == "llama3.1:8b"] == ["yes (pinned)"]
+        why = await run_beside("explain", "Write a function", "--json")
+        reasons = [row["reason"] for row in json.loads(why.stdout)["candidates"] if row["model"] == "qwen2.5-coder:7b"]
+        assert reasons == ["loading it may push out llama3.1:8b, which is pinned"]
+        exact = await run_beside("explain", "hi", "--model", "qwen2.5-coder:7b", "--json")
+        assert json.loads(exact.stdout)["candidates"][0]["decision"] == "chosen", (
+            "what is asked for is the user's choice"
+        )
+        unknown = await run_beside("models", "warm", "nobody-has-this")
+        assert (unknown.exit_code, "llama3.1:8b@box" in unknown.stderr) == (1, True)
+    released = run("models", "unpin", "llama3.1:8b")
+    assert released.stdout == "llama3.1:8b @ box is no longer pinned\n"
+    assert run("models", "unpin", "llama3.1:8b").exit_code == 1
+
+
+async def test_a_server_without_the_means_says_so(fakes: Fakes) -> None:
+    configure(await fakes.start("a"))
+    result = await run_beside("models", "warm", "a")
+    assert result.exit_code == 1
+    assert "has no means to load a model on request" in result.stderr
+
+
+@pytest.mark.parametrize(("memory", "there"), [("8", False), ("40", True)])
+def test_what_fits_into_memory(memory: str, there: bool) -> None:
+    configure()
+    data = json.loads(run("models", "fit", "--memory", memory, "--window", "8192", "--json").stdout)
+    names = {row["model"] for row in data["models"]}
+    assert ("qwen2.5-coder-32b" in names) is there
+    assert all(row["fits"] and row["needs"] <= float(memory) * 1e9 for row in data["models"])
+    scores = [row["scores"]["coding"] for row in data["models"]]
+    assert scores == sorted(scores, reverse=True)
+    assert run("models", "fit", "--service", "box").exit_code == 2
+
+
+async def test_top_in_a_pipe_shows_what_there_is_now(llama: LlamaServer) -> None:
+    configure(llama.url)
+    header, row = [line.split("\t") for line in (await run_beside("top")).stdout.splitlines()]
+    assert header == ["service", "state", "since", "loaded", "busy", "waiting", "tokens/s", "reason"]
+    assert (row[0], row[1], row[3]) == ("fake0", "online", "smol")
+    (service,) = json.loads((await run_beside("top", "--json")).stdout)["services"]
+    assert service["loaded"] == ["smol"]

@@ -17,7 +17,7 @@ def test_a_table_is_laid_out_on_a_terminal_and_plain_in_a_pipe() -> None:
     assert "\t" not in shown
     piped = run("discover").stdout
     assert "\x1b" not in piped
-    assert piped.count("\t") == 14
+    assert piped.count("\t") == 18
 
 
 def lines_of(columns: int, *args: str) -> list[str]:
@@ -31,14 +31,15 @@ def lines_of(columns: int, *args: str) -> list[str]:
 def test_a_narrow_terminal_shows_fewer_columns_and_shorter_words() -> None:
     configure("http://127.0.0.1:9", "http://127.0.0.1:13")
     wide, first, *_ = lines_of(200, "discover")
-    assert wide.split() == ["service", "kind", "address", "version", "state", "reason", "models", "window"]
+    columns = ["service", "kind", "address", "version", "state", "reason", "models", "loaded", "window", "busy"]
+    assert wide.split() == columns
     assert "http://127.0.0.1:9 " in first
     assert "nothing answers at 127.0.0.1:9: connection refused" in first
-    for columns in (80, 60):
-        header, *rows = lines_of(columns, "discover")
+    for width in (80, 60):
+        header, *rows = lines_of(width, "discover")
         first, second = (row for row in rows if row.startswith("fake"))
         assert {"service", "address", "state", "reason"} <= set(header.split()) < set(wide.split())
-        assert max(map(len, (header, first, second))) <= columns
+        assert max(map(len, (header, first, second))) <= width
         assert {"fake0", "127.0.0.1:9", "offline"} <= set(first.split())
         assert {"fake1", "127.0.0.1:13", "offline"} <= set(second.split())
         assert "nothing answers" in first

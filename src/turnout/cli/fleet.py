@@ -1,4 +1,4 @@
-"""``turnout discover`` and ``turnout models``: what runs where."""
+"""``turnout discover``, and the listing of ``turnout models``: what runs where."""
 
 from __future__ import annotations
 
@@ -8,76 +8,119 @@ from typing import TYPE_CHECKING
 
 import click
 
-from turnout.cli.output import PartialError, json_option, loaded_config, print_json, table, waiting
-from turnout.errors import NoServiceError
+from turnout.cli.output import PartialError, cell, json_option, loaded_config, note, print_json, table, waiting
+from turnout.errors import NoServiceError, UsageError
 
 if TYPE_CHECKING:
     from turnout.config import LoadedConfig
     from turnout.fleet.catalog import Catalog, EndpointStatus
+    from turnout.fleet.discovery import Explanation
+    from turnout.routing.capabilities import CapabilityTable
     from turnout.types import Candidate, Json
 
 
 @click.command()
+@click.option("--scan", is_flag=True, help="Also try the networks of discovery.scan_cidrs.")
+@click.option("--explain", "address", metavar="HOST:PORT", help="Show every probe of one address and the verdict.")
 @json_option
 @click.pass_obj
-def discover(config_file: str | None, as_json: bool) -> None:
+def discover(config_file: str | None, scan: bool, address: str | None, as_json: bool) -> None:
     """Look for local LLM servers and show the state of each.
 
     Exits with 3 when none can answer.
     """
     loaded = loaded_config(config_file)
-    catalog = _catalog(loaded)
+    if address is not None:
+        _explain(loaded, address, as_json)
+        return
+    if scan and not loaded.config.discovery.scan_cidrs:
+        raise UsageError("no network may be scanned", hint="name those that may in discovery.scan_cidrs")
+    catalog = _catalog(loaded, scan=scan)
     if as_json:
         _print_found({"services": [_service_fields(status) for status in catalog.endpoints]}, catalog, loaded)
         return
-    columns = ("service", "kind", "address", "version", "state", "reason", "models", "window")
-    spare = ("version", "kind", "window", "models")
+    columns = ("service", "kind", "address", "version", "state", "reason", "models", "loaded", "window", "busy")
+    spare = ("busy", "version", "kind", "window", "loaded", "models")
     rows = [_service_row(status) for status in catalog.endpoints]
     table(columns, rows, spare=spare, brief=[_brief(row) for row in rows])
+    for status in catalog.endpoints:
+        for said in status.notes:
+            note(f"{status.endpoint.name}: {said}")
     _require_service(catalog, loaded)
 
 
-@click.command()
-@json_option
-@click.pass_obj
-def models(config_file: str | None, as_json: bool) -> None:
-    """List the models that the local servers offer.
+def _explain(loaded: LoadedConfig, address: str, as_json: bool) -> None:
+    from turnout.build import open_client_for
+    from turnout.fleet.discovery import explain_address
 
-    The window is in tokens, with how it is known. Exits with 3 when no server can answer.
-    """
+    async def explained() -> Explanation:
+        async with open_client_for(loaded) as client:
+            return await explain_address(client, loaded.config, address)
+
+    with waiting("probing"):
+        found = asyncio.run(explained())
+    if as_json:
+        print_json(
+            {
+                "url": found.url,
+                "probes": [{"path": p.path, "status": p.status, "answer": p.said} for p in found.probes],
+                "rules": [{"kind": r.kind, "evidence": r.evidence} for r in found.rules],
+                "verdict": _service_fields(found.status),
+            }
+        )
+        return
+    table(("probe", "status", "answer"), [(f"GET {p.path}", str(p.status or ""), p.said) for p in found.probes])
+    decided = next((rule for rule in found.rules if rule.evidence), None)
+    for rule in found.rules:
+        said = rule.evidence or "nothing speaks for it"
+        click.echo(cell(f"{rule.title}: {said}{', which decides' if rule is decided else ''}"))
+    status = found.status
+    click.echo(cell(f"verdict: {status.endpoint.kind or 'no known server'}, {status.health.value}: {status.reason}"))
+
+
+def list_models(config_file: str | None, as_json: bool) -> None:
+    """The listing of ``turnout models``."""
+    from turnout.config import data_dir
+    from turnout.fleet.pins import pins_or_none, pins_path
+
     loaded = loaded_config(config_file)
     catalog = _catalog(loaded)
-    found = _candidates(loaded, catalog)
+    _, found = rated_candidates(loaded, catalog)
+    pinned = {(pin.model, pin.endpoint) for pin in pins_or_none(pins_path(data_dir()))}
     if as_json:
-        _print_found({"models": [_model_fields(candidate) for candidate in found]}, catalog, loaded)
+        fields = [_model_fields(c) | {"pinned": (c.model.id, c.endpoint.name) in pinned} for c in found]
+        _print_found({"models": [*fields]}, catalog, loaded)
         return
     columns = ("id", "canonical", "service", "window", "resident", "capabilities", "parameters", "quantization")
     spare = ("quantization", "parameters", "resident", "canonical", "capabilities")
-    table(columns, [_model_row(candidate) for candidate in found], spare=spare)
+    rows = [_model_row(c, pinned=(c.model.id, c.endpoint.name) in pinned) for c in found]
+    table(columns, rows, spare=spare)
     _require_service(catalog, loaded)
 
 
-async def look(loaded: LoadedConfig) -> Catalog:
+async def look(loaded: LoadedConfig, *, scan: bool = False) -> Catalog:
     """Every endpoint as it is now."""
     from turnout.build import open_router
 
-    async with open_router(loaded, whole=True) as router:
+    async with open_router(loaded, whole=True, scan=scan) as router:
         return router.catalog
 
 
-def _catalog(loaded: LoadedConfig) -> Catalog:
-    with waiting("looking for servers"):
-        return asyncio.run(look(loaded))
+def _catalog(loaded: LoadedConfig, *, scan: bool = False) -> Catalog:
+    with waiting("scanning" if scan else "looking for servers"):
+        return asyncio.run(look(loaded, scan=scan))
 
 
-def _candidates(loaded: LoadedConfig, catalog: Catalog) -> tuple[Candidate, ...]:
+def rated_candidates(loaded: LoadedConfig, catalog: Catalog) -> tuple[CapabilityTable, tuple[Candidate, ...]]:
+    """The capability table, and every served model rated by it."""
     from pathlib import Path
 
     from turnout.routing.capabilities import load_table
     from turnout.routing.select import candidates
 
     file = loaded.config.routing.models_file
-    return candidates(catalog, load_table(Path(file) if file else None))
+    rated_by = load_table(Path(file) if file else None)
+    return rated_by, candidates(catalog, rated_by)
 
 
 def _require_service(catalog: Catalog, loaded: LoadedConfig) -> None:
@@ -106,9 +149,11 @@ def _service_row(status: EndpointStatus) -> tuple[str, ...]:
         endpoint.url,
         status.version,
         status.health.value,
-        status.reason,
+        status.unused or status.reason,
         count,
+        str(sum(model.resident is True for model in status.models)) if status.models else "",
         window,
+        "" if status.busy is None else f"{status.busy}" + (f" of {status.slots}" if status.slots else ""),
     )
 
 
@@ -132,15 +177,31 @@ def _service_fields(status: EndpointStatus) -> dict[str, Json]:
         "state": status.health.value,
         "reason": status.reason,
         "checked_at": checked.isoformat(timespec="seconds"),
+        "unused": status.unused,
+        "evidence": status.evidence,
         "slots": status.slots,
-        "models": [{"id": m.id, "window": m.window, "max_window": m.max_window} for m in status.models],
+        "busy": status.busy,
+        "waiting": status.waiting,
+        "capacity": status.capacity,
+        "notes": [*status.notes],
+        "models": [
+            {
+                "id": m.id,
+                "window": m.window,
+                "window_source": m.window_source,
+                "max_window": m.max_window,
+                "resident": m.resident,
+                "digest": m.digest,
+            }
+            for m in status.models
+        ],
         "excluded": [{"id": name, "reason": reason} for name, reason in status.excluded],
     }
 
 
-def _model_row(candidate: Candidate) -> tuple[str, ...]:
+def _model_row(candidate: Candidate, *, pinned: bool) -> tuple[str, ...]:
     model = candidate.model
-    resident = {True: "yes", False: "no", None: ""}[model.resident]
+    resident = {True: "yes", False: "no", None: ""}[model.resident] + (" (pinned)" if pinned else "")
     return (
         model.id,
         candidate.canonical,

@@ -29,9 +29,9 @@ SHOWN_EVENTS = 8
 @json_option
 @click.pass_obj
 def top(config_file: str | None, interval: float, as_json: bool) -> None:
-    """Show live what is loaded where, who waits, tokens per second and changes of state; Ctrl-C ends it.
+    """Show live what is loaded where, who waits, tokens per second and changes of state.
 
-    In a pipe, or with --json, shows once what there is now.
+    Ctrl-C ends it. In a pipe, or with --json, shows once what there is now.
     """
     loaded = loaded_config(config_file)
     asyncio.run(_top(loaded, interval, as_json))

@@ -33,6 +33,8 @@ MAX_DETAILED = 32  # models of one endpoint that are asked for one by one in a r
 MAX_PROBE_BYTES, MAX_NOTES = 1_000_000, 50
 PROBE_SHARE = 0.6  # of a look's time
 GENERIC = BY_KIND["openai"]
+# On a busy machine what tells a server apart may be what came too late: it is looked at anew, not taken as known.
+HURRIED = "; some probes were not answered in time"
 SWITCHED_OFF = "switched off in the configuration"
 # Each model is rated at every look: a list without end must not stop everything else.
 MAX_MODELS = MAX_ROWS
@@ -196,8 +198,10 @@ async def _look(
     verdict = _known_verdict(target, None if anew else known)
     replies: Mapping[str, Reply] = {}
     if verdict is None:
-        replies = await _probe(client, target.endpoint, timeout, evidence)
+        replies, hurried = await _probe(client, target.endpoint, timeout, evidence)
         verdict = identify(replies)
+        if verdict is not None and verdict.kind == GENERIC.kind and hurried:
+            verdict = replace(verdict, evidence=verdict.evidence + HURRIED)
     if verdict is None and target.style in ("openai", "custom"):
         verdict = Identity("openai", "the configuration says so")
     if verdict is None:
@@ -313,6 +317,8 @@ def _known_verdict(target: Target, known: EndpointStatus | None) -> Identity | N
         return Identity(target.endpoint.kind, "given")
     if known is None or known.endpoint.kind not in BY_KIND:
         return None
+    if known.evidence.endswith(HURRIED):
+        return None
     slow = known.health is Health.DEGRADED and known.models
     if known.health not in (Health.ONLINE, Health.LOADING, Health.NEEDS_KEY) and not slow:
         return None
@@ -339,7 +345,8 @@ def _windowed(model: Model, endpoint: Endpoint) -> Model:
 
 async def _probe(
     client: HttpClient, endpoint: Endpoint, timeout: float, evidence: list[Probed] | None
-) -> dict[str, Reply]:
+) -> tuple[dict[str, Reply], bool]:
+    """The replies by path, and whether some did not come in time."""
     paths = tuple(dict.fromkeys(path for backend in BACKENDS for path in backend.probes))
     base_url = replace(endpoint, url=endpoint.url.removesuffix("/v1"))
 
@@ -363,7 +370,8 @@ async def _probe(
     answers += await asyncio.gather(*(ask(path, timeout * PROBE_SHARE) for path in rest))
     if all(isinstance(answer, NonsenseError) for answer in answers):
         raise answers[0]  # type: ignore[misc]  # all of them are errors
-    return {path: answer for path, answer in zip(paths, answers, strict=True) if isinstance(answer, Reply)}
+    replies = {path: answer for path, answer in zip(paths, answers, strict=True) if isinstance(answer, Reply)}
+    return replies, any(isinstance(answer, PhaseTimeoutError) for answer in answers)
 
 
 def _probed(path: str, answer: Reply | BackendError | GuardError) -> Probed:
@@ -427,7 +435,7 @@ async def explain_address(client: HttpClient, config: RouterConfig, url: str) ->
     timeout = config.discovery.timeout / 1000
     try:
         async with asyncio.timeout(timeout):
-            replies = await _probe(client, target.endpoint, timeout, probes)
+            replies, _ = await _probe(client, target.endpoint, timeout, probes)
     except (TimeoutError, BackendError, GuardError) as error:
         log.debug("%s: %s", url, error)  # the look below meets it again and says so
     rules = tuple(_rule(backend, replies) for backend in BACKENDS)
