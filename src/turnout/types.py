@@ -415,6 +415,19 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
+class Details:
+    """What a server tells of a model only when it is asked for that one; as for the fields of ``Model``.
+
+    Attributes:
+        window: tokens that will be allocated when the model is loaded, or 0 when that is left open.
+    """
+
+    capabilities: frozenset[str] = frozenset()
+    max_window: int = 0
+    window: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """A model at an endpoint that could serve, with what is known of it.
 

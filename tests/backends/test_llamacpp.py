@@ -15,7 +15,7 @@ from tests.fakes import llamacpp, llamacpp_router
 from tests.fakes.base import Fake, FakeModel, running
 from tests.recordings import Exchange, exchanges, replaying, replies, reply
 from turnout.backends import BY_KIND
-from turnout.backends.base import Details, Inspection
+from turnout.backends.base import Inspection
 from turnout.backends.lanes import event_lane, raw_lane
 from turnout.backends.llamacpp import PROXIES, RUNS_COMMANDS
 from turnout.config import RouterConfig, SecurityConfig
@@ -34,6 +34,7 @@ from turnout.guard.allow import AllowList
 from turnout.guard.network import HttpClient, open_client
 from turnout.types import (
     ChatRequest,
+    Details,
     Endpoint,
     Event,
     Finish,

@@ -26,7 +26,7 @@ from turnout.errors import (
     ServerFailedError,
     UnknownModelError,
 )
-from turnout.types import ChatRequest, Endpoint, Event, Health, Json, Model, WireFormat
+from turnout.types import ChatRequest, Details, Endpoint, Event, Health, Json, Model, WireFormat
 
 if TYPE_CHECKING:
     from turnout.guard.network import HttpClient, Reply
@@ -99,19 +99,6 @@ class Inspection:
     speed: float = 0.0
     chat_path: str = ""
     child_of: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Details:
-    """What a server tells of a model only when it is asked for that one; as for the fields of ``Model``.
-
-    Attributes:
-        window: tokens that will be allocated when the model is loaded, or 0 when that is left open.
-    """
-
-    capabilities: frozenset[str] = frozenset()
-    max_window: int = 0
-    window: int = 0
 
 
 class StreamParser(Protocol):

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from turnout.backends import base
-from turnout.backends.base import Details, Identity, Inspection, Told, dict_of, int_of, json_object, rows, text_of
+from turnout.backends.base import Identity, Inspection, Told, dict_of, int_of, json_object, rows, text_of
 from turnout.backends.openai_compatible import OpenAICompatible, meta_of
 from turnout.errors import BackendError, ServerFailedError, UnknownModelError
-from turnout.types import ChatRequest, Endpoint, Health, Json, Limits, Model
+from turnout.types import ChatRequest, Details, Endpoint, Health, Json, Limits, Model
 from turnout.wire import openai_chat
 from turnout.wire.base import Lines
 

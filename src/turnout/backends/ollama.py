@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from turnout.backends import base
 from turnout.backends.base import (
     Backend,
-    Details,
     Identity,
     Inspection,
     Told,
@@ -22,7 +21,7 @@ from turnout.backends.base import (
 )
 from turnout.backends.openai_compatible import vectors
 from turnout.errors import BackendError, RequestRefusedError, UnknownModelError
-from turnout.types import ChatRequest, Endpoint, Health, Json, Model, WireFormat
+from turnout.types import ChatRequest, Details, Endpoint, Health, Json, Model, WireFormat
 from turnout.wire import ollama as wire
 
 if TYPE_CHECKING:

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from turnout.backends.base import Details
-from turnout.types import Endpoint, Health, Model
+from turnout.types import Details, Endpoint, Health, Model
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from turnout.backends import BACKENDS, BY_KIND
-from turnout.backends.base import MAX_LOOK_BYTES, MAX_ROWS, Backend, Details, Identity, Inspection, clean, get
+from turnout.backends.base import MAX_LOOK_BYTES, MAX_ROWS, Backend, Identity, Inspection, clean, get
 from turnout.config import CustomEndpoint, RouterConfig, ServiceConfig
 from turnout.errors import BackendError, EndpointDownError, GuardError, NonsenseError, PhaseTimeoutError
 from turnout.fleet.catalog import EndpointStatus, address_of
 from turnout.fleet.host import HostInfo, candidate_urls, detect_os
 from turnout.guard.allow import HOSTS_FILE_NAMES
 from turnout.guard.network import Reply
-from turnout.types import Endpoint, Health, Limits, Model
+from turnout.types import Details, Endpoint, Health, Limits, Model
 
 if TYPE_CHECKING:
     from turnout.guard.network import HttpClient
