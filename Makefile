@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
+# Whatever runs from here looks for servers on this machine's loopback alone.
+export TURNOUT_LOOPBACK_ONLY := 1
+
 .PHONY: demo test test-open check weights docs bench clean
 
 demo: $(VENV)/.run

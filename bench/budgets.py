@@ -57,6 +57,7 @@ async def pipeline() -> tuple[float, float, float]:
 
 def main() -> None:
     os.environ["TURNOUT_DATA_DIR"] = tempfile.mkdtemp()
+    os.environ["TURNOUT_LOOPBACK_ONLY"] = "1"
     turnout = str(Path(sys.executable).with_name("turnout"))
     help_s = command(turnout, "--help")
     bare = command(sys.executable, "-c", "pass")

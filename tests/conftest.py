@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import coverage
@@ -10,6 +11,9 @@ import pytest
 from tests.servers import llama, llama_factory
 
 __all__ = ["llama", "llama_factory"]
+
+# A container's gateway is a candidate address: no test may dial it, also one that is run outside the namespace.
+os.environ["TURNOUT_LOOPBACK_ONLY"] = "1"
 
 
 @pytest.hookimpl(wrapper=True)
