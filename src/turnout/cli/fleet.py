@@ -43,10 +43,20 @@ def discover(config_file: str | None, scan: bool, address: str | None, as_json: 
     spare = ("busy", "version", "kind", "window", "loaded", "models")
     rows = [_service_row(status) for status in catalog.endpoints]
     table(columns, rows, spare=spare, brief=[_brief(row) for row in rows])
-    for status in catalog.endpoints:
-        for said in status.notes:
-            note(f"{status.endpoint.name}: {said}")
+    _tell_notes(catalog)
     _require_service(catalog, loaded)
+
+
+def _tell_notes(catalog: Catalog) -> None:
+    """Drift from the site's inventory in full; what concerns an air-gap audit alone by its number."""
+    from turnout.fleet.inventory import DRIFT
+
+    said = [(status.endpoint.name, text) for status in catalog.endpoints for text in status.notes]
+    drift = [(name, text) for name, text in said if text.startswith(DRIFT)]
+    for name, text in drift:
+        note(f"{name}: {text}")
+    if others := len(said) - len(drift):
+        note(f"{others} {'note' if others == 1 else 'notes'} for an air-gap audit: --explain and --json show them")
 
 
 def _explain(loaded: LoadedConfig, address: str, as_json: bool) -> None:
@@ -75,6 +85,8 @@ def _explain(loaded: LoadedConfig, address: str, as_json: bool) -> None:
         said = rule.evidence or "nothing speaks for it"
         click.echo(cell(f"{rule.title}: {said}{', which decides' if rule is decided else ''}"))
     status = found.status
+    for text in status.notes:
+        click.echo(cell(f"note: {text}"))
     click.echo(cell(f"verdict: {status.endpoint.kind or 'no known server'}, {status.health.value}: {status.reason}"))
 
 

@@ -21,6 +21,7 @@ from turnout.errors import ConfigError
 from turnout.fleet.catalog import EndpointStatus
 from turnout.types import Endpoint, Health, Limits
 
+DRIFT = "inventory: "  # how each word about a difference begins
 MAX_BYTES = 1_000_000
 _BAD_SIGNATURE = "sign the file as it is, with the site's key, or take discovery.inventory_key away"
 
@@ -159,9 +160,9 @@ def compared(statuses: Sequence[EndpointStatus], inventory: Inventory) -> tuple[
 
 def _compared(status: EndpointStatus, server: ListedServer) -> EndpointStatus:
     if status.health not in (Health.ONLINE, Health.DEGRADED):
-        return replace(status, notes=(*status.notes, f"inventory: it is {status.health}"))
+        return replace(status, notes=(*status.notes, f"{DRIFT}it is {status.health}"))
     if server.kind and server.kind != status.endpoint.kind:
-        drift = f"inventory: it is {status.endpoint.kind or 'unknown'}, the list says {server.kind}"
+        drift = f"{DRIFT}it is {status.endpoint.kind or 'unknown'}, the list says {server.kind}"
         return replace(status, notes=(*status.notes, drift), unused=drift)
     if not server.models:
         return status
@@ -170,11 +171,11 @@ def _compared(status: EndpointStatus, server: ListedServer) -> EndpointStatus:
     for model in status.models:
         pinned = wanted.get(model.id)
         if pinned is None:
-            excluded.append((model.id, "inventory: the list does not name it"))
+            excluded.append((model.id, f"{DRIFT}the list does not name it"))
         elif pinned.digest and pinned.digest.removeprefix("sha256:") != model.digest.removeprefix("sha256:"):
-            excluded.append((model.id, f"inventory: its digest is {model.digest or 'not told'}, not {pinned.digest}"))
+            excluded.append((model.id, f"{DRIFT}its digest is {model.digest or 'not told'}, not {pinned.digest}"))
     there = {model.id for model in status.models}
-    missing = [f"inventory: it has no {name}" for name in wanted if name not in there]
+    missing = [f"{DRIFT}it has no {name}" for name in wanted if name not in there]
     left_out = {name for name, _ in excluded}
     return replace(
         status,
