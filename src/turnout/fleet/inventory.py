@@ -75,15 +75,11 @@ def read_inventory(path: Path, key_file: Path | None, env: Mapping[str, str]) ->
     except (yaml.YAMLError, msgspec.ValidationError, RecursionError) as error:
         said = " ".join(str(error).split())[:200]
         raise ConfigError(f"it is no inventory: {said}", file=str(path), hint="see docs/fleet.md") from error
-    return replace_keys(found, env, path)
+    return _with_keys(found, env, path)
 
 
-def replace_keys(inventory: Inventory, env: Mapping[str, str], path: Path) -> Inventory:
-    """``${NAME}`` of a key taken from the environment: the file itself need hold no secret.
-
-    Raises:
-        ConfigError: the variable is not set.
-    """
+def _with_keys(inventory: Inventory, env: Mapping[str, str], path: Path) -> Inventory:
+    """``${NAME}`` of a key taken from the environment: the file itself need hold no secret."""
     servers = []
     for number, server in enumerate(inventory.servers):
         if server.key and server.key.startswith("${") and server.key.endswith("}"):
@@ -156,6 +152,11 @@ def compared(statuses: Sequence[EndpointStatus], inventory: Inventory) -> tuple[
         _compared(status, listed[status.endpoint.name]) if status.endpoint.name in listed else status
         for status in statuses
     )
+
+
+def drift_of(statuses: Sequence[EndpointStatus]) -> frozenset[tuple[str, str]]:
+    """Every difference, as ``(endpoint's name, what)``."""
+    return frozenset((s.endpoint.name, note) for s in statuses for note in s.notes if note.startswith(DRIFT))
 
 
 def _compared(status: EndpointStatus, server: ListedServer) -> EndpointStatus:

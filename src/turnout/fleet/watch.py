@@ -25,7 +25,7 @@ from turnout.fleet.dedupe import Facts, may_have_children, settle
 from turnout.fleet.discovery import Target, look, status_of, targets
 from turnout.fleet.health import HealthBook, Record
 from turnout.fleet.host import HostInfo
-from turnout.fleet.inventory import Inventory, compared, endpoints_of
+from turnout.fleet.inventory import Inventory, compared, drift_of, endpoints_of
 from turnout.fleet.processes import listeners, own_addresses
 from turnout.types import Endpoint, Health
 
@@ -176,6 +176,7 @@ class Fleet:
         self._due: dict[str, float] = {}  # written while watching only
         self._looked: dict[str, float] = {}
         self._names: dict[tuple[str, str], str] = {}
+        self._drift: frozenset[tuple[str, str]] = frozenset()
         self._facts = Facts()
         self._facts_for: frozenset[str] = frozenset()
         self._changed = self._touched = False
@@ -366,6 +367,7 @@ class Fleet:
             seen = [self._seen.get(url) or _awaited(target) for url, target in self._targets.items()]
             found = assemble(seen, self._facts, self._mains, self._names)
             endpoints = compared(found, self._inventory) if self._inventory else tuple(found)
+            self._tell_drift(endpoints)
             self.catalog = Catalog(endpoints, self.catalog.generation + 1, time.time())
             news, self._news = self._news, asyncio.Event()
             news.set()
@@ -374,6 +376,12 @@ class Fleet:
             self._touched = False
             endpoints = tuple(self._touched_up(status) for status in self.catalog.endpoints)
             self.catalog = Catalog(endpoints, self.catalog.generation, time.time())
+
+    def _tell_drift(self, endpoints: Sequence[EndpointStatus]) -> None:
+        drift = drift_of(endpoints) if self._inventory else frozenset()
+        for name, what in sorted(drift - self._drift):
+            log.warning("%s: %s", name, what)
+        self._drift = drift
 
     def _touched_up(self, status: EndpointStatus) -> EndpointStatus:
         new = self._seen.get(status.endpoint.url)
