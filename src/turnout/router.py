@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -104,7 +103,7 @@ class Run:
     request: ChatRequest
     principal: Principal
     query: str  # the words whose keyed hash is logged
-    id: str = field(default_factory=lambda: secrets.token_hex(16))
+    id: str = field(default_factory=lambda: f"{random.getrandbits(128):032x}")
     started: float = field(default_factory=time.monotonic)
     task: ClassificationResult | None = None
     attempts: list[AttemptRecord] = field(default_factory=list)

@@ -43,8 +43,7 @@ _BINARY = getattr(os, "O_BINARY", 0)
 _HINT = "free space, change security.audit_log_path, or set security.audit_enabled: false"
 
 
-@dataclass(frozen=True, slots=True)
-class QueryStart:
+class QueryStart(msgspec.Struct, frozen=True):
     """What is known when a query begins."""
 
     request_id: str
@@ -53,8 +52,7 @@ class QueryStart:
     query: str
 
 
-@dataclass(frozen=True, slots=True)
-class QueryEnd:
+class QueryEnd(msgspec.Struct, frozen=True):
     """What is known when it ends. ``error`` is an error's code, "" when it succeeded: never a text that quotes."""
 
     request_id: str
