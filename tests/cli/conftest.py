@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -49,6 +50,12 @@ def program(*args: str, **options: object) -> subprocess.CompletedProcess[str]:
     """The program itself in a process of its own."""
     command = [sys.executable, "-c", "from turnout.cli import main; main()", *args]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **options)  # type: ignore[call-overload,no-any-return]
+
+
+def usual_signals() -> None:
+    """For a child, before it becomes another program: tests that are run in the background hand on ignored signals."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def configure(*urls: str, **more: object) -> Path:

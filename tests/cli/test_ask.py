@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from tests.cli.conftest import Fakes, as_terminal, configure, program, run, run_beside
+from tests.cli.conftest import Fakes, as_terminal, configure, program, run, run_beside, usual_signals
 from tests.fakes.llm import WORDS, openai_app, running
 from tests.servers import LlamaServer
 
@@ -179,6 +179,22 @@ async def test_a_signal_ends_the_stream_frees_the_server_and_is_audited(
     assert [(line["phase"], line["error"]) for line in lines] == [("start", None), ("end", "cancelled")]
 
 
+async def test_sigterm_ends_a_command_that_a_script_runs_behind_itself(tmp_path: Path) -> None:
+    app = openai_app()
+    app.state.fake.fault = "stall"
+    async with running(app) as url:
+        configure(url)
+        child = await start("ask", "hello", signals=behind_a_script)
+        assert child.stdout is not None
+        await child.stdout.readexactly(len("".join(WORDS[:2])))
+        child.send_signal(signal.SIGINT)
+        child.terminate()
+        await asyncio.wait_for(child.communicate(), 30)
+    assert child.returncode == 143
+    lines = [json.loads(line) for line in (tmp_path / "data" / "audit.log").read_text().splitlines()]
+    assert [(line["phase"], line["error"]) for line in lines] == [("start", None), ("end", "cancelled")]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 async def test_sigterm_ends_the_bundled_model_too(tmp_path: Path, with_weights: None) -> None:
     child = await start("ask", "--embedded", "--max-tokens", "2000", "Write a long story")
@@ -334,11 +350,18 @@ async def test_asked_for_the_bundled_model_looks_for_no_server(with_weights: Non
     assert app.state.fake.paths == []
 
 
-async def start(*args: str) -> asyncio.subprocess.Process:
+async def start(*args: str, signals: Callable[[], None] = usual_signals) -> asyncio.subprocess.Process:
     """The program in a process of its own, with nothing on its standard input."""
     pipe = asyncio.subprocess.PIPE
     command = [sys.executable, "-c", "from turnout.cli import main; main()", *args]
-    return await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe)
+    return await asyncio.create_subprocess_exec(
+        *command, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, preexec_fn=signals
+    )
+
+
+def behind_a_script() -> None:
+    usual_signals()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _speaking(pieces: list[str], seen: list[dict[str, object]]) -> Starlette:

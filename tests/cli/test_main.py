@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import program, run
+from tests.cli.conftest import program, run, usual_signals
 from turnout.cli import COMMANDS, EXIT_INTERRUPTED, cli, guarded
 from turnout.errors import AuditError, ConfigError, GuardError, NoServiceError, UsageError
 
@@ -101,7 +101,7 @@ def test_an_interrupt_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
 def test_ctrl_c_while_reading_ends_with_130() -> None:
     command = [sys.executable, "-c", "from turnout.cli import main; main()", "classify", "-"]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as child:
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, preexec_fn=usual_signals) as child:
         assert child.stdin is not None
         # More than a pipe holds: when this returns, the command is reading, and it waits for the end.
         child.stdin.write(b"x" * 500_000)

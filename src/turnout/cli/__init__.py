@@ -109,6 +109,8 @@ def _as_interrupts() -> list[int]:
 
     def interrupt(number: int, _: object) -> None:
         ended.append(number)
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # how a script's shell starts what runs behind it
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.raise_signal(signal.SIGINT)
 
     for name in ("SIGTERM", "SIGHUP"):
