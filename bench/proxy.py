@@ -87,7 +87,7 @@ def _cpu() -> float:
 async def _gateway(upstream: str, port: int) -> None:
     from turnout.build import open_router
     from turnout.config import CustomEndpoint, DiscoveryConfig, LoadedConfig, RouterConfig
-    from turnout.gateway.app import create_app, running
+    from turnout.gateway.app import calm_collector, create_app, running
 
     config = RouterConfig(
         custom_endpoints=(CustomEndpoint(name="stub", endpoint=upstream),), discovery=DiscoveryConfig(enabled=False)
@@ -97,6 +97,7 @@ async def _gateway(upstream: str, port: int) -> None:
         return JSONResponse(_cpu())
 
     async with open_router(LoadedConfig(config)) as router:
+        calm_collector()
         app = create_app(router)
         app.router.routes.append(Route("/cpu", cpu))
         async with running(app, port=port) as (server, _):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -168,8 +169,17 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
+def calm_collector() -> None:
+    """Let the garbage collector leave what is there for good alone and look less often: a tenth of a short answer's CPU
+    was its looking (`make bench`). For a process that only serves."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
 async def _serve(loaded: LoadedConfig, host: str, port: int) -> None:
     async with open_router(loaded, watch=True) as router:
+        calm_collector()
         app = create_app(router, max_body_bytes=loaded.config.gateway.max_body_mb * 1_000_000)
         async with running(app, host, port) as (server, url):
             sys.stderr.write(f"Turnout listens on {url}\n{_found(router.catalog, loaded.config.discovery.interval)}\n")

@@ -123,13 +123,18 @@ class StreamReply:
             NonsenseError: it is larger than ``max_bytes``.
             PhaseTimeoutError, StreamBrokenError: as ``chunks``.
         """
-        pieces: list[bytes] = []
-        size = 0
-        async for piece in self.chunks():
-            size += len(piece)
-            if size > max_bytes:
-                raise NonsenseError(f"{self._endpoint} sent more than {max_bytes:,} bytes", endpoint=self._endpoint)
-            pieces.append(piece)
+        content = self._response.content
+        if content.is_eof() and content.exception() is None:  # it came together with its head
+            pieces, size = [content.read_nowait(-1)], content.total_bytes
+        else:
+            pieces, size = [], 0
+            async for piece in self.chunks():
+                size += len(piece)
+                if size > max_bytes:
+                    break
+                pieces.append(piece)
+        if size > max_bytes:
+            raise NonsenseError(f"{self._endpoint} sent more than {max_bytes:,} bytes", endpoint=self._endpoint)
         return b"".join(pieces)
 
     def expect_end(self) -> None:
