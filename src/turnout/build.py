@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
+from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,7 +87,7 @@ async def open_router(
         stack.push_async_callback(bundled.stop)
         if embedded:
             await bundled.start()
-        inventory, around = _inventory(loaded, allow), host_of(config)
+        inventory, around = read_listed(loaded, allow), host_of(config)
         fleet = Fleet(client, config, around, extra=bundled.endpoints, stand_in=bundled.stand_in, inventory=inventory)
         await stack.enter_async_context(fleet)
         pins = partial(pins_or_none, pins_path(data_dir()))
@@ -181,7 +182,13 @@ def host_of(config: RouterConfig) -> HostInfo:
     return on_loopback(detect_os()) if alone else detect_os()
 
 
-def _inventory(loaded: LoadedConfig, allow: AllowList) -> Inventory | None:
+def read_listed(loaded: LoadedConfig, allow: AllowList) -> Inventory | None:
+    """The site's inventory, None when the configuration names none.
+
+    Raises:
+        ConfigError: it cannot be read, or its signature is not good.
+        GuardError: a server of it is outside the allow-list.
+    """
     section = loaded.config.discovery
     if section.inventory is None:
         return None
@@ -205,7 +212,18 @@ def refuse_outside(loaded: LoadedConfig) -> AllowList:
         if target.endpoint.configured:
             section = section_of(loaded.config, target.endpoint.name)
             _require_allowed(allow, target.endpoint, loaded.place(f"{section}.endpoint"))
+    for number, cidr in enumerate(loaded.config.discovery.scan_cidrs):
+        _require_network(allow, cidr, loaded.place(f"discovery.scan_cidrs.{number}"))
     return allow
+
+
+def _require_network(allow: AllowList, cidr: str, place: str) -> None:
+    network = ip_network(cidr)
+    for address in (network[0], network[-1]):
+        try:
+            allow.check_address(str(address))
+        except GuardError as error:
+            raise GuardError(f"{place}: {cidr}: {error.message}", target=cidr, hint=error.hint) from error
 
 
 def _require_allowed(allow: AllowList, endpoint: Endpoint, place: str) -> None:

@@ -135,9 +135,18 @@ def unpin(path: Path, asked: str) -> tuple[Pin, ...]:
     """
     pins = read_pins(path)
     model, _, endpoint = asked.rpartition("@")
-    gone = tuple(sorted(p for p in pins if p.model == asked or (p.model, p.endpoint) == (model, endpoint)))
+    gone = tuple(sorted(p for p in pins if _plain(p.model) == _plain(asked) or _is_pin(p, model, endpoint)))
     if not gone:
         there = ", ".join(f"{p.model}@{p.endpoint}" for p in sorted(pins)) or "nothing"
         raise NoSuitableModelError(f"{asked!r} is not pinned", hint=f"pinned: {there}")
     write_pins(path, pins - set(gone))
     return gone
+
+
+def _is_pin(pin: Pin, model: str, endpoint: str) -> bool:
+    return _plain(pin.model) == _plain(model) and pin.endpoint == endpoint
+
+
+def _plain(model: str) -> str:
+    """Without the tag that a name has when it has none."""
+    return model.removesuffix(":latest")

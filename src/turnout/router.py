@@ -30,8 +30,10 @@ from turnout.errors import (
     StorageError,
     StreamBrokenError,
     TurnoutError,
+    UsageError,
 )
 from turnout.fleet.catalog import Catalog
+from turnout.fleet.pins import Pin
 from turnout.guard.audit import AuditLog, QueryEnd, QueryStart
 from turnout.guard.trail import Trail
 from turnout.request import answer_room, capabilities_of, check, clamped, classify, enrich, query_of
@@ -65,7 +67,6 @@ if TYPE_CHECKING:
     from turnout.backends.base import Told
     from turnout.code.provider import CodeContext, CodeProvider
     from turnout.context.store import SessionStore
-    from turnout.fleet.pins import Pin
     from turnout.fleet.watch import Fleet
     from turnout.guard.network import HttpClient
 
@@ -147,7 +148,7 @@ class Router:
         self.client, self._config, self._table, self.fleet = client, config, table, fleet
         self._code, self._store = code, store
         self._trail = Trail(audit) if audit is not None else None
-        self._selector = Selector(config, table, pins)
+        self._selector, self._pins = Selector(config, table, pins), pins
 
     @property
     def audit_alarm(self) -> AuditError | None:
@@ -176,6 +177,9 @@ class Router:
     async def unload_model(self, asked: str) -> Candidate:
         """Unload it. Raises as ``residency.the_one`` and ``residency.unload``."""
         candidate = the_one(self._selector.pool(self.catalog), asked, self._table)
+        if Pin(candidate.model.id, candidate.endpoint.name) in self._pins():
+            hint = f"turnout models unpin {candidate.model.id}@{candidate.endpoint.name}"
+            raise UsageError(f"{candidate.label} is pinned: `turnout serve` would load it again", hint=hint)
         await unload(self.client, candidate)
         return candidate
 
@@ -261,12 +265,17 @@ class Router:
             await self.refresh()
 
     async def _wait_for_answers(self, request: ChatRequest, task: ClassificationResult | None) -> None:
-        """Where nothing suits, and some server has not been looked at yet, that one is waited for."""
-        if self.catalog.waits:
-            try:
-                self._select(request, task)
-            except NoSuitableModelError:
-                await self.fleet.settled()
+        """Where nothing suits: a server that has not been looked at yet is waited for, and whoever asks for a model by
+        its name has the servers looked at once more, since one may just have started."""
+        exact = task is None and not self._selector.knows(request.model, self.catalog)
+        if not self.catalog.waits and not exact:
+            return
+        try:
+            self._select(request, task)
+        except NoSuitableModelError:
+            await self.fleet.settled()
+            if exact:
+                await self.fleet.look_again()
 
     def _select(self, request: ChatRequest, task: ClassificationResult | None) -> Selection:
         if not self.catalog.serving:

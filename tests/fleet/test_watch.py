@@ -207,7 +207,9 @@ def test_the_rhythm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "SOONEST", 1.0)
     online, offline = Record(Health.ONLINE), Record(Health.OFFLINE)
     assert [pause(online, quiet, 15.0, 0.0) for quiet in range(6)] == [1, 2, 4, 8, 15, 15]
-    assert [pause(offline, quiet, 15.0, 0.0) for quiet in (0, 4, 5, 6, 99)] == [1, 16, 32, 60, 60]
+    assert [pause(offline, quiet, 15.0, 0.0) for quiet in (0, 3, 4, 99)] == [1, 8, 15, 15], (
+        "soon seen when it comes back"
+    )
     assert pause(Record(Health.LOADING), 9, 15.0, 0.0) == 2.0
     assert pause(Record(Health.DEGRADED, retry_at=103.0), 9, 15.0, 100.0) == 3.0
 

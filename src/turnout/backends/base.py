@@ -135,6 +135,7 @@ class Backend:
         key_headers: the headers in which it takes a key; the first is the one we send.
         routed: used when it was only found; False for a front end to other servers, which is used when configured.
         streams: answers a stream request with a stream.
+        from_root: its paths are not below the ``/v1`` that people write after an address.
         answer_limit: tokens that an answer gets where a request names no limit, at a server that also cuts the prompt
             to make room for the answer: such a server is told the room that is left. 0 for all others.
         silent_overflow: an answer without a word is how it says that the prompt exceeds the window.
@@ -148,6 +149,7 @@ class Backend:
     key_headers: tuple[str, ...] = ("Authorization",)
     routed: bool = True
     streams: bool = True
+    from_root: bool = False
     answer_limit: int = 0
     silent_overflow: bool = False
 
@@ -448,6 +450,9 @@ def classify_error(endpoint: Endpoint, status: int, headers: Mapping[str, str], 
     """The error class that decides what is tried next (SPEC FB-2), from status and words common to all servers."""
     text = error_text(body) or f"HTTP {status} without a word"
     where = {"endpoint": endpoint.name, "status": status}
+    if status == 403 and "cloud is disabled" in text:
+        # Ollama, at whichever of its paths: the model is another machine's.
+        return UnknownModelError(f"{endpoint.name}: {text}", **where)  # type: ignore[arg-type]
     if status in (401, 403, 407):
         hint = f"set the key of {endpoint.name} in the configuration"
         return KeyRefusedError(f"{endpoint.name} refused the key: {text}", hint=hint, **where)  # type: ignore[arg-type]

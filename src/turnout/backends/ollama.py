@@ -49,6 +49,7 @@ class Ollama(Backend):
     title = "Ollama"
     default_urls = ("http://127.0.0.1:11434",)
     wire = WireFormat.OLLAMA
+    from_root = True
     probes = ("/", "/api/version", "/api/status", "/api/tags")
 
     def identify(self, replies: Mapping[str, Reply]) -> Identity | None:

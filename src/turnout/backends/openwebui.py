@@ -41,6 +41,7 @@ class OpenWebUI(OpenAICompatible):
     key_headers = ("Authorization", "X-Api-Key")
     probes = ("/api/config", "/api/version")
     routed = False
+    from_root = True
 
     def identify(self, replies: Mapping[str, Reply]) -> Identity | None:
         """By its public configuration, or its version; its name can be changed, the shapes cannot."""

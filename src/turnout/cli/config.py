@@ -25,10 +25,10 @@ def check(config_file: str | None, as_json: bool) -> None:
 
     Reads it, and checks every configured endpoint against the allow-list. Nothing is dialled.
     """
-    from turnout.build import refuse_outside
+    from turnout.build import read_listed, refuse_outside
 
     loaded = loaded_config(config_file)
-    refuse_outside(loaded)
+    read_listed(loaded, refuse_outside(loaded))
     if as_json:
         print_json({"file": _name(loaded.file), "ok": True, "warnings": [*loaded.warnings]})
         return

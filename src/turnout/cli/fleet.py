@@ -12,6 +12,8 @@ from turnout.cli.output import PartialError, cell, json_option, loaded_config, n
 from turnout.errors import NoServiceError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from turnout.config import LoadedConfig
     from turnout.fleet.catalog import Catalog, EndpointStatus
     from turnout.fleet.discovery import Explanation
@@ -41,7 +43,7 @@ def discover(config_file: str | None, scan: bool, address: str | None, as_json: 
         return
     columns = ("service", "kind", "address", "version", "state", "reason", "models", "loaded", "window", "busy")
     spare = ("busy", "version", "kind", "window", "loaded", "models")
-    rows = [_service_row(status) for status in catalog.endpoints]
+    rows = [_service_row(status) for status in in_order(catalog.endpoints)]
     table(columns, rows, spare=spare, brief=[_brief(row) for row in rows])
     _tell_notes(catalog)
     _require_service(catalog, loaded)
@@ -63,8 +65,11 @@ def _explain(loaded: LoadedConfig, address: str, as_json: bool) -> None:
     from turnout.build import open_client_for
     from turnout.fleet.discovery import explain_address
 
+    url = address if "://" in address or address.startswith("unix:") else f"http://{address}"
+
     async def explained() -> Explanation:
         async with open_client_for(loaded) as client:
+            client.check(url)
             return await explain_address(client, loaded.config, address)
 
     with waiting("probing"):
@@ -148,6 +153,14 @@ def _print_found(found: dict[str, Json], catalog: Catalog, loaded: LoadedConfig)
     except NoServiceError as error:
         raise PartialError(error, found) from error
     print_json(found)
+
+
+def in_order(statuses: Sequence[EndpointStatus]) -> list[EndpointStatus]:
+    """For people: what serves first, then what is configured, then what answers, then the rest."""
+    return sorted(
+        statuses,
+        key=lambda s: (not (s.models and not s.unused), not s.endpoint.configured, s.health.value == "offline"),
+    )
 
 
 def _service_row(status: EndpointStatus) -> tuple[str, ...]:

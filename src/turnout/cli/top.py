@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from turnout.cli.fleet import in_order
 from turnout.cli.output import cell, json_option, loaded_config, print_json, table, waiting
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import RenderableType
 
     from turnout.config import LoadedConfig
@@ -69,10 +72,15 @@ def _frame(fleet: Fleet) -> RenderableType:
     frame = Table(box=None, pad_edge=False, header_style="bold", expand=True)
     for column in COLUMNS:
         frame.add_column(column, overflow="fold")
-    for status in fleet.catalog.endpoints:
+    for status in _shown(fleet.catalog.endpoints):
         frame.add_row(*(Text(cell(text)) for text in _row(status)))
     events = [Text(cell(_event(event))) for event in list(fleet.book.events)[-SHOWN_EVENTS:]]
     return Group(frame, Text(), Text("changes", style="bold"), *(events or [Text("none yet")]))
+
+
+def _shown(statuses: Sequence[EndpointStatus]) -> list[EndpointStatus]:
+    """Without the default addresses where nothing answers, which would fill the screen."""
+    return [s for s in in_order(statuses) if s.endpoint.configured or s.health.value not in ("offline", "unknown")]
 
 
 def _row(status: EndpointStatus) -> tuple[str, ...]:

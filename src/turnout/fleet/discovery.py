@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from turnout.backends import BACKENDS, BY_KIND
-from turnout.backends.base import MAX_LOOK_BYTES, MAX_ROWS, Backend, Identity, Inspection, clean, get
+from turnout.backends.base import MAX_LOOK_BYTES, MAX_ROWS, Backend, Identity, Inspection, at_root, clean, get
 from turnout.config import CustomEndpoint, RouterConfig, ServiceConfig
 from turnout.errors import BackendError, EndpointDownError, GuardError, NonsenseError, PhaseTimeoutError
 from turnout.fleet.catalog import EndpointStatus, address_of
@@ -211,6 +211,8 @@ async def _look(
     if unused == SWITCHED_OFF:
         return replace(status_of(endpoint, Health.UNKNOWN, unused), evidence=verdict.evidence, unused=unused)
     found = await backend.inspect(client, endpoint, timeout)
+    far = await _far_models(client, BY_KIND[verdict.kind], backend, endpoint, timeout)
+    found = replace(found, models=tuple(replace(m, remote=m.remote or m.id in far) for m in found.models))
     own = [m for m in found.models if not m.remote]
     left = until - asyncio.get_running_loop().time()
     details = await _details(client, backend, endpoint, own[:MAX_MODELS], known, 0.8 * left)
@@ -311,11 +313,25 @@ def _safe(model: Model) -> Model:
     return replace(model, family=family, quantization=quantization, digest=digest)
 
 
+async def _far_models(
+    client: HttpClient, kind: Backend, spoken: Backend, endpoint: Endpoint, timeout: float
+) -> frozenset[str]:
+    """Models of another machine at a server that the configuration has spoken to as less than it is: only its own kind
+    knows which those are."""
+    if kind is spoken:
+        return frozenset()
+    try:
+        told = await kind.inspect(client, replace(endpoint, kind=kind.kind, models_path=""), timeout)
+    except BackendError:
+        return frozenset()
+    return frozenset(model.id for model in told.models if model.remote)
+
+
 def _known_verdict(target: Target, known: EndpointStatus | None) -> Identity | None:
     """An endpoint whose kind is given, or one that answered as its kind the last time."""
     if target.endpoint.kind:
         return Identity(target.endpoint.kind, "given")
-    if known is None or known.endpoint.kind not in BY_KIND:
+    if known is None or known.endpoint.kind not in BY_KIND or target.style == "custom":
         return None
     if known.evidence.endswith(HURRIED):
         return None
@@ -328,6 +344,8 @@ def _known_verdict(target: Target, known: EndpointStatus | None) -> Identity | N
 def _endpoint_of(endpoint: Endpoint, backend: Backend, config: RouterConfig) -> tuple[Endpoint, str]:
     """The endpoint as its kind's section has it, and why it is not used, or ""."""
     endpoint = replace(endpoint, kind=backend.kind)
+    if backend.from_root:
+        endpoint = at_root(endpoint)
     if endpoint.configured or endpoint.embedded:
         return endpoint, ""
     section = config.services.get(backend.kind)

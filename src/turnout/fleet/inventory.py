@@ -113,7 +113,10 @@ def _verify(path: Path, data: bytes, key_file: Path) -> None:
         raise ConfigError("it is no public key", file=str(key_file), hint="an Ed25519 key in PEM") from error
     if not isinstance(key, Ed25519PublicKey):
         raise ConfigError("it is no Ed25519 key", file=str(key_file), hint="an Ed25519 key in PEM")
-    signature = _read(path.with_name(path.name + ".sig"))
+    try:
+        signature = _read(path.with_name(path.name + ".sig"))
+    except ConfigError as error:
+        raise ConfigError(f"its signature: {error.message}", file=str(path), hint=_BAD_SIGNATURE) from error
     if len(signature) != 64:
         try:
             signature = base64.b64decode(signature, validate=False)

@@ -37,10 +37,11 @@ PUBLISH_EVERY, TOUCH_EVERY = 0.1, 1.0  # seconds, for changes and for mere load 
 LOOKS_AT_ONCE = 64
 LOOKS_PER_SECOND = 20  # of all endpoints: the rhythm of a large fleet is slower, its cost is not higher
 MAX_TARGETS = 4096
+AGAIN_AFTER = 1.0  # seconds between two refreshes that requests ask for
 IDENTIFY_EVERY = 20  # looks; in between, a server that goes on answering as its kind is only inspected
 SOONEST, GROWTH = 1.0, 2.0  # seconds until the look after a change, and its growth while nothing changes
 CALM = 4  # looks without a change after which the rhythm is that of the interval
-LOADING_BOUND, OFFLINE_INTERVALS = 2.0, 4
+LOADING_BOUND = 2.0
 NUDGE_GAP = 0.5  # seconds between two looks at one endpoint, whatever a feed says
 MAX_FEEDS, FEED_GAP, FIRST_RECONNECT, LONGEST_RECONNECT = 64, 0.05, 1.0, 60.0
 
@@ -54,13 +55,9 @@ def pause(record: Record, quiet: int, interval: float, now: float) -> float:
 
     Args:
         quiet: looks in a row that found no change.
-        interval: the longest pause for an endpoint that answers; one that does not gets ever longer ones.
+        interval: the longest pause.
     """
-    bound = interval
-    if record.health is Health.OFFLINE:
-        bound = OFFLINE_INTERVALS * interval
-    elif record.health is Health.LOADING:
-        bound = min(LOADING_BOUND, interval)
+    bound = min(LOADING_BOUND, interval) if record.health is Health.LOADING else interval
     wait = min(bound, SOONEST * GROWTH ** min(quiet, 30))
     if record.open and record.health is not Health.OFFLINE:
         wait = min(wait, max(0.0, record.retry_at - now))
@@ -176,6 +173,7 @@ class Fleet:
         self._due: dict[str, float] = {}  # written while watching only
         self._looked: dict[str, float] = {}
         self._names: dict[tuple[str, str], str] = {}
+        self._refreshed = 0.0
         self._drift: frozenset[tuple[str, str]] = frozenset()
         self._facts = Facts()
         self._facts_for: frozenset[str] = frozenset()
@@ -223,6 +221,11 @@ class Fleet:
         if whole or refresh.task.done():
             await asyncio.shield(refresh.task)
         return self.catalog
+
+    async def look_again(self) -> None:
+        """For a request that finds nobody suitable: refresh, unless that was done a moment ago."""
+        if time.monotonic() - self._refreshed >= AGAIN_AFTER:
+            await self.refresh(whole=False)
 
     async def settled(self) -> Catalog:
         """Wait for the refresh that is under way."""
@@ -329,6 +332,7 @@ class Fleet:
             self._targets.setdefault(endpoint.url, Target(endpoint))
             await self._start_look(endpoint.url)
             self._publish()
+        self._refreshed = time.monotonic()
 
     async def _look_after(self, running: asyncio.Task[None], refresh: _Refresh) -> None:
         """The next refresh, when the one that runs has ended."""
@@ -379,7 +383,7 @@ class Fleet:
 
     def _tell_drift(self, endpoints: Sequence[EndpointStatus]) -> None:
         drift = drift_of(endpoints) if self._inventory else frozenset()
-        for name, what in sorted(drift - self._drift):
+        for name, what in sorted(drift - self._drift if self._watching else ()):
             log.warning("%s: %s", name, what)
         self._drift = drift
 

@@ -286,6 +286,14 @@ class HttpClient:
         finally:
             reply.close()
 
+    def check(self, url: str) -> None:
+        """Refuse a URL that may not be dialled, before anything is.
+
+        Raises:
+            GuardError: it may not, or is none.
+        """
+        self._checked(url)
+
     def _checked(self, url: str) -> tuple[str, yarl.URL]:
         try:
             return self._read_url(url)

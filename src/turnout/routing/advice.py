@@ -26,6 +26,9 @@ def _advice(status: EndpointStatus, config: RouterConfig) -> str:
     section = _section(status, config)
     if endpoint.embedded or not section:
         return ""
+    if endpoint.configured and config.discovery.inventory and section.startswith("services."):
+        if endpoint.name not in config.services:
+            return f"look at {endpoint.url}, or correct {endpoint.name} in the inventory"
     if status.unused:
         return "" if endpoint.kind in config.services else f"to use {endpoint.url}, name it in {section}.endpoint"
     match status.health:

@@ -12,6 +12,7 @@ from turnout.fleet.health import HealthBook
 from turnout.fleet.pins import Pin, evicted_by
 from turnout.routing.capabilities import CapabilityTable, shipped_lists
 from turnout.routing.fallback import Ranked
+from turnout.routing.names import parse_model_name
 from turnout.types import Candidate, FallbackLevel, TaskCategory
 
 MAX_REMEMBERED = 256
@@ -109,6 +110,7 @@ class Selector:
     def __init__(self, config: RouterConfig, table: CapabilityTable, pins: Callable[[], frozenset[Pin]]) -> None:
         self._config, self._table, self._pins = config, table, pins
         self._pool: tuple[Candidate, ...] = ()
+        self._ids: frozenset[str] = frozenset()
         self._pool_of = -1  # the catalog's generation
         # Selections that hold for every request of up to so many tokens, while every endpoint is well.
         self._remembered: dict[Needs, tuple[int, Selection]] = {}
@@ -117,8 +119,14 @@ class Selector:
         """Every candidate of the catalog."""
         if catalog.generation != self._pool_of:
             self._pool, self._remembered = candidates(catalog, self._table, self._pins()), {}
+            self._ids = frozenset(candidate.model.id for candidate in self._pool)
             self._pool_of = catalog.generation
         return self._pool
+
+    def knows(self, asked: str, catalog: Catalog) -> bool:
+        """Whether some server has a model of that very id."""
+        self.pool(catalog)
+        return asked in self._ids
 
     def forget(self) -> None:
         """Rate the candidates anew for the next request: the pinned models have changed."""
@@ -181,7 +189,9 @@ def _with_doubt(ranked: Ranked, book: HealthBook) -> Ranked:
 def asked_for(pool: Sequence[Candidate], asked: str, table: CapabilityTable) -> list[Candidate]:
     """Who is meant by ``id`` or a canonical name anywhere, or by ``id@endpoint`` there alone."""
     name, _, place = asked.rpartition("@")
-    if name and any(c.endpoint.name == place for c in pool):
+    # Some servers write a quantisation after the same sign; an id is always meant as it is.
+    is_place = name and not parse_model_name(f"x:{place}").quantization and all(c.model.id != asked for c in pool)
+    if is_place or (name and any(c.endpoint.name == place for c in pool)):
         return [c for c in pool if c.endpoint.name == place and is_model(name, c, table)]
     return [c for c in pool if is_model(asked, c, table)]
 
