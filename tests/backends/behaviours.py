@@ -131,6 +131,10 @@ class Case:
         assert text == "".join(WORDS)
         assert usage == Usage(PROMPT_TOKENS, ANSWER_TOKENS)
 
+    def check_speed(self, tokens_per_second: float) -> None:
+        """Whether this is how fast it answered: a fake knows."""
+        assert tokens_per_second == pytest.approx(self.fake.speed, rel=0.01)
+
     async def freed(self) -> None:
         """Wait until the server works on nothing for us: a fake notices."""
         await asyncio.wait_for(self.fake.closed.wait(), 5)
@@ -233,6 +237,13 @@ async def slots(case: Case) -> None:
 async def busy_count(case: Case) -> None:
     await case.given(busy=1)
     assert (await case.look()).busy == 1
+
+
+async def speed(case: Case) -> None:
+    assert said(await case.ask())
+    # Twice: a gauge that whoever reads it sets back must not read as a server that stands still.
+    for _ in range(2):
+        case.check_speed((await case.look()).speed)
 
 
 async def remote(case: Case) -> None:
@@ -403,6 +414,7 @@ BEHAVIOURS: tuple[Callable[[Case], Awaitable[None]], ...] = (
     digest,
     slots,
     busy_count,
+    speed,
     remote,
     chat,
     stream,
@@ -455,6 +467,11 @@ async def _no_count(case: Case) -> None:
     assert await case.backend.count_tokens(case.client, case.endpoint(), request, await case.model()) == 0
 
 
+async def _no_speed(case: Case) -> None:
+    assert said(await case.ask())
+    assert (await case.look()).speed == 0
+
+
 async def _no_tools(case: Case) -> None:
     model = await case.model()
     assert model.capabilities, "a kind without tools says what its models can do"
@@ -485,5 +502,6 @@ LACKING: dict[str, Callable[[Case], Awaitable[None]]] = {
     "unload": _no_unload,
     "embeddings": _no_embeddings,
     "count": _no_count,
+    "speed": _no_speed,
     "tools": _no_tools,
 }

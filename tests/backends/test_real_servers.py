@@ -279,6 +279,9 @@ class RealCase(Case):
         assert usage.prompt_tokens > 0
         assert 0 < usage.completion_tokens <= 200
 
+    def check_speed(self, tokens_per_second: float) -> None:
+        assert 0.1 < tokens_per_second < 100_000
+
     async def post(self, path: str, body: dict[str, object]) -> None:
         async with aiohttp.ClientSession() as session, session.post(self.url + path, json=body) as reply:
             await reply.read()

@@ -166,3 +166,13 @@ async def test_top_in_a_pipe_shows_what_there_is_now(llama: LlamaServer) -> None
     assert (row[0], row[1], row[3]) == ("fake0", "online", "smol")
     (service,) = json.loads((await run_beside("top", "--json")).stdout)["services"]
     assert service["loaded"] == ["smol"]
+
+
+async def test_top_shows_how_fast_a_server_is() -> None:
+    kobold = FAKES["koboldcpp"]
+    async with running(kobold.app(Fake(speed=31.4)), server_header=kobold.SERVER_HEADER) as url:
+        configure(custom_endpoints=[{"name": "box", "endpoint": url, "api_style": "native"}])
+        header, row = [line.split("\t") for line in (await run_beside("top")).stdout.splitlines()]
+        (service,) = json.loads((await run_beside("top", "--json")).stdout)["services"]
+    assert row[header.index("tokens/s")] == "31"
+    assert service["tokens_per_second"] == 31.4

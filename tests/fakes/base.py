@@ -81,6 +81,7 @@ class Fake:
     version: str = ""
     slots: int = 1
     busy: int = 0
+    speed: float = 31.2  # tokens a second of the last answer
     options: dict[str, object] = field(default_factory=dict)
     seen: list[dict[str, object]] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)

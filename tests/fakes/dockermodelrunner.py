@@ -23,6 +23,7 @@ LACKS = {
     "needs_key": "it takes no key",
     "capabilities": "neither list tells them",
     "slots": "it tells whether an engine is in use, not how many requests it takes",
+    "speed": "a route of its own tells it, which is not asked",
     "remote": "it proxies to nobody",
     "busy": "requests wait for an engine",
     "count": "counting would load the model",

@@ -31,6 +31,7 @@ LACKS = {
     "digest": "no digests over HTTP",
     "slots": "it is one, which no reply tells",
     "busy_count": "no reply has it",
+    "speed": "no reply has it",
     "remote": "the list has installed models alone",
     "stream": "'stream' is refused",
     "tools": "'tools' is refused",

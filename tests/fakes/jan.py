@@ -29,6 +29,7 @@ LACKS = {
     "digest": "it lists ids alone",
     "slots": "it does not tell",
     "busy_count": "it does not tell",
+    "speed": "it does not tell",
     "busy": "a request waits",
     "overflow_counts": "the window is not known before",
     "load": "models are started in its app",

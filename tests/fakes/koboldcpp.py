@@ -181,7 +181,7 @@ def app(fake: Fake) -> ASGIApp:
         return JSONResponse(
             {
                 "last_process_speed": 812.5,
-                "last_eval_speed": 31.2,
+                "last_eval_speed": fake.speed,
                 "last_token_count": ANSWER_TOKENS,
                 "last_input_count": PROMPT_TOKENS,
                 "total_gens": len(fake.seen),

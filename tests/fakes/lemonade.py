@@ -23,6 +23,7 @@ LACKS = {
     "loading": "up at once; a model is loaded by the first request for it",
     "digest": "no digests; those of its Ollama list are zeros",
     "slots": "it tells whether a model is busy, not how many requests it takes",
+    "speed": "a route of its own tells it, which is not asked",
     "busy": "requests wait in the engine that it starts",
     "count": "it has no way to count without answering",
 }

@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tests.fakes import openai_chat
-from tests.fakes.base import PROMPT_TOKENS, Fake, FakeModel, served
+from tests.fakes.base import ANSWER_TOKENS, PROMPT_TOKENS, Fake, FakeModel, served
 from tests.fakes.openai_chat import Dialect
 
 SERVER_HEADER = "llama.cpp"
@@ -113,9 +113,18 @@ def props(fake: Fake, model: FakeModel) -> dict[str, object]:
 
 
 def metrics(fake: Fake) -> Response:
-    """``/metrics``, a gauge of each kind."""
-    gauges: Mapping[str, int] = {"requests_processing": fake.busy, "requests_deferred": 0, "n_tokens_max": 0}
-    lines = [f"# TYPE llamacpp:{name} gauge\nllamacpp:{name} {value}" for name, value in gauges.items()]
+    """``/metrics``. The gauge of the speed is of the answers that ended since it was read, and 0 without one."""
+    answered, fake.options["metered"] = len(fake.seen) - int(str(fake.options.get("metered", 0))), len(fake.seen)
+    tokens = ANSWER_TOKENS * len(fake.seen)
+    values: Mapping[str, tuple[str, float]] = {
+        "tokens_predicted_total": ("counter", tokens),
+        "tokens_predicted_seconds_total": ("counter", tokens / fake.speed),
+        "predicted_tokens_seconds": ("gauge", fake.speed if answered else 0),
+        "requests_processing": ("gauge", fake.busy),
+        "requests_deferred": ("gauge", 0),
+        "n_tokens_max": ("gauge", 0),
+    }
+    lines = [f"# TYPE llamacpp:{name} {kind}\nllamacpp:{name} {value:g}" for name, (kind, value) in values.items()]
     return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
 
 

@@ -28,6 +28,7 @@ SERVER_HEADER = "llama.cpp"
 LACKS = {
     "busy": "more requests than slots wait; it refuses none",
     "busy_count": "only each child has slots and gauges, for those who name it",
+    "speed": "only each child has slots and gauges, for those who name it",
     "digest": "no digests over HTTP",
     "loading": "the router is up at once; a request to a model that is loading waits",
     "remote": "it proxies to nobody",

@@ -32,6 +32,7 @@ LACKS = {
     "digest": "it knows commands, not weights",
     "slots": "its limit per model is told nowhere",
     "busy_count": "requests in flight are told in its event feed alone",
+    "speed": "a route of its own tells it, which is not asked",
     "count": "counting would start the model",
 }
 _KINDS = {400: "invalid_request_error", 401: "authentication_error", 404: "invalid_request_error"}

@@ -28,6 +28,7 @@ LACKS = {
     "loading": "a cold model is loaded inside the request that asks for it",
     "digest": "no digests over HTTP",
     "busy_count": "its queue is seen by its own command alone",
+    "speed": "told in an answer's own statistics alone",
     "remote": "models of LM Link look like its own",
     "count": "its tokenizer is behind its WebSocket alone",
     "busy": "it queues without end",

@@ -29,6 +29,7 @@ LACKS = {
     "digest": "its Ollama list has the hash of the name",
     "slots": "limits stand in the model's file alone",
     "busy_count": "told to nobody",
+    "speed": "told to nobody",
     "overflow_counts": "it names a window, which no list tells",
     "count": "its tokenizer loads the model and knows no chat template",
 }

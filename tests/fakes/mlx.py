@@ -30,6 +30,7 @@ LACKS = {
     "digest": "no digests over HTTP",
     "slots": "no reply has them",
     "busy_count": "no reply has it",
+    "speed": "no reply has it",
     "remote": "it proxies to nobody",
     "structured": "response_format is not looked at",
     "embeddings": "it has no such path",

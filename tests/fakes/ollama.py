@@ -46,6 +46,7 @@ LACKS = {
     "loading": "it is up at once; a request waits while its model loads",
     "needs_key": "it has no keys",
     "slots": "OLLAMA_NUM_PARALLEL is told nobody",
+    "speed": "told in an answer's own statistics alone",
 }
 BUSY = "server busy, please try again.  maximum pending requests exceeded"
 DIED = "model runner has unexpectedly stopped, this may be due to resource limitations or an internal error"

@@ -32,6 +32,7 @@ LACKS = {
     "residency": _SILENT,
     "size": _SILENT,
     "slots": _SILENT,
+    "speed": _SILENT,
     "unload": "the protocol has no route that unloads",
     "window": "some servers put it into a field of their own, which is then read",
 }

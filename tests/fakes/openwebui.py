@@ -23,6 +23,7 @@ MODELS = 2
 LACKS = {
     "slots": "it passes on what a list tells, not how many requests are served",
     "busy_count": "it passes on what a list tells, not what runs",
+    "speed": "it passes on what a list tells, not what runs",
     "capabilities": "it passes on the list of llama.cpp, which tells none",
     "digest": "no digests but those of an Ollama behind it",
     "load": "a request for a model is passed on, and that is all",

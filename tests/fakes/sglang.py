@@ -101,6 +101,7 @@ def app(fake: Fake) -> ASGIApp:
             "num_waiting_reqs": 0,
             "max_running_requests": fake.slots,
             "max_total_num_tokens": 200_000,
+            "gen_throughput": fake.speed,
             "queues": {"waiting": 0},
         }
         return JSONResponse({"timestamp": "2026-01-01T00:00:00+00:00", "version": fake.version, "loads": [rank]})

@@ -31,6 +31,7 @@ LACKS = {
     "quantization": "no reply has it",
     "digest": "no digests over HTTP",
     "busy_count": "no reply has it",
+    "speed": "no reply has it",
     "remote": "it proxies to nobody",
     "count": "its count leaves out what opens the answer",
     "busy": "requests wait without a word",

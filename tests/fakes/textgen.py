@@ -32,6 +32,7 @@ LACKS = {
     "digest": "a name is all it tells",
     "slots": "it does not tell",
     "busy_count": "it does not tell",
+    "speed": "it does not tell",
     "remote": "it proxies to nobody",
     "count": "it counts a text, not a conversation",
     "overflow": "the start of the prompt is cut without a word",

@@ -31,6 +31,7 @@ LACKS = {
     "remote": "it proxies to nobody",
     "max_window": "the configured maximum is all it tells",
     "slots": "no reply has them",
+    "speed": "it counts tokens and tells no rate",
     "overflow_prompt": "it stops counting one after the window",
 }
 

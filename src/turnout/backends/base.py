@@ -376,6 +376,13 @@ def int_of(value: Json) -> int:
     return max(0, int(value))
 
 
+def float_of(value: Json) -> float:
+    """A non-negative number, or 0.0 when it is something else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e12:
+        return 0.0
+    return float(value)
+
+
 def dict_of(value: Json) -> dict[str, Json]:
     """An object, or an empty one when it is something else."""
     return value if isinstance(value, dict) else {}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from turnout.backends import base
-from turnout.backends.base import Identity, Inspection, dict_of, int_of, json_object, replied, rows, text_of
+from turnout.backends.base import Identity, Inspection, dict_of, float_of, int_of, json_object, replied, rows, text_of
 from turnout.backends.openai_compatible import OpenAICompatible
 from turnout.errors import BackendError, EndpointBusyError, PhaseTimeoutError, RequestRefusedError, ServerFailedError
 from turnout.types import ChatRequest, Endpoint, Health, Json, Model
@@ -84,6 +84,7 @@ class KoboldCpp(OpenAICompatible):
             capacity=1,
             notes=notes,
             version=version,
+            speed=float_of(perf.get("last_eval_speed")),
         )
 
     async def _lets_in(self, client: HttpClient, root: Endpoint, timeout: float) -> bool:
@@ -168,7 +169,7 @@ class KoboldCpp(OpenAICompatible):
         root, clock = base.at_root(endpoint), asyncio.get_running_loop().time
         limit = endpoint.limits.connect
         perf = await base.get_object(client, self, root, "/api/extra/perf", limit)
-        born_by = clock() - _seconds(perf.get("uptime"))
+        born_by = clock() - float_of(perf.get("uptime"))
         body = {"filename": filename}
         reply = await base.post(client, self, root, "/api/admin/reload_config", body, endpoint.limits.first_byte)
         if json_object(reply.body).get("success") is not True:
@@ -179,11 +180,7 @@ class KoboldCpp(OpenAICompatible):
             await asyncio.sleep(POLL_SECONDS)
             asked = clock()
             perf = await base.get_object(client, self, root, "/api/extra/perf", limit)
-            if "uptime" in perf and asked - _seconds(perf.get("uptime")) > born_by + CLOCK_SLACK:
+            if "uptime" in perf and asked - float_of(perf.get("uptime")) > born_by + CLOCK_SLACK:
                 return await base.get_object(client, self, root, "/api/extra/version", limit)
         what = f"{endpoint.name} did not come back within {endpoint.limits.total:g} s"
         raise PhaseTimeoutError(what, phase="total", endpoint=endpoint.name)
-
-
-def _seconds(value: Json) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e12 else 0.0

@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 from turnout.backends import base
 from turnout.backends.base import Identity, Inspection, Told, dict_of, int_of, json_object, rows, text_of
 from turnout.backends.openai_compatible import OpenAICompatible, meta_of
-from turnout.errors import BackendError, ServerFailedError, UnknownModelError
+from turnout.errors import ServerFailedError, UnknownModelError
 from turnout.types import ChatRequest, Details, Endpoint, Health, Json, Limits, Model
 from turnout.wire import openai_chat
 from turnout.wire.base import Lines
@@ -35,7 +35,11 @@ _STORES = (
     ("dockermodelrunner", re.compile(r"[/\\]bundles[/\\]sha256[/\\][0-9a-f]{64}[/\\]")),
     ("lmstudio", re.compile(r"[/\\]\.lmstudio[/\\]")),
 )
-_GAUGE = re.compile(rb"^llamacpp:requests_(processing|deferred)(?:\{[^}]*\})? (\d{1,9})", re.MULTILINE)
+_METRIC = re.compile(
+    rb"^llamacpp:(requests_processing|requests_deferred|predicted_tokens_seconds|tokens_predicted(?:_seconds)?_total)"
+    rb"(?:\{[^}]*\})? (\d{1,15}(?:\.\d{1,9})?(?:e[+-]?\d\d?)?)$",
+    re.MULTILINE,
+)
 
 
 class LlamaCpp(OpenAICompatible):
@@ -73,17 +77,8 @@ class LlamaCpp(OpenAICompatible):
         found = _router(self, listed, props) if props.get("role") == "router" else _single(self, listed, props)
         if props.get("endpoint_metrics") is not True:
             return found
-        busy, waiting = await self._gauges(client, endpoint, timeout)
-        return replace(found, busy=busy, waiting=waiting)
-
-    async def _gauges(self, client: HttpClient, endpoint: Endpoint, timeout: float) -> tuple[int | None, int | None]:
-        """Requests that run and that wait."""
-        try:
-            reply = await base.get(client, self, base.at_root(endpoint), "/metrics", timeout)
-        except BackendError:
-            return None, None
-        told = {name: int(number) for name, number in _GAUGE.findall(reply.body)} if reply.status == 200 else {}
-        return told.get(b"processing"), told.get(b"deferred")
+        metrics = await base.try_get(client, self, base.at_root(endpoint), "/metrics", timeout)
+        return _with_metrics(found, metrics.body) if metrics is not None and metrics.status == 200 else found
 
     def model(self, row: dict[str, Json]) -> Model | None:
         """``meta.n_ctx`` is the window of one slot; a router's rows have a status, and meta only while loaded."""
@@ -276,6 +271,23 @@ def _router(backend: LlamaCpp, listed: list[dict[str, Json]], props: dict[str, J
         capacity=int_of(props.get("max_instances")),
         notes=tuple(notes),
         version=_version(props),
+    )
+
+
+def _with_metrics(found: Inspection, metrics: bytes) -> Inspection:
+    """Requests that run and that wait, and how fast it generates.
+
+    Its gauge of that is of the answers that ended since anybody read it, and 0 for whoever reads it next (seen at the
+    package's server, 2026-11): then the mean since its start is taken.
+    """
+    told = {name: float(number) for name, number in _METRIC.findall(metrics)}
+    busy, waiting = told.get(b"requests_processing"), told.get(b"requests_deferred")
+    tokens, seconds = told.get(b"tokens_predicted_total", 0.0), told.get(b"tokens_predicted_seconds_total", 0.0)
+    return replace(
+        found,
+        busy=None if busy is None else int(busy),
+        waiting=None if waiting is None else int(waiting),
+        speed=told.get(b"predicted_tokens_seconds") or (tokens / seconds if seconds else 0.0),
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from turnout.backends import base
-from turnout.backends.base import Identity, Inspection, first_owner, int_of, json_object, rows, text_of
+from turnout.backends.base import Identity, Inspection, first_owner, float_of, int_of, json_object, rows, text_of
 from turnout.backends.openai_compatible import OpenAICompatible, tokenized
 from turnout.errors import BackendError, ContextOverflowError
 from turnout.types import ChatRequest, Endpoint, Health, Json, Model
@@ -63,6 +63,7 @@ class SgLang(OpenAICompatible):
             capacity=1,
             notes=_NOTES if info.get("has_image_understanding") is True else (),
             version=base.clean(text_of(loads.get("version")), 60),
+            speed=sum(float_of(rank.get("gen_throughput")) for rank in ranks),
         )
 
     def error(self, endpoint: Endpoint, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
