@@ -181,6 +181,12 @@ async def look(
         return status_of(_last_known(target, known), Health.DEGRADED, reason)
 
 
+def _spoken_to(target: Target, found: Backend) -> Backend:
+    """Who speaks to a server of a known kind: paths that the user gave are those of the OpenAI format."""
+    given = target.style == "openai" and (target.endpoint.chat_path or target.endpoint.models_path)
+    return GENERIC if target.style == "custom" or (given and found.wire is not GENERIC.wire) else found
+
+
 def _last_known(target: Target, known: EndpointStatus | None) -> Endpoint:
     return target.endpoint if known is None else known.endpoint
 
@@ -206,7 +212,7 @@ async def _look(
         verdict = Identity("openai", "the configuration says so")
     if verdict is None:
         return status_of(target.endpoint, Health.DEGRADED, _strange(replies))
-    backend = BY_KIND["openai" if target.style == "custom" else verdict.kind]
+    backend = _spoken_to(target, BY_KIND[verdict.kind])
     endpoint, unused = _endpoint_of(target.endpoint, backend, config)
     if unused == SWITCHED_OFF:
         return replace(status_of(endpoint, Health.UNKNOWN, unused), evidence=verdict.evidence, unused=unused)
