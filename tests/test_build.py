@@ -1,17 +1,19 @@
-"""A Router as it is built: who stands in when nobody answers, and how servers are looked for again."""
+"""A Router as it is built: who stands in when nobody answers, how servers are looked for, and the site's inventory."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from tests.fakes.llm import openai_app, running
+from tests.isolated import is_isolated
 from tests.servers import WEIGHTS
 from turnout.api import LocalLLMRouter, collect, load_any
 from turnout.build import open_router
 from turnout.config import LoadedConfig
-from turnout.errors import NoServiceError
+from turnout.errors import ConfigError, GuardError, NoServiceError
 from turnout.router import Router
 from turnout.types import ChatRequest, message
 
@@ -84,3 +86,50 @@ async def test_a_server_that_came_up_a_moment_ago_is_found() -> None:
         assert serving(router) == []
         app.state.fake.fault = ""
         assert (await collect(router.route(HELLO))).service == "box"
+
+
+def with_inventory(folder: Path, *servers: dict[str, object], **section: object) -> LoadedConfig:
+    file = folder / "inventory.yaml"
+    file.write_text(json.dumps({"servers": servers}))
+    return load_any({"discovery": {"enabled": False, "inventory": str(file), **section}})
+
+
+async def test_the_sites_inventory_is_looked_at_and_drift_is_said(tmp_path: Path) -> None:
+    async with running(openai_app(("listed", "stray"))) as url:
+        there = {"name": "gpu-1", "endpoint": url, "models": [{"id": "listed"}]}
+        away = {"name": "gpu-2", "endpoint": NOBODY}
+        async with open_router(with_inventory(tmp_path, there, away), whole=True) as router:
+            by_name = {status.endpoint.name: status for status in router.catalog.endpoints}
+            assert (await collect(router.route(HELLO))).service == "gpu-1"
+    assert [model.id for model in by_name["gpu-1"].models] == ["listed"]
+    assert by_name["gpu-1"].notes == ("inventory: the list does not name it (stray)",)
+    assert by_name["gpu-2"].notes == ("inventory: it is offline",)
+
+
+async def test_an_inventory_leads_nowhere_outside_and_nowhere_without_its_signature(tmp_path: Path) -> None:
+    outside = with_inventory(tmp_path, {"name": "gpu-1", "endpoint": "http://203.0.113.5:8000"})
+    with pytest.raises(GuardError, match=r"inventory\.yaml: endpoint gpu-1: .*outside the allowed networks"):
+        async with open_router(outside):
+            pass
+    unsigned = with_inventory(tmp_path, inventory_key=str(tmp_path / "site.pem"))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        async with open_router(unsigned):
+            pass
+
+
+@pytest.mark.isolated
+async def test_a_scan_that_is_asked_for_is_done_first_and_audited(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_isolated():
+        pytest.skip("NOT ISOLATED: this test needs a network namespace: run `make test`")
+    monkeypatch.delenv("TURNOUT_LOOPBACK_ONLY")
+    async with running(openai_app()) as url:
+        section = {"scan_cidrs": ["127.0.0.1/32"], "scan_ports": [int(url.rpartition(":")[2])]}
+        loaded = load_any({"discovery": {"enabled": False, **section}})
+        async with open_router(loaded) as router:
+            assert serving(router) == []
+        async with open_router(loaded, scan=True) as router:
+            assert [status.endpoint.url for status in router.catalog.serving] == [url]
+    told = [json.loads(line).get("service") or "" for line in (data_dir / "audit.log").read_text("utf-8").splitlines()]
+    assert [line.partition(":")[0] for line in told if line.startswith("scan")] == ["scan begins", "scan ends"]

@@ -18,7 +18,7 @@ from turnout.config_load import load_config
 from turnout.errors import EmbeddedError, GuardError
 from turnout.fleet import search
 from turnout.fleet.discovery import targets
-from turnout.fleet.host import HostInfo, detect_os, on_loopback
+from turnout.fleet.host import HostInfo, detect_os, loopback_only, on_loopback
 from turnout.fleet.inventory import Inventory, endpoints_of, read_inventory
 from turnout.fleet.pins import Pin, pins_or_none, pins_path
 from turnout.fleet.watch import Fleet
@@ -178,8 +178,7 @@ class _Bundled:
 
 def host_of(config: RouterConfig) -> HostInfo:
     """Where we run, as far as the configuration lets discovery see it."""
-    alone = config.discovery.loopback_only or os.environ.get("TURNOUT_LOOPBACK_ONLY") == "1"
-    return on_loopback(detect_os()) if alone else detect_os()
+    return on_loopback(detect_os()) if loopback_only(config) else detect_os()
 
 
 def read_listed(loaded: LoadedConfig, allow: AllowList) -> Inventory | None:

@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from turnout.config import RouterConfig
 
 _PLATFORMS: dict[str, Literal["windows", "linux", "darwin"]] = {
     "Windows": "windows",
@@ -87,6 +90,11 @@ def _wsl_networking(env: Mapping[str, str], root: Path) -> Literal["mirrored", "
         return ""
     # Only the mirrored mode has this interface; asking wslinfo would mean to run a command.
     return "mirrored" if (root / "sys/class/net/loopback0").exists() else "nat"
+
+
+def loopback_only(config: RouterConfig, env: Mapping[str, str] = os.environ) -> bool:
+    """Whether nothing beyond loopback may be looked for: no host of a container, no gateway, no scan, no beacon."""
+    return config.discovery.loopback_only or env.get("TURNOUT_LOOPBACK_ONLY") == "1"
 
 
 def on_loopback(host: HostInfo) -> HostInfo:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from turnout.errors import AuditError, UsageError
 from turnout.fleet.beacon import PORT, Heard
+from turnout.fleet.host import loopback_only
 from turnout.fleet.scan import scan
 from turnout.guard.datagrams import datagrams
 
@@ -29,7 +30,7 @@ async def once(client: HttpClient, config: RouterConfig, fleet: Fleet, audit: Au
     Raises:
         AuditError: the scan cannot be written down, so it is not done.
     """
-    if not config.discovery.scan_cidrs or config.discovery.loopback_only:
+    if not config.discovery.scan_cidrs or loopback_only(config):
         return
 
     def told(what: str, about: str) -> None:
@@ -46,8 +47,7 @@ async def keep_on(
 ) -> AsyncIterator[None]:
     """Scan now and then, and listen, for as long as the context is open."""
     async with AsyncExitStack() as stack:
-        section = config.discovery
-        if section.beacon and not section.loopback_only:
+        if config.discovery.beacon and not loopback_only(config):
             heard = Heard(allow)
 
             def hear(datagram: bytes, sender: str) -> None:
