@@ -110,7 +110,8 @@ async def _keep_warm(
             try:
                 await BY_KIND[status.endpoint.kind].load(client, status.endpoint, model, log.debug)
                 fleet.nudge(status.endpoint.url)
-                waits.pop(this, None)
+                # Until a look has seen it, and for a while if the server drops it at once: it has no room for it.
+                waits[this] = time.monotonic() + FIRST_WAIT, FIRST_WAIT
             except BackendError as error:
                 log.warning("the pinned model %s @ %s was not loaded: %s", model.id, status.endpoint.name, error)
                 waits[this] = time.monotonic() + wait, min(LONGEST_WAIT, wait * 2)

@@ -208,6 +208,8 @@ def app(fake: Fake) -> ASGIApp:
         """Without a prompt: a load, or an unload."""
         body = await request.json()
         fake.seen.append(body)
+        if (refused := await _refusal(fake, body, fake.take_fault())) is not None:
+            return refused
         model = named(body.get("model"))
         if isinstance(model, Response):
             return model
