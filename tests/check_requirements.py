@@ -6,6 +6,7 @@ Needs a run of the whole suite under ``coverage run`` first; then ``python -m te
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -38,11 +39,12 @@ def problems(data: CoverageData) -> list[str]:
         if not isinstance(proof, Proven):
             continue
         for test in proof.tests:
-            mine = [c for c in contexts if c.split("[")[0].removesuffix("|run") == f"tests/{test}"]
+            cases = {c: c.removesuffix("|run") for c in contexts}
+            mine = [c for c, case in cases.items() if f"tests/{test}" in (case, case.split("[")[0])]
             if not mine:
                 found.append(f"{requirement} ({what}): the test {test} did not run")
                 continue
-            data.set_query_contexts([c.replace("[", r"\[").replace("|", r"\|") + "$" for c in mine[:3]])
+            data.set_query_contexts([f"^{re.escape(c)}$" for c in mine[:3]])
             for code in proof.code:
                 path, body = lines_of(code)
                 if not set(data.lines(str(path)) or ()) & set(body):

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Proven:
-    """Tests (``path::name``, relative to tests/) and the code that each of them must execute."""
+    """Tests (``path::name``, relative to tests/) and the code that each of them must execute.
+
+    Of a test with cases, ``path::name[case]`` means one, and the name alone the first three that ran.
+    """
 
     tests: tuple[str, ...]
     code: tuple[str, ...]
@@ -19,6 +22,13 @@ class Proven:
 
 def by(*tests: str, code: str | tuple[str, ...]) -> Proven:
     return Proven(tests, (code,) if isinstance(code, str) else code)
+
+
+def serves(kind: str, backend: str, *, streams: bool = True) -> Proven:
+    """A kind of server (SPEC SVC-1): found, known, well, its models listed, and a chat answered, streamed and not."""
+    names = ("identified", "online", "models", "chat", *(("stream",) if streams else ()))
+    tests = tuple(f"{KINDS}[{kind}-{name}]" for name in names)
+    return Proven(tests, (f"turnout.backends.{backend}.identify", f"turnout.backends.{backend}.inspect"))
 
 
 FLEET = "deferred: issue 3, the fleet"
@@ -39,6 +49,15 @@ HELD_OUT = "routing/test_held_out.py::"
 PARTS = "test_parts.py::"
 LLAMACPP = "backends/test_llamacpp.py::"
 OLLAMA = "backends/test_ollama.py::"
+KINDS = "backends/test_conformance.py::test_behaviour"
+CUSTOM = "fleet/test_custom.py::"
+SEARCH = "fleet/test_search.py::"
+BUILD = "test_build.py::"
+INVENTORY = "fleet/test_inventory.py::"
+HOST = "fleet/test_host.py::"
+WARM = "test_residency.py::"
+SHOWN = "cli/test_fleet.py::"
+IDENTITY = "backends/test_identity.py::"
 HEALTH = "fleet/test_health.py::"
 WATCH = "fleet/test_watch.py::"
 OPENAI = "backends/test_openai_compatible.py::"
@@ -141,18 +160,31 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
             GATE + "test_an_ollama_behind_an_openai_client_is_translated", code="turnout.backends.ollama:Ollama.inspect"
         ),
     ),
-    ("SVC-1", "LM Studio", FLEET),
-    ("SVC-1", "Jan", FLEET),
-    ("SVC-1", "Open WebUI", FLEET),
-    ("SVC-1", "LocalAI", FLEET),
-    ("SVC-1", "vLLM", FLEET),
-    ("SVC-1", "KoboldCpp", FLEET),
-    ("SVC-1", "GPT4All", FLEET),
-    ("SVC-1", "text-generation-webui", FLEET),
+    ("SVC-1", "llama.cpp, by its fake", serves("llamacpp", "llamacpp:LlamaCpp")),
+    ("SVC-1", "Ollama, by its fake", serves("ollama", "ollama:Ollama")),
+    ("SVC-1", "LM Studio", serves("lmstudio", "lmstudio:LmStudio")),
+    ("SVC-1", "Jan", serves("jan", "jan:Jan")),
+    ("SVC-1", "Open WebUI", serves("openwebui", "openwebui:OpenWebUI")),
+    ("SVC-1", "LocalAI", serves("localai", "localai:LocalAI")),
+    ("SVC-1", "vLLM", serves("vllm", "vllm:Vllm")),
+    ("SVC-1", "KoboldCpp", serves("koboldcpp", "koboldcpp:KoboldCpp")),
+    ("SVC-1", "GPT4All, which does not stream", serves("gpt4all", "gpt4all:Gpt4All", streams=False)),
+    ("SVC-1", "text-generation-webui", serves("textgen", "textgen:TextGen")),
     (
         "SVC-2",
         "custom endpoints",
         by(GATE + "test_unknown_fields_survive_the_raw_lane", code="turnout.fleet.discovery:targets"),
+    ),
+    (
+        "SVC-2",
+        "key, chat_path and models_path in each api_style",
+        by(
+            CUSTOM + "test_it_is_found_and_answers_with_its_key_at_its_paths[native-koboldcpp-paths0-koboldcpp]",
+            CUSTOM + "test_it_is_found_and_answers_with_its_key_at_its_paths[openai-openai-paths4-openai]",
+            CUSTOM + "test_it_is_found_and_answers_with_its_key_at_its_paths[custom-openai-paths5-openai]",
+            CUSTOM + "test_paths_are_those_of_the_openai_format_also_at_a_server_with_one_of_its_own",
+            code=("turnout.fleet.discovery:_custom", "turnout.fleet.discovery:_spoken_to"),
+        ),
     ),
     (
         "SVC-3",
@@ -164,7 +196,37 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
             code="turnout.fleet.discovery:identify",
         ),
     ),
-    ("SVC-3", "identity by fingerprint: the other kinds", FLEET),
+    (
+        "SVC-3",
+        "identity by fingerprint: every kind is itself at every kind's default port",
+        by(
+            IDENTITY + "test_every_kind_is_itself_at_every_default_port",
+            code=(
+                "turnout.fleet.discovery:identify",
+                "turnout.backends.lmstudio:LmStudio.identify",
+                "turnout.backends.jan:Jan.identify",
+                "turnout.backends.openwebui:OpenWebUI.identify",
+                "turnout.backends.localai:LocalAI.identify",
+                "turnout.backends.vllm:Vllm.identify",
+                "turnout.backends.koboldcpp:KoboldCpp.identify",
+                "turnout.backends.gpt4all:Gpt4All.identify",
+                "turnout.backends.textgen:TextGen.identify",
+            ),
+        ),
+    ),
+    (
+        "SVC-3",
+        "two servers of one kind are two endpoints",
+        by(IDENTITY + "test_two_of_a_kind_at_different_ports_are_two", code="turnout.fleet.discovery:identify"),
+    ),
+    (
+        "SVC-3",
+        "an address is explained: every probe, its answer, the verdict",
+        by(
+            "fleet/test_discovery.py::test_an_address_is_explained_with_every_probe_and_rule",
+            code="turnout.fleet.discovery:explain_address",
+        ),
+    ),
     ("SVC-4", "needs_key", by(REAL + "test_a_wrong_key_is_not_retried", code="turnout.backends.base:health_of_status")),
     (
         "SVC-4",
@@ -186,6 +248,25 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
             WATCH + "test_one_server_at_two_names_is_used_once",
             WATCH + "test_a_servers_own_child_is_shown_and_not_used",
             code="turnout.fleet.dedupe:settle",
+        ),
+    ),
+    (
+        "SVC-4",
+        "degraded, with what it has, when it is slow once",
+        by(
+            WATCH + "test_a_slow_look_leaves_a_server_in_use_behind_the_others",
+            HEALTH + "test_a_server_that_is_slow_once_is_degraded_and_after_several_looks_offline",
+            code="turnout.fleet.health:_after_silence",
+        ),
+    ),
+    (
+        "SVC-4",
+        "hostile servers are bounded, marked with the reason, and harmless to a terminal",
+        by(
+            "fleet/test_hostile.py::test_what_a_terminal_would_obey_is_never_kept",
+            "fleet/test_hostile.py::test_a_list_of_a_hundred_thousand_models_is_cut_and_says_so",
+            "fleet/test_hostile.py::test_many_hostile_servers_leave_the_good_one_usable",
+            code="turnout.fleet.discovery:_bounded",
         ),
     ),
     (
@@ -226,11 +307,62 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
     ),
     (
         "SVC-5",
+        "resident, windows, quantisation and capabilities as LM Studio tells them",
+        by(
+            KINDS + "[lmstudio-window]",
+            KINDS + "[lmstudio-max_window]",
+            KINDS + "[lmstudio-residency]",
+            KINDS + "[lmstudio-quantization]",
+            KINDS + "[lmstudio-capabilities]",
+            code="turnout.backends.lmstudio:LmStudio.inspect",
+        ),
+    ),
+    (
+        "SVC-5",
+        "the digest where the server gives one",
+        by(KINDS + "[ollama-digest]", code="turnout.backends.ollama:_model"),
+    ),
+    (
+        "SVC-5",
+        "a model that a server only proxies to elsewhere is not used",
+        by(KINDS + "[ollama-remote]", KINDS + "[openwebui-remote]", code="turnout.fleet.discovery:_look"),
+    ),
+    (
+        "SVC-5",
+        "pinned models stay resident",
+        by(
+            WARM + "test_a_dropped_model_is_loaded_again",
+            WARM + "test_a_load_that_fails_is_tried_again_after_a_pause_that_grows",
+            code="turnout.residency:_keep_warm",
+        ),
+    ),
+    (
+        "SVC-5",
         "the guess from the name is the last resort",
         by(PARTS + "test_a_guess_is_marked_as_one", code="turnout.routing.capabilities:guess_window"),
     ),
     ("SVC-6", "where we run", by(PARTS + "test_where_we_run", code="turnout.fleet.host:detect_os")),
-    ("SVC-6", "WSL networking and default gateways", FLEET),
+    ("SVC-6", "WSL and its networking mode", by(HOST + "test_wsl", code="turnout.fleet.host:_wsl_networking")),
+    ("SVC-6", "container kinds", by(HOST + "test_containers", code="turnout.fleet.host:_container")),
+    (
+        "SVC-6",
+        "default gateways",
+        by(HOST + "test_the_gateway_is_read_where_it_may_be_the_host", code="turnout.fleet.host:_default_gateway"),
+    ),
+    (
+        "SVC-6",
+        "default addresses are expanded, never rewritten",
+        by(HOST + "test_default_addresses_are_expanded_never_rewritten", code="turnout.fleet.host:candidate_urls"),
+    ),
+    (
+        "SVC-6",
+        "one switch ends discovery at loopback",
+        by(
+            "fleet/test_reach.py::test_one_switch_ends_discovery_at_loopback",
+            SEARCH + "test_one_switch_ends_both",
+            code="turnout.fleet.host:loopback_only",
+        ),
+    ),
     (
         "SVC-7",
         "a dead endpoint delays nothing",
@@ -239,6 +371,29 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
             REAL + "test_a_second_server_takes_over_before_the_first_byte",
             code="turnout.fleet.watch:Fleet._look_at_all",
         ),
+    ),
+    (
+        "SVC-7",
+        "scans and announcements, when they are asked for",
+        by(
+            SEARCH + "test_who_is_heard_is_looked_at",
+            SEARCH + "test_a_later_scan_finds_who_came_later_and_each_is_audited",
+            SEARCH + "test_closing_ends_a_scan_that_is_under_way",
+            code="turnout.fleet.search:keep_on",
+        ),
+    ),
+    (
+        "SVC-7",
+        "the site's inventory, signed, with drift",
+        by(
+            BUILD + "test_the_sites_inventory_is_looked_at_and_drift_is_said",
+            code=("turnout.build:_inventory", "turnout.fleet.inventory:compared"),
+        ),
+    ),
+    (
+        "SVC-7",
+        "an inventory whose signature is not good is not used",
+        by(INVENTORY + "test_nothing_is_read_whose_signature_is_not_good", code="turnout.fleet.inventory:_verify"),
     ),
     (
         "TASK-1",
@@ -366,6 +521,28 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
             WATCH + "test_when_all_are_dead_the_nearest_is_tried_all_the_same",
             code=("turnout.fleet.health:after_attempt", "turnout.routing.select:select_around"),
         ),
+    ),
+    (
+        "FB-3",
+        "at a half-open endpoint one request decides",
+        by(
+            HEALTH + "test_the_book_lets_one_request_decide_at_a_half_open_endpoint",
+            code=("turnout.fleet.health:HealthBook.begin", "turnout.fleet.health:HealthBook.bars"),
+        ),
+    ),
+    (
+        "FB-3",
+        "a refused key, a rate limit or an overflow opens no circuit",
+        by(
+            WATCH + "test_what_is_no_fault_of_the_server_bars_nobody",
+            HEALTH + "test_what_is_no_fault_of_the_server_never_opens",
+            code="turnout.fleet.health:after_attempt",
+        ),
+    ),
+    (
+        "FB-3",
+        "max_retries with backoff",
+        by(PARTS + "test_retries_end", code="turnout.routing.fallback:_again_later"),
     ),
     ("CODE-1", "symbol operations", CODE),
     ("CODE-1", "navigation", CODE),
@@ -532,6 +709,49 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
     ("PROOF-2", "signed checkpoints", AIRGAP),
     ("PROOF-3", "model identity", AIRGAP),
     ("UI-1", "command line", by("cli/test_ask.py::test_the_real_model_answers", code="turnout.cli.ask:ask")),
+    (
+        "UI-1",
+        "turnout discover, also --json",
+        by(
+            SHOWN + "test_discover_shows_each_server_with_its_state",
+            SHOWN + "test_discover_as_json",
+            code="turnout.cli.fleet:discover",
+        ),
+    ),
+    (
+        "UI-1",
+        "turnout discover --explain",
+        by(SHOWN + "test_discover_explains_one_address", code="turnout.cli.fleet:_explain"),
+    ),
+    (
+        "UI-1",
+        "turnout models, also --json",
+        by(SHOWN + "test_models_shows_what_each_server_offers", code="turnout.cli.fleet:list_models"),
+    ),
+    (
+        "UI-1",
+        "turnout models warm, unload, pin, unpin",
+        by(
+            SHOWN + "test_a_model_is_warmed_unloaded_and_pinned",
+            code=(
+                "turnout.cli.models:warm",
+                "turnout.cli.models:unload",
+                "turnout.cli.models:pin",
+                "turnout.cli.models:unpin",
+            ),
+        ),
+    ),
+    ("UI-1", "turnout models fit", by(SHOWN + "test_what_fits_into_memory", code="turnout.cli.models:fit")),
+    (
+        "UI-1",
+        "turnout top: what there is now, in a pipe and as --json",
+        by(
+            SHOWN + "test_top_in_a_pipe_shows_what_there_is_now",
+            SHOWN + "test_top_shows_how_fast_a_server_is",
+            code=("turnout.cli.top:top", "turnout.cli.top:_fields"),
+        ),
+    ),
+    ("UI-1", "turnout top, live on a terminal", FLEET),
     ("UI-1", "completion tested in shells", "deferred: no issue filed yet"),
     ("UI-2", "dashboard", LATER),
     ("UI-3", "MCP server", LATER),
