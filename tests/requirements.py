@@ -31,7 +31,6 @@ def serves(kind: str, backend: str, *, streams: bool = True) -> Proven:
     return Proven(tests, (f"turnout.backends.{backend}.identify", f"turnout.backends.{backend}.inspect"))
 
 
-FLEET = "deferred: issue 3, the fleet"
 CONTEXT = "deferred: issue 4, the conversation fits"
 GATEWAY = "deferred: issue 5, the gateway"
 CHOICE = "deferred: issue 6, choosing well"
@@ -387,7 +386,7 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "the site's inventory, signed, with drift",
         by(
             BUILD + "test_the_sites_inventory_is_looked_at_and_drift_is_said",
-            code=("turnout.build:_inventory", "turnout.fleet.inventory:compared"),
+            code=("turnout.build:read_listed", "turnout.fleet.inventory:compared"),
         ),
     ),
     (
@@ -751,7 +750,11 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
             code=("turnout.cli.top:top", "turnout.cli.top:_fields"),
         ),
     ),
-    ("UI-1", "turnout top, live on a terminal", FLEET),
+    (
+        "UI-1",
+        "turnout top, live on a terminal",
+        by("cli/test_top.py::test_a_frame_shows_what_is_loaded_and_what_changed", code="turnout.cli.top:_frame"),
+    ),
     ("UI-1", "completion tested in shells", "deferred: no issue filed yet"),
     ("UI-2", "dashboard", LATER),
     ("UI-3", "MCP server", LATER),
