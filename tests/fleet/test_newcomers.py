@@ -12,6 +12,7 @@ import turnout
 from tests.cli.conftest import configure, run, run_beside
 from tests.fakes import FAKES
 from tests.fakes.base import Fake, FakeModel, running
+from tests.isolated import is_isolated
 from turnout.api import collect, load_any
 from turnout.build import open_router
 from turnout.errors import NoSuitableModelError
@@ -121,3 +122,20 @@ async def test_what_serves_stands_first() -> None:
         data = json.loads((await run_beside("discover", "--json")).stdout)
     assert [line.split("\t")[0] for line in lines[1:]] == ["fake1", "fake0"]
     assert [service["name"] for service in data["services"]] == ["fake0", "fake1"]
+
+
+@pytest.mark.isolated
+async def test_a_key_reaches_a_default_port_only_when_its_own_kind_is_there() -> None:
+    if not is_isolated():
+        pytest.skip("NOT ISOLATED: the default ports may be in use here: run `make test`")
+    config = {"services": {"vllm": {"key": "secret"}}}
+    other, own = Fake(), Fake(key="secret")
+    async with serving("sglang", other, 8000):
+        found = await turnout.discover_services(config)
+    assert [s.endpoint.kind for s in found if s.health is Health.ONLINE] == ["sglang"]
+    assert other.headers
+    assert not any("authorization" in headers for headers in other.headers)
+    async with serving("vllm", own, 8000):
+        found = await turnout.discover_services(config)
+    assert [(s.endpoint.kind, len(s.models)) for s in found if s.health is Health.ONLINE] == [("vllm", 1)]
+    assert own.headers[-1]["authorization"] == "Bearer secret"
