@@ -12,6 +12,8 @@ import pytest
 from tests.fakes.liar import Say, answer, lying
 from tests.fakes.llm import openai_app, running
 from tests.fleet.test_watch import fleet_of
+from turnout.backends import dockermodelrunner, llamacpp, llamaswap
+from turnout.backends.base import MAX_ROWS, json_rows
 from turnout.backends.openai_compatible import OpenAICompatible
 from turnout.config import RouterConfig, SecurityConfig
 from turnout.fleet.catalog import EndpointStatus
@@ -158,6 +160,19 @@ async def test_odd_words_of_a_backend_are_cleaned(good: str) -> None:
     bad = await found(routes, good)
     assert bad.version.startswith("0.33")
     assert all((m.family + m.quantization + m.digest).isprintable() for m in bad.models)
+
+
+def test_what_a_server_sends_costs_no_more_than_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of these held the event loop up for minutes within the size that a look reads."""
+    assert llamacpp._GAUGE.findall(b"llamacpp:requests_processing{\n} 7") == [], "a sample is one line"
+    assert llamaswap._window_of(f"-c 4096 {'x' * llamaswap.MAX_COMMAND}") == 0
+    assert len(json_rows(b"[" + b"{}," * 99_999 + b"{}]")) == MAX_ROWS + 1
+    shortened, short = [], dockermodelrunner._short
+    monkeypatch.setattr(dockermodelrunner, "_short", lambda name: shortened.append(name) or short(name))
+    loaded = dockermodelrunner._loaded([{"model_name": f"other-{n}"} for n in range(100)])
+    models = [dockermodelrunner._model({"id": f"model-{n}"}, loaded, {}) for n in range(100)]
+    assert not any(model is None or model.resident for model in models)
+    assert len(shortened) <= 400, "not each model with each that runs"
 
 
 async def test_a_redirect_is_not_followed(good: str) -> None:

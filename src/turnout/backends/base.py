@@ -355,8 +355,11 @@ def json_object(body: bytes) -> dict[str, Json]:
 
 
 def json_rows(body: bytes) -> list[dict[str, Json]]:
-    """The objects of the JSON list in ``body``, for servers that answer with a bare list; empty when it is none."""
-    return rows(json_object(b'{"rows":' + body + b"}").get("rows"))
+    """The objects of the JSON list in ``body``, for servers that answer with a bare list; empty when it is none.
+
+    As ``get`` does of other lists, it keeps the first ``MAX_ROWS + 1``.
+    """
+    return rows(json_object(b'{"rows":' + body + b"}").get("rows"))[: MAX_ROWS + 1]
 
 
 def rows(value: Json) -> list[dict[str, Json]]:

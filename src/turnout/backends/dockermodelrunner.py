@@ -66,7 +66,8 @@ class DockerModelRunner(OpenAICompatible):
         windows = {
             text_of(row.get("ModelID")): dict_of(row.get("Config")).get("context-size") for row in configured or []
         }
-        models = tuple(made for row in json_rows(listed.body) if (made := _model(row, running, windows)))
+        loaded = None if running is None else _loaded(running)
+        models = tuple(made for row in json_rows(listed.body) if (made := _model(row, loaded, windows)))
         names = (text_of(row.get("model_name")) for row in running or [] if row.get("loading") is True)
         starting = base.clean(", ".join(names))
         return Inspection(
@@ -133,7 +134,12 @@ def _v1(endpoint: Endpoint, path: str) -> str:
     return f"/v1{path}" if endpoint.url.endswith("/engines") else f"/engines/v1{path}"
 
 
-def _model(row: dict[str, Json], running: list[dict[str, Json]] | None, windows: Mapping[str, Json]) -> Model | None:
+def _loaded(running: list[dict[str, Json]]) -> frozenset[str]:
+    """The short names of the models that are in memory."""
+    return frozenset(_short(row.get("model_name")) for row in running if row.get("loading") is not True)
+
+
+def _model(row: dict[str, Json], loaded: frozenset[str] | None, windows: Mapping[str, Json]) -> Model | None:
     tags = row.get("tags")
     names = [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
     unique = text_of(row.get("id"))
@@ -145,13 +151,11 @@ def _model(row: dict[str, Json], running: list[dict[str, Json]] | None, windows:
     trained = dict_of(config.get("gguf")).get(f"{family}.context_length")
     packaged = int_of(config.get("context_size"))
     digest = _DIGEST.fullmatch(unique)
-    known = {_short(name) for name in (*names, unique)}
-    loaded = [r for r in running or [] if r.get("loading") is not True and _short(r.get("model_name")) in known]
     return Model(
         id=name,
         window=int_of(windows.get(unique)) or packaged,
         max_window=int(trained) if isinstance(trained, str) and trained.isdecimal() and len(trained) < 10 else packaged,
-        resident=None if running is None else bool(loaded),
+        resident=None if loaded is None else any(_short(name) in loaded for name in (*names, unique)),
         family=family,
         parameters=_amount(text_of(config.get("parameters")), 1000),
         size=_amount(text_of(config.get("size")), 1024),

@@ -37,7 +37,7 @@ _STORES = (
 )
 _METRIC = re.compile(
     rb"^llamacpp:(requests_processing|requests_deferred|predicted_tokens_seconds|tokens_predicted(?:_seconds)?_total)"
-    rb"(?:\{[^}]*\})? (\d{1,15}(?:\.\d{1,9})?(?:e[+-]?\d\d?)?)$",
+    rb"(?:\{[^}\n]*\})? (\d{1,15}(?:\.\d{1,9})?(?:e[+-]?\d\d?)?)$",
     re.MULTILINE,
 )
 

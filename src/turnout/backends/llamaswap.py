@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from turnout.guard.network import HttpClient, Reply
 
 MAX_NAMED = 8
+MAX_RUNNING, MAX_COMMAND = 64, 8_000  # processes, and characters of a command, that are read: taking words is slow
 _DAY = 86_400.0
 _FEED = Limits(connect=3.0, first_byte=30.0, silence=_DAY, total=_DAY)
 _CHOICES = ("selector", "profile")
@@ -71,7 +72,7 @@ class LlamaSwap(OpenAICompatible):
         )
         if listing.health is not Health.ONLINE:
             return listing
-        processes = {text_of(row.get("model")): row for row in rows(running.get("running"))}
+        processes = {text_of(row.get("model")): row for row in rows(running.get("running"))[:MAX_RUNNING]}
         models = tuple(_with_process(m, processes) if running else m for m in listing.models)
         starting = base.clean(", ".join(name for name, row in processes.items() if row.get("state") == "starting"))
         told = [text_of(row.get("proxy")) for row in processes.values()]
@@ -162,6 +163,8 @@ def _with_process(model: Model, processes: Mapping[str, dict[str, Json]]) -> Mod
 
 def _window_of(command: str) -> int:
     """The window of one slot in a command line of llama-server or vLLM, or 0 when it names none."""
+    if len(command) > MAX_COMMAND:
+        return 0
     try:
         words = shlex.split(command, comments=True)
     except ValueError:
