@@ -107,6 +107,14 @@ def test_a_child_by_its_parents_word() -> None:
     assert unused([itself]) == [""]
 
 
+def test_servers_that_call_each_other_children_do_not_all_go_unused() -> None:
+    a, b, c = "http://127.0.0.1:1", "http://127.0.0.1:2", "http://127.0.0.1:3"
+    seen = [server("a", a, children=(c,)), server("b", b, children=(a,)), server("c", c, children=(b,))]
+    assert unused(seen).count("") == 1
+    chain = [server("a", a, children=(b,)), server("b", b, children=(c,)), server("c", c)]
+    assert unused(chain) == ["", "a runs it for itself alone", "b runs it for itself alone"]
+
+
 def test_a_child_by_the_store_that_its_weights_come_from() -> None:
     child = replace(server("x", "http://127.0.0.1:8080", "llamacpp"), child_of="ollama")
     parent = server("ollama", "http://localhost:11434", models=("m", "n"))

@@ -117,17 +117,27 @@ def _without_children(
     told = _told_children(seen, places, facts)
     owners = [_owners(place, facts) if place is not None else () for place in places]
     started_by = {pids[0]: n for n, pids in enumerate(owners) if pids and seen[n].health in _ANSWERS}
-    settled = list(seen)
+    settled, parent_of = list(seen), dict[int, int]()
     for number, status in enumerate(seen):
         if status.unused or status.endpoint.configured or status.health not in _ANSWERS:
             continue
         parents = [told[key] for key in _keys(places[number]) if key in told]
         parents += [started_by[pid] for pid in owners[number][1:] if pid in started_by]
         parents += _of_kind(status.child_of, number, seen, places)
-        parent = next((n for n in parents if n != number), None)
+        # Of servers that call each other children one stays in use.
+        parent = next((n for n in parents if number not in _line_of(n, parent_of)), None)
         if parent is not None:
+            parent_of[number] = parent
             settled[number] = replace(status, unused=f"{seen[parent].endpoint.name} runs it for itself alone")
     return settled
+
+
+def _line_of(number: int, parent_of: Mapping[int, int]) -> list[int]:
+    """The server, its parent, the parent of that, and so on: the map holds no cycle."""
+    line = [number]
+    while (parent := parent_of.get(line[-1])) is not None:
+        line.append(parent)
+    return line
 
 
 def _of_kind(kind: str, child: int, seen: Sequence[EndpointStatus], places: Sequence[Place | None]) -> list[int]:

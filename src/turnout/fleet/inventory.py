@@ -71,11 +71,25 @@ def read_inventory(path: Path, key_file: Path | None, env: Mapping[str, str]) ->
     if key_file is not None:
         _verify(path, data, key_file)
     try:
-        found = msgspec.convert(yaml.safe_load(data), Inventory)
-    except (yaml.YAMLError, msgspec.ValidationError, RecursionError) as error:
+        found = msgspec.convert(_Loader(data).get_single_data(), Inventory)
+    # What PyYAML raises for numbers and dates out of their range is no YAMLError.
+    except (yaml.YAMLError, msgspec.ValidationError, RecursionError, ValueError, LookupError, AttributeError) as error:
         said = " ".join(str(error).split())[:200]
         raise ConfigError(f"it is no inventory: {said}", file=str(path), hint="see docs/fleet.md") from error
+    names = [server.name for server in found.servers]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        # What a server should have is found by its name.
+        raise ConfigError(f"two servers are called {twice!r}", file=str(path), hint="give each a name of its own")
     return _with_keys(found, env, path)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases: with them a few lines say more than memory holds."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*) are not read, write out what they stand for")
+        return super().compose_node(parent, index)
 
 
 def _with_keys(inventory: Inventory, env: Mapping[str, str], path: Path) -> Inventory:
