@@ -15,7 +15,7 @@ from turnout.backends import DEFAULT_URLS
 from turnout.code.search import TextSearch
 from turnout.config import EmbeddedConfig, LoadedConfig, RouterConfig, audit_path, data_dir, section_of
 from turnout.config_load import load_config
-from turnout.errors import EmbeddedError, GuardError
+from turnout.errors import ConfigError, EmbeddedError, GuardError
 from turnout.fleet import search
 from turnout.fleet.discovery import targets
 from turnout.fleet.host import HostInfo, detect_os, loopback_only, on_loopback
@@ -193,7 +193,12 @@ def read_listed(loaded: LoadedConfig, allow: AllowList) -> Inventory | None:
         return None
     key = Path(section.inventory_key) if section.inventory_key else None
     inventory = read_inventory(Path(section.inventory), key, os.environ)
+    wanted = (target.endpoint for target in targets(loaded.config, host_of(loaded.config)))
+    taken = {endpoint.name for endpoint in wanted if endpoint.configured}
     for endpoint in endpoints_of(inventory):
+        if endpoint.name in taken:
+            said = f"the configuration has an endpoint called {endpoint.name!r} too"
+            raise ConfigError(said, file=section.inventory, hint="give one of them another name")
         _require_allowed(allow, endpoint, section.inventory)
     return inventory
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from turnout.backends import BY_KIND
-from turnout.errors import BackendError, NoSuitableModelError
+from turnout.errors import NoSuitableModelError, TurnoutError
 from turnout.fleet.pins import Pin, cold, read_pins, write_pins
 from turnout.routing.capabilities import CapabilityTable
 from turnout.routing.select import asked_for
-from turnout.types import Candidate
+from turnout.types import Candidate, Endpoint, Model
 
 if TYPE_CHECKING:
     from turnout.backends.base import Told
@@ -94,28 +94,37 @@ async def keep_warm(
 async def _keep_warm(
     client: HttpClient, fleet: Fleet, pins: Callable[[], frozenset[Pin]], changed: Callable[[], None]
 ) -> None:
-    """A load that fails is tried again after a pause that grows: the server may have no room for it."""
+    """What is cold again soon after a load, or was not loaded, waits for a pause that grows: there may be no room."""
     waits: dict[Pin, tuple[float, float]] = {}
     last: frozenset[Pin] = frozenset()
-    while True:
-        wanted = pins()
-        if wanted != last:
-            last = wanted
-            changed()
-        for status, model in cold(wanted, fleet.catalog):
-            this = Pin(model.id, status.endpoint.name)
-            due, wait = waits.get(this, (0.0, FIRST_WAIT))
-            if time.monotonic() < due:
-                continue
-            try:
-                await BY_KIND[status.endpoint.kind].load(client, status.endpoint, model, log.debug)
-                fleet.nudge(status.endpoint.url)
-                # Until a look has seen it, and for a while if the server drops it at once: it has no room for it.
-                waits[this] = time.monotonic() + FIRST_WAIT, FIRST_WAIT
-            except BackendError as error:
-                log.warning("the pinned model %s @ %s was not loaded: %s", model.id, status.endpoint.name, error)
-                waits[this] = time.monotonic() + wait, min(LONGEST_WAIT, wait * 2)
-        await asyncio.sleep(LOOK_EVERY)
+    loading: dict[str, asyncio.Task[None]] = {}  # one load at a time at each endpoint; a long one holds up no other
+    async with asyncio.TaskGroup() as loads:
+        while True:
+            wanted = pins()
+            if wanted != last:
+                last = wanted
+                changed()
+            needed = {Pin(m.id, status.endpoint.name): (status, m) for status, m in cold(wanted, fleet.catalog)}
+            now = time.monotonic()
+            # One that stayed loaded for as long as its pause may be loaded at once the next time.
+            waits = {this: wait for this, wait in waits.items() if this in needed or now < wait[0]}
+            loading = {url: task for url, task in loading.items() if not task.done()}
+            for this, (status, model) in needed.items():
+                due, wait = waits.get(this, (0.0, FIRST_WAIT))
+                if status.endpoint.url not in loading and now >= due:
+                    waits[this] = now + wait, min(LONGEST_WAIT, wait * 2)
+                    loading[status.endpoint.url] = loads.create_task(_load(client, fleet, status.endpoint, model))
+            await asyncio.sleep(LOOK_EVERY)
+
+
+async def _load(client: HttpClient, fleet: Fleet, endpoint: Endpoint, model: Model) -> None:
+    try:
+        await BY_KIND[endpoint.kind].load(client, endpoint, model, log.debug)
+        fleet.nudge(endpoint.url)
+    except TurnoutError as error:
+        log.warning("the pinned model %s @ %s was not loaded: %s", model.id, endpoint.name, error)
+    except Exception:  # what one server answers must not end the care for the others' models
+        log.exception("the pinned model %s @ %s was not loaded", model.id, endpoint.name)
 
 
 def pin(path: Path, candidate: Candidate) -> None:
