@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from turnout.backends import BY_KIND
 from turnout.errors import NoSuitableModelError, TurnoutError
-from turnout.fleet.pins import Pin, cold, read_pins, write_pins
+from turnout.fleet.pins import Pin, changing, cold, read_pins, write_pins
 from turnout.routing.capabilities import CapabilityTable
 from turnout.routing.select import asked_for
 from turnout.types import Candidate, Endpoint, Model
@@ -133,7 +133,8 @@ def pin(path: Path, candidate: Candidate) -> None:
     Raises:
         StorageError: the list cannot be read or written.
     """
-    write_pins(path, read_pins(path) | {Pin(candidate.model.id, candidate.endpoint.name)})
+    with changing(path):
+        write_pins(path, read_pins(path) | {Pin(candidate.model.id, candidate.endpoint.name)})
 
 
 def unpin(path: Path, asked: str) -> tuple[Pin, ...]:
@@ -143,13 +144,14 @@ def unpin(path: Path, asked: str) -> tuple[Pin, ...]:
         NoSuitableModelError: it is not pinned.
         StorageError: the list cannot be read or written.
     """
-    pins = read_pins(path)
-    model, _, endpoint = asked.rpartition("@")
-    gone = tuple(sorted(p for p in pins if _plain(p.model) == _plain(asked) or _is_pin(p, model, endpoint)))
-    if not gone:
-        there = ", ".join(f"{p.model}@{p.endpoint}" for p in sorted(pins)) or "nothing"
-        raise NoSuitableModelError(f"{asked!r} is not pinned", hint=f"pinned: {there}")
-    write_pins(path, pins - set(gone))
+    with changing(path):
+        pins = read_pins(path)
+        model, _, endpoint = asked.rpartition("@")
+        gone = tuple(sorted(p for p in pins if _plain(p.model) == _plain(asked) or _is_pin(p, model, endpoint)))
+        if not gone:
+            there = ", ".join(f"{p.model}@{p.endpoint}" for p in sorted(pins)) or "nothing"
+            raise NoSuitableModelError(f"{asked!r} is not pinned", hint=f"pinned: {there}")
+        write_pins(path, pins - set(gone))
     return gone
 
 

@@ -94,7 +94,10 @@ def test_nothing_is_read_whose_signature_is_not_good(path: Path) -> None:
         ("servers: [{name: a, endpoint: http://x}, {name: a, endpoint: http://y}]", "two servers are called 'a'"),
         ("version: 2001-99-99", "month must be in"),
         (f"version: {'1' * 5000}", "no inventory"),
-        ("a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 40)), "aliases"),
+        (
+            "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 40)),
+            "aliases",
+        ),
     ],
 )
 def test_a_mistake_in_it_is_said(path: Path, text: str, said: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
+from threading import Barrier, Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +15,7 @@ from turnout import residency
 from turnout.backends.ollama import Ollama
 from turnout.errors import GuardError
 from turnout.fleet.catalog import Catalog, EndpointStatus
-from turnout.fleet.pins import Pin
+from turnout.fleet.pins import Pin, read_pins
 from turnout.types import Endpoint, Health, Model
 
 
@@ -86,3 +88,21 @@ async def test_a_server_that_drops_at_once_what_it_loaded_is_not_asked_again_at_
     async with asyncio.timeout(10), keeping("a", rounds):
         await many.wait()
     assert loads == ["a"]
+
+
+def test_pins_that_are_set_at_the_same_moment_are_all_kept(tmp_path: Path) -> None:
+    path, start = tmp_path / "pins.json", Barrier(8)
+
+    def pin(name: str) -> None:
+        start.wait()
+        for n in range(5):
+            candidate: Any = SimpleNamespace(model=Model(f"{name}{n}"), endpoint=Endpoint("box", "", "http://x"))
+            residency.pin(path, candidate)
+
+    threads = [Thread(target=pin, args=(name,)) for name in "abcdefgh"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(read_pins(path)) == 40
+    assert [file.name for file in tmp_path.iterdir()] == ["pins.json"]

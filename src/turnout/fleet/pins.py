@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -70,6 +72,36 @@ def write_pins(path: Path, pins: Iterable[Pin]) -> None:
         Path(name).replace(path)
     except OSError as error:
         raise StorageError(f"the pinned models cannot be kept in {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def changing(path: Path) -> Iterator[None]:
+    """Nobody else changes the list meanwhile: who reads, changes and writes it does so in here.
+
+    Raises:
+        StorageError: its directory cannot be made or opened.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        directory = _locked(path.parent)
+    except OSError as error:
+        raise StorageError(f"the pinned models cannot be kept in {path}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        if directory >= 0:
+            os.close(directory)
+
+
+def _locked(directory: Path) -> int:
+    """A descriptor that holds the directory's lock until it is closed, -1 where there are no locks."""
+    if sys.platform == "win32":  # of two changes at the same moment one may be lost there
+        return -1
+    import fcntl
+
+    descriptor = os.open(directory, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor
 
 
 def cold(pins: Iterable[Pin], catalog: Catalog) -> list[tuple[EndpointStatus, Model]]:
