@@ -164,7 +164,7 @@ async def test_odd_words_of_a_backend_are_cleaned(good: str) -> None:
 
 def test_what_a_server_sends_costs_no_more_than_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of these held the event loop up for minutes within the size that a look reads."""
-    assert llamacpp._GAUGE.findall(b"llamacpp:requests_processing{\n} 7") == [], "a sample is one line"
+    assert llamacpp._METRIC.findall(b"llamacpp:requests_processing{\n} 7") == [], "a sample is one line"
     assert llamaswap._window_of(f"-c 4096 {'x' * llamaswap.MAX_COMMAND}") == 0
     assert len(json_rows(b"[" + b"{}," * 99_999 + b"{}]")) == MAX_ROWS + 1
     shortened, short = [], dockermodelrunner._short
