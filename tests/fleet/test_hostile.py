@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.liar import Say, answer, lying
+from tests.fakes.liar import SSE, Say, answer, lying
 from tests.fakes.llm import openai_app, running
 from tests.fleet.test_watch import fleet_of
-from turnout.backends import dockermodelrunner, llamacpp, llamaswap
-from turnout.backends.base import MAX_ROWS, json_rows
+from turnout.backends import base, dockermodelrunner, llamacpp, llamaswap
+from turnout.backends.base import MAX_ROWS, Backend, json_rows
 from turnout.backends.openai_compatible import OpenAICompatible
 from turnout.config import RouterConfig, SecurityConfig
 from turnout.fleet.catalog import EndpointStatus
@@ -173,6 +173,35 @@ def test_what_a_server_sends_costs_no_more_than_its_length(monkeypatch: pytest.M
     models = [dockermodelrunner._model({"id": f"model-{n}"}, loaded, {}) for n in range(100)]
     assert not any(model is None or model.resident for model in models)
     assert len(shortened) <= 400, "not each model with each that runs"
+
+
+@pytest.mark.parametrize("backend", [llamacpp.LlamaCpp(), llamaswap.LlamaSwap()], ids=lambda backend: backend.kind)
+async def test_a_feed_that_floods_with_what_is_no_news_fills_its_own_buffers(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "FEED_GAP", 3600.0)
+    stuck = asyncio.Event()
+
+    async def flood(writer: asyncio.StreamWriter) -> None:
+        writer.write(SSE)
+        try:
+            while True:
+                writer.write(b'data: {"x":1}\n' * 4000)
+                await asyncio.wait_for(writer.drain(), 1)
+        except TimeoutError:
+            stuck.set()
+
+    async with lying(Everywhere(flood)) as url, open_client(AllowList.from_config(SecurityConfig())) as client:
+        feed = backend.changes(client, Endpoint("x", backend.kind, url))
+        assert feed is not None
+        reading = asyncio.ensure_future(anext(feed))
+        try:
+            async with asyncio.timeout(20):
+                await stuck.wait()
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+            await feed.aclose()
 
 
 async def test_a_redirect_is_not_followed(good: str) -> None:

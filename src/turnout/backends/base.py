@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 MAX_ERROR_CHARS = 300
 MAX_REPLY_BYTES = 64_000_000
 POLL_SECONDS = 0.3
+FEED_GAP = 0.2  # seconds between two readings of a feed: a server that floods us fills its own buffers
 # What a look reads: a list of 100,000 models fits, and is cut to its first rows before anybody works on it.
 MAX_LOOK_BYTES = 12_000_000
 MAX_ROWS = 2_000

@@ -197,6 +197,7 @@ class LlamaCpp(OpenAICompatible):
                     if name and value and change != last:
                         last = change
                         yield change
+                await asyncio.sleep(base.FEED_GAP)
 
 
 def _tools(replies: Mapping[str, Reply]) -> tuple[str, ...]:

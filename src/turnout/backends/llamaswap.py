@@ -150,6 +150,7 @@ class LlamaSwap(OpenAICompatible):
                     before = now
                     for name, state in changed.items():
                         yield f"{name} {state}"
+                await asyncio.sleep(base.FEED_GAP)
 
 
 def _with_process(model: Model, processes: Mapping[str, dict[str, Json]]) -> Model:
