@@ -61,6 +61,18 @@ def test_silence_is_forgotten_and_a_flood_is_bounded() -> None:
     assert [endpoint.url for endpoint in heard.endpoints()] == ["http://10.0.0.3:13305"]
 
 
+def test_only_a_new_address_is_news() -> None:
+    now = [0.0]
+    heard = Heard(ALLOW, clock=lambda: now[0])
+    assert [heard.hear(says("http://10.0.0.7:1"), "10.0.0.7") for _ in range(3)] == [True, False, False]
+    assert not heard.hear(b"", "10.0.0.7")
+    for n in range(MAX_HEARD):
+        heard.hear(says(f"http://10.0.1.{n}:1"), f"10.0.1.{n}")
+    assert not heard.hear(says("http://10.0.2.1:1"), "10.0.2.1"), "there is no room"
+    now[0] = SILENT_SECONDS + 1
+    assert heard.hear(says("http://10.0.2.1:1"), "10.0.2.1"), "those that fell silent made room"
+
+
 async def test_datagrams_are_heard_and_the_socket_is_closed() -> None:
     came: asyncio.Queue[tuple[bytes, str]] = asyncio.Queue()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:

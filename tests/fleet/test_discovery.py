@@ -10,10 +10,11 @@ from tests.fakes.liar import answer, lying, models
 from turnout.api import load_any
 from turnout.backends import BACKENDS
 from turnout.config import RouterConfig, SecurityConfig
-from turnout.fleet.discovery import explain_address
+from turnout.errors import UsageError
+from turnout.fleet.discovery import Target, explain_address, look
 from turnout.guard.allow import AllowList
 from turnout.guard.network import HttpClient, open_client
-from turnout.types import Health
+from turnout.types import Endpoint, Health
 
 
 @pytest.fixture
@@ -65,3 +66,18 @@ async def test_a_configured_address_is_asked_with_its_key_and_style(client: Http
         explained = await explain_address(client, config, url.replace("127.0.0.1", "localhost"))
     assert explained.status.endpoint.name == "box"
     assert explained.status.models[0].window == 4096
+
+
+async def test_the_key_of_a_kind_goes_to_its_default_address_alone(client: HttpClient) -> None:
+    row = {"id": "m", "owned_by": "vllm"}
+    config = load_any({"services": {"vllm": {"key": "k"}}}).config
+    async with lying({"/v1/models": answer({"object": "list", "data": [row]})}) as url:
+        default = await look(client, Target(Endpoint("vllm", "", url), main=url), config)
+        announced = await look(client, Target(Endpoint("beacon", "", url)), config)
+    assert (default.endpoint.kind, default.endpoint.key) == ("vllm", "k")
+    assert (announced.endpoint.kind, announced.endpoint.key) == ("vllm", ""), "whoever announces itself may be anybody"
+
+
+async def test_what_is_no_address_is_said(client: HttpClient) -> None:
+    with pytest.raises(UsageError, match="is no address"):
+        await explain_address(client, RouterConfig(), "127.0.0.1:port")

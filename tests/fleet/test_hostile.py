@@ -12,15 +12,16 @@ import pytest
 from tests.fakes.liar import SSE, Say, answer, lying
 from tests.fakes.llm import openai_app, running
 from tests.fleet.test_watch import fleet_of
-from turnout.backends import base, dockermodelrunner, llamacpp, llamaswap
+from turnout.backends import base, dockermodelrunner, llamacpp, llamaswap, ollama
 from turnout.backends.base import MAX_ROWS, Backend, json_rows
 from turnout.backends.openai_compatible import OpenAICompatible
 from turnout.config import RouterConfig, SecurityConfig
+from turnout.errors import BackendError
 from turnout.fleet.catalog import EndpointStatus
 from turnout.fleet.discovery import MAX_MODELS, Target, look
 from turnout.guard.allow import AllowList
 from turnout.guard.network import open_client
-from turnout.types import Endpoint, Health
+from turnout.types import Endpoint, Health, Model
 
 JSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
 ESCAPE = "\x1b]0;owned\x07\x1b[2J"
@@ -141,7 +142,7 @@ async def test_a_list_of_a_hundred_thousand_models_is_cut_and_says_so(
 
 
 async def test_what_a_terminal_would_obey_is_never_kept(good: str) -> None:
-    ids = ["fine", f"evil{ESCAPE}", "line\nbreak", "\u009bcsi", "x" * 5000]
+    ids = ["fine", f"evil{ESCAPE}", "line\nbreak", "\u009bcsi", "\u202efdp.lanigiro", "x" * 5000]
     bad = await found({"/v1/models": answer({"object": "list", "data": [{"id": name} for name in ids]})}, good)
     assert [m.id for m in bad.models] == ["fine"]
     refusing = await found({"/v1/models": answer({"error": {"message": f"no{ESCAPE}"}}, status=403)}, good)
@@ -202,6 +203,15 @@ async def test_a_feed_that_floods_with_what_is_no_news_fills_its_own_buffers(
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
             await feed.aclose()
+
+
+async def test_what_is_told_of_one_model_is_bounded() -> None:
+    large = answer({"license": "x" * base.MAX_DETAILS_BYTES})
+    async with lying(Everywhere(large)) as url, open_client(AllowList.from_config(SecurityConfig())) as client:
+        with pytest.raises(BackendError):
+            await ollama.Ollama().details(client, Endpoint("x", "ollama", url), Model("m"), 10.0)
+        with pytest.raises(BackendError):
+            await llamacpp.LlamaCpp().details(client, Endpoint("x", "llamacpp", url), Model("m"), 10.0)
 
 
 async def test_a_redirect_is_not_followed(good: str) -> None:

@@ -38,6 +38,7 @@ FEED_GAP = 0.2  # seconds between two readings of a feed: a server that floods u
 # What a look reads: a list of 100,000 models fits, and is cut to its first rows before anybody works on it.
 MAX_LOOK_BYTES = 12_000_000
 MAX_ROWS = 2_000
+MAX_DETAILS_BYTES = 4_000_000  # of one model; many are asked for at once
 LARGE_JSON_BYTES, MAX_JSON_NODES = 100_000, 500_000
 
 _OVERFLOW = re.compile(
@@ -47,7 +48,8 @@ _OVERFLOW = re.compile(
 )
 _NOT_FOUND = re.compile(r"not found|does not exist|no such model|unknown model|try pulling|not loaded", re.IGNORECASE)
 _UNSUPPORTED = re.compile(r"not supported|does not support|unsupported", re.IGNORECASE)
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
+# Also what turns the direction of writing: with it a terminal shows another name than the one that is there.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
 _COUNT_BEFORE_LIMIT = re.compile(
     r"(\d+)\s*(?:input\s+)?tokens?\)?[^.]{0,60}?(?:context|limit)[^.]{0,40}?(\d+)", re.IGNORECASE
 )
@@ -283,17 +285,29 @@ def _shortened(reply: Reply) -> Reply:
 
 
 async def get_object(
-    client: HttpClient, backend: Backend, endpoint: Endpoint, path: str, timeout: float
+    client: HttpClient,
+    backend: Backend,
+    endpoint: Endpoint,
+    path: str,
+    timeout: float,
+    max_bytes: int = MAX_LOOK_BYTES,
 ) -> dict[str, Json]:
     """The JSON object at ``path``; empty when there is none, or no answer: for what is good to know and not needed."""
-    reply = await try_get(client, backend, endpoint, path, timeout)
+    reply = await try_get(client, backend, endpoint, path, timeout, max_bytes)
     return json_object(reply.body) if reply is not None and reply.status == 200 else {}
 
 
-async def try_get(client: HttpClient, backend: Backend, endpoint: Endpoint, path: str, timeout: float) -> Reply | None:
+async def try_get(
+    client: HttpClient,
+    backend: Backend,
+    endpoint: Endpoint,
+    path: str,
+    timeout: float,
+    max_bytes: int = MAX_LOOK_BYTES,
+) -> Reply | None:
     """As ``get``; None when no answer came."""
     try:
-        return await get(client, backend, endpoint, path, timeout)
+        return await get(client, backend, endpoint, path, timeout, max_bytes)
     except BackendError:
         return None
 
@@ -304,7 +318,13 @@ def at_root(endpoint: Endpoint) -> Endpoint:
 
 
 async def post(
-    client: HttpClient, backend: Backend, endpoint: Endpoint, path: str, body: object, timeout: float
+    client: HttpClient,
+    backend: Backend,
+    endpoint: Endpoint,
+    path: str,
+    body: object,
+    timeout: float,
+    max_bytes: int = MAX_REPLY_BYTES,
 ) -> Reply:
     """POST a JSON body; ``timeout`` in seconds for all of it.
 
@@ -317,7 +337,7 @@ async def post(
         body=msgspec.json.encode(body),
         headers=auth_headers(backend, endpoint) | {"Content-Type": "application/json"},
         timeout=timeout,
-        max_bytes=MAX_REPLY_BYTES,
+        max_bytes=max_bytes,
     )
     if reply.status >= 400:
         raise backend.error(endpoint, reply.status, reply.headers, reply.body)

@@ -104,7 +104,7 @@ class LlamaCpp(OpenAICompatible):
     async def details(self, client: HttpClient, endpoint: Endpoint, model: Model, timeout: float) -> Details:
         """The properties of a router's child; a child that is gone by now is not loaded for it."""
         path = f"/props?{urlencode({'model': model.id})}&autoload=false"
-        props = await base.get_object(client, self, base.at_root(endpoint), path, timeout)
+        props = await base.get_object(client, self, base.at_root(endpoint), path, timeout, base.MAX_DETAILS_BYTES)
         if not props:
             raise self.cannot("tell what a model can do", endpoint)
         return Details(capabilities=_capabilities(props))

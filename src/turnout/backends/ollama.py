@@ -93,7 +93,8 @@ class Ollama(Backend):
 
     async def details(self, client: HttpClient, endpoint: Endpoint, model: Model, timeout: float) -> Details:
         """``/api/show``, which loads nothing."""
-        shown = _json(await base.post(client, self, endpoint, "/api/show", {"model": _sent(model)}, timeout))
+        body, limit = {"model": _sent(model)}, base.MAX_DETAILS_BYTES
+        shown = _json(await base.post(client, self, endpoint, "/api/show", body, timeout, limit))
         info = dict_of(shown.get("model_info"))
         written = _NUM_CTX.search(text_of(shown.get("parameters")))
         return Details(

@@ -51,14 +51,26 @@ class Heard:
         self._allow, self._clock = allow, clock
         self._at: dict[str, float] = {}
 
-    def hear(self, datagram: bytes, sender: str) -> None:
-        """Take a datagram in; more than ``MAX_HEARD`` different senders are not remembered."""
-        endpoint = announced(datagram, sender, self._allow)
-        if endpoint is not None and (endpoint.url in self._at or len(self._at) < MAX_HEARD):
-            self._at[endpoint.url] = self._clock()
+    def hear(self, datagram: bytes, sender: str) -> bool:
+        """Take a datagram in; more than ``MAX_HEARD`` different senders are not remembered.
+
+        Returns:
+            Whether it named an address that is not among ``endpoints`` already.
+        """
+        endpoint, now = announced(datagram, sender, self._allow), self._clock()
+        if endpoint is None:
+            return False
+        if endpoint.url not in self._at and len(self._at) >= MAX_HEARD:
+            self._forget(now)
+        known = endpoint.url in self._at
+        if known or len(self._at) < MAX_HEARD:
+            self._at[endpoint.url] = now
+        return not known and endpoint.url in self._at
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         """Those that were announced within the last minute."""
-        now = self._clock()
-        self._at = {url: at for url, at in self._at.items() if now - at < SILENT_SECONDS}
+        self._forget(self._clock())
         return tuple(Endpoint("beacon", "", url, priority=FOUND_PRIORITY) for url in sorted(self._at))
+
+    def _forget(self, now: float) -> None:
+        self._at = {url: at for url, at in self._at.items() if now - at < SILENT_SECONDS}

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from turnout.backends import BACKENDS, BY_KIND
 from turnout.backends.base import MAX_LOOK_BYTES, MAX_ROWS, Backend, Identity, Inspection, at_root, clean, get
 from turnout.config import CustomEndpoint, RouterConfig, ServiceConfig
-from turnout.errors import BackendError, EndpointDownError, GuardError, NonsenseError, PhaseTimeoutError
+from turnout.errors import BackendError, EndpointDownError, GuardError, NonsenseError, PhaseTimeoutError, UsageError
 from turnout.fleet.catalog import EndpointStatus, address_of
 from turnout.fleet.host import HostInfo, candidate_urls, detect_os
 from turnout.guard.allow import HOSTS_FILE_NAMES
@@ -214,6 +214,9 @@ async def _look(
         return status_of(target.endpoint, Health.DEGRADED, _strange(replies))
     backend = _spoken_to(target, BY_KIND[verdict.kind])
     endpoint, unused = _endpoint_of(target.endpoint, backend, config)
+    if not target.main and not target.endpoint.configured and not target.endpoint.embedded:
+        # A scan or an announcement led there: any machine can say that it is of the kind whose key this is.
+        endpoint = replace(endpoint, key="")
     if unused == SWITCHED_OFF:
         return replace(status_of(endpoint, Health.UNKNOWN, unused), evidence=verdict.evidence, unused=unused)
     found = await backend.inspect(client, endpoint, timeout)
@@ -449,11 +452,17 @@ async def explain_address(client: HttpClient, config: RouterConfig, url: str) ->
 
     Args:
         url: ``HOST:PORT`` or a URL; with the key and style that the configuration has for it, if it has.
+
+    Raises:
+        UsageError: it is none.
     """
     url = url.rstrip("/") if "://" in url or url.startswith("unix:") else f"http://{url}"
-    named = (target for target in targets(config, detect_os()) if target.endpoint.configured)
-    target = next((t for t in named if address_of(t.endpoint.url) == address_of(url)), None)
-    target = target or Target(Endpoint(address_of(url), "", url, host_header=_host_header(url)))
+    try:
+        address = address_of(url)
+    except ValueError as error:
+        raise UsageError(f"{url} is no address", hint="for example 127.0.0.1:11434") from error
+    known = next((t for t in targets(config, detect_os()) if address_of(t.endpoint.url) == address), None)
+    target = known or Target(Endpoint(address, "", url, host_header=_host_header(url)))
     probes: list[Probed] = []
     replies: dict[str, Reply] = {}
     timeout = config.discovery.timeout / 1000
