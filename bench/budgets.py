@@ -31,7 +31,8 @@ async def pipeline() -> tuple[float, float, float]:
     from contextlib import aclosing
 
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    from tests.fakes.llm import openai_app, running
+    from tests.fakes.base import running
+    from tests.fakes.llm import openai_app
 
     from turnout.api import load_any
     from turnout.build import open_router

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import turnout
-from tests.fakes.llm import WORDS, openai_app, running
+from tests.fakes.base import running
+from tests.fakes.llm import WORDS, openai_app
 from tests.servers import WEIGHTS
 from turnout.api import LocalLLMRouter, collect, load_any
 from turnout.build import open_router

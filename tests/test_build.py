@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.llm import openai_app, running
+from tests.fakes.base import running
+from tests.fakes.llm import openai_app
 from tests.isolated import is_isolated
 from tests.servers import WEIGHTS
 from turnout.api import LocalLLMRouter, collect, load_any

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import turnout
-from tests.fakes.llm import openai_app, running
+from tests.fakes.base import running
+from tests.fakes.llm import openai_app
 from turnout.api import LocalLLMRouter, build_system_prompt, collect, load_any, parse_file_context
 from turnout.backends import BACKENDS, DEFAULT_URLS
 from turnout.build import open_router

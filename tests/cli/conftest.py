@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.fakes.llm import openai_app, running
+from tests.fakes.base import running
+from tests.fakes.llm import openai_app
 from tests.servers import WEIGHTS
 from turnout.cli import cli
 

@@ -17,7 +17,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from tests.cli.conftest import Fakes, as_terminal, configure, program, run, run_beside, usual_signals
-from tests.fakes.llm import WORDS, openai_app, running
+from tests.fakes.base import running
+from tests.fakes.llm import WORDS, openai_app
 from tests.servers import LlamaServer
 
 ANSWER = "".join(WORDS)

@@ -8,9 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -139,27 +137,3 @@ async def _openai_stream(state: State, body: dict[str, object], fault: str) -> A
         yield b"data: [DONE]\n\n"
     finally:
         state.closed.set()
-
-
-@asynccontextmanager
-async def running(app: Starlette) -> AsyncIterator[str]:
-    """Serve ``app`` on a free loopback port in this loop; yields its URL."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan="off", access_log=False)
-    # Neither serve() nor shutdown(): each sleeps 100 ms before it ends, and a thousand tests end a server.
-    config.load()
-    server = uvicorn.Server(config)
-    server.lifespan = config.lifespan_class(config)
-    await server.startup()
-    await server.on_tick(0)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        for listener in server.servers:
-            listener.close()
-        for connection in list(server.server_state.connections):
-            if connection.transport is not None:
-                connection.transport.abort()
-        tasks = list(server.server_state.tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

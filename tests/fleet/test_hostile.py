@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.base import running
 from tests.fakes.liar import SSE, Say, answer, lying
-from tests.fakes.llm import openai_app, running
+from tests.fakes.llm import openai_app
 from tests.fleet.test_watch import fleet_of
 from turnout.backends import base, dockermodelrunner, llamacpp, llamaswap, ollama
 from turnout.backends.base import MAX_ROWS, Backend, json_rows

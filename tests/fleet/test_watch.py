@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.base import running
 from tests.fakes.liar import CHAT, DONE, SSE, Say, answer, event, lying, models
-from tests.fakes.llm import openai_app, running
+from tests.fakes.llm import openai_app
 from turnout.api import collect, load_any
 from turnout.backends.openai_compatible import OpenAICompatible
 from turnout.build import open_router

@@ -16,8 +16,8 @@ import pytest
 
 from tests.fakes import ollama
 from tests.fakes.base import Fake, FakeModel
+from tests.fakes.base import running as serving
 from tests.fakes.llm import openai_app
-from tests.fakes.llm import running as serving
 from tests.servers import LlamaServer
 from turnout.api import load_any
 from turnout.build import open_router

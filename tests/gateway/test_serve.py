@@ -14,7 +14,8 @@ from typing import Self
 import aiohttp
 import pytest
 
-from tests.fakes.llm import openai_app, running
+from tests.fakes.base import running
+from tests.fakes.llm import openai_app
 
 COMMAND = [sys.executable, "-c", "from turnout.cli import main; main()", "serve", "--port", "0"]
 

@@ -77,6 +77,7 @@ async def test_a_held_end_does_not_wait_for_ever(audit: AuditLog, tmp_path: Path
     async with asyncio.timeout(5):
         while ("a", "end") not in records(tmp_path / "audit.log"):
             await asyncio.sleep(0)
+    assert ("b", "end") not in records(tmp_path / "audit.log"), "b still runs"
 
 
 async def test_a_request_cancelled_before_its_start_is_written_has_both_records(

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from tests.fakes.llm import running
+from tests.fakes.base import running
 from turnout.guard.network import Reply
 from turnout.types import Json
 
