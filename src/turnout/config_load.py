@@ -138,7 +138,12 @@ def load_config_from_dict(
     return _checked(data, _Source(None, kinds), kinds, env)
 
 
-def _read(path: Path) -> str:
+def read_bounded(path: Path) -> bytes:
+    """A file that the configuration names.
+
+    Raises:
+        ConfigError: it cannot be read, or has more than ``MAX_FILE_BYTES``.
+    """
     try:
         # Never more than the limit, whatever size the file claims: it may be a pipe or a device.
         with path.open("rb") as file:
@@ -147,6 +152,11 @@ def _read(path: Path) -> str:
         raise ConfigError(f"the file cannot be read: {error.strerror}", file=str(path)) from error
     if len(content) > MAX_FILE_BYTES:
         raise ConfigError(f"the file is larger than {MAX_FILE_BYTES:,} bytes", file=str(path))
+    return content
+
+
+def _read(path: Path) -> str:
+    content = read_bounded(path)
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:

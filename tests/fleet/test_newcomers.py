@@ -104,7 +104,7 @@ def test_a_list_that_was_tampered_with_is_found_by_the_check() -> None:
     configure(discovery={"inventory": "inventory.yaml"})
     assert run("config", "check").exit_code == 4
     configure(discovery={"inventory": "absent.yaml"})
-    assert "absent.yaml: it cannot be read" in run("config", "check").stderr
+    assert "absent.yaml: the file cannot be read" in run("config", "check").stderr
 
 
 @pytest.mark.parametrize(("address", "code"), [("127.0.0.1:99999", 4), ("abc def", 4), ("8.8.8.8:53", 4), ("", 4)])

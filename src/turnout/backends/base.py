@@ -49,6 +49,8 @@ _OVERFLOW = re.compile(
 _NOT_FOUND = re.compile(r"not found|does not exist|no such model|unknown model|try pulling|not loaded", re.IGNORECASE)
 _UNSUPPORTED = re.compile(r"not supported|does not support|unsupported", re.IGNORECASE)
 # Also what turns the direction of writing: with it a terminal shows another name than the one that is there.
+_AMOUNT = re.compile(r"(\d{1,8}(?:\.\d{1,8})?)\s*([KMBT])(?![A-Z])", re.IGNORECASE)
+_UNIT = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
 _COUNT_BEFORE_LIMIT = re.compile(
     r"(\d+)\s*(?:input\s+)?tokens?\)?[^.]{0,60}?(?:context|limit)[^.]{0,40}?(\d+)", re.IGNORECASE
@@ -405,6 +407,12 @@ def float_of(value: Json) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e12:
         return 0.0
     return float(value)
+
+
+def parameters_of(text: str) -> int:
+    """Of ``7.6B``, or ``26B-A4B`` (all of a mixture of experts, then the active ones); 0 when it is something else."""
+    match = _AMOUNT.match(text.strip())
+    return int(float(match[1]) * _UNIT[match[2].upper()]) if match else 0
 
 
 def dict_of(value: Json) -> dict[str, Json]:

@@ -21,8 +21,6 @@ _OLDER_KEPT = re.compile(r"keep the first (\d+) tokens.*context length of only (
 _NO_MODEL = re.compile(r"invalid model identifier|no models? loaded", re.IGNORECASE)
 # Its engine's failures come under 400.
 _FAILED = re.compile(r"has crashed|crashed without|failed to load|model (?:is )?unloaded", re.IGNORECASE)
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMBT])", re.IGNORECASE)
-_UNIT = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 
 class LmStudio(OpenAICompatible):
@@ -144,7 +142,7 @@ def _model(row: dict[str, Json]) -> Model | None:
         resident=bool(instances),
         capabilities=_capabilities(text_of(row.get("type")), dict_of(row.get("capabilities"))),
         family=text_of(row.get("architecture")),
-        parameters=_parameters(text_of(row.get("params_string"))),
+        parameters=base.parameters_of(text_of(row.get("params_string"))),
         size=int_of(row.get("size_bytes")),
         quantization=text_of(dict_of(row.get("quantization")).get("name")),
     )
@@ -189,9 +187,3 @@ def _older_capabilities(kind: str, told: Json) -> frozenset[str]:
         return frozenset()
     found = {"chat", "vision"} if kind == "vlm" else {"chat"}
     return frozenset(found | {"tools"} if "tool_use" in told else found)
-
-
-def _parameters(text: str) -> int:
-    """Of ``7B``, or ``26B-A4B`` (all of a mixture of experts, then the active ones)."""
-    match = _SIZE.match(text.strip())
-    return int(float(match[1]) * _UNIT[match[2].upper()]) if match and len(match[1]) < 12 else 0

@@ -7,7 +7,6 @@ quantisation in its file name. Sizes and digests there are made up.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 _ABOUT = "/.well-known/localai.json"
 _CAPABILITY = {"completion": "chat", "embedding": "embeddings", "insert": "fim"}
 _OURS = frozenset({"chat", "tools", "vision", "thinking", "embeddings", "fim"})
-_PARAMETERS = re.compile(r"([\d.]{1,8})\s*([MB])", re.IGNORECASE)
 
 
 class LocalAI(OpenAICompatible):
@@ -109,22 +107,14 @@ def _model(row: dict[str, Json], loaded: set[str] | None) -> Model | None:
     engine = text_of(details.get("family"))
     if not name or (engine and not found & {"chat", "embeddings"}):
         return None
-    parameters = _PARAMETERS.fullmatch(text_of(details.get("parameter_size")))
     return Model(
         id=name,
         resident=None if loaded is None else name in loaded,
         capabilities=frozenset(found & _OURS),
-        parameters=_number(parameters[1], parameters[2]) if parameters else 0,
+        parameters=base.parameters_of(text_of(details.get("parameter_size"))),
         quantization=text_of(details.get("quantization_level")),
         remote=engine == "cloud-proxy",
     )
-
-
-def _number(amount: str, unit: str) -> int:
-    try:
-        return int(float(amount) * (1e9 if unit in "Bb" else 1e6))
-    except ValueError:
-        return 0
 
 
 def _notes(models: tuple[Model, ...], about: dict[str, Json]) -> tuple[str, ...]:

@@ -37,9 +37,7 @@ CLOUD_IS_ON = "its cloud models are not switched off: start it with OLLAMA_NO_CL
 FOREIGN_NAME = "it refuses the name that it is addressed by (its Host check)"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _CAPABILITY = {"completion": "chat", "insert": "fim", "embedding": "embeddings"}
-_SIZE = re.compile(r"([\d.]+)\s*([KMBT])", re.IGNORECASE)
 _NUM_CTX = re.compile(r"^num_ctx\s+(\d{1,9})$", re.MULTILINE)
-_UNIT = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 
 class Ollama(Backend):
@@ -217,18 +215,10 @@ def _model(row: dict[str, Json], name: str, loaded: dict[str, Json] | None, *, l
         resident=loaded is not None,
         capabilities=_capabilities(row.get("capabilities")),
         family=text_of(details.get("family")),
-        parameters=_parameters(text_of(details.get("parameter_size"))),
+        parameters=base.parameters_of(text_of(details.get("parameter_size"))),
         size=int_of(row.get("size")),
         quantization=text_of(details.get("quantization_level")),
         digest=text_of(row.get("digest")),
         remote=_far(row),
         sent_suffix=":local" if local else "",
     )
-
-
-def _parameters(text: str) -> int:
-    match = _SIZE.fullmatch(text.strip())
-    try:
-        return int_of(float(match[1]) * _UNIT[match[2].upper()]) if match else 0
-    except ValueError:
-        return 0

@@ -17,12 +17,12 @@ import msgspec
 import yaml
 
 from turnout.config import Section
+from turnout.config_load import read_bounded
 from turnout.errors import ConfigError
 from turnout.fleet.catalog import EndpointStatus
 from turnout.types import Endpoint, Health, Limits
 
 DRIFT = "inventory: "  # how each word about a difference begins
-MAX_BYTES = 1_000_000
 _BAD_SIGNATURE = "sign the file as it is, with the site's key, or take discovery.inventory_key away"
 
 
@@ -67,7 +67,7 @@ def read_inventory(path: Path, key_file: Path | None, env: Mapping[str, str]) ->
     Raises:
         ConfigError: it cannot be read, its signature is missing or wrong, or it is not an inventory.
     """
-    data = _read(path)
+    data = read_bounded(path)
     if key_file is not None:
         _verify(path, data, key_file)
     try:
@@ -105,30 +105,19 @@ def _with_keys(inventory: Inventory, env: Mapping[str, str], path: Path) -> Inve
     return msgspec.structs.replace(inventory, servers=tuple(servers))
 
 
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"it cannot be read: {error.strerror or error}", file=str(path)) from error
-    if len(data) > MAX_BYTES:
-        raise ConfigError(f"it is larger than {MAX_BYTES:,} bytes", file=str(path))
-    return data
-
-
 def _verify(path: Path, data: bytes, key_file: Path) -> None:
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     try:
-        key = load_pem_public_key(_read(key_file))
+        key = load_pem_public_key(read_bounded(key_file))
     except (ValueError, TypeError) as error:
         raise ConfigError("it is no public key", file=str(key_file), hint="an Ed25519 key in PEM") from error
     if not isinstance(key, Ed25519PublicKey):
         raise ConfigError("it is no Ed25519 key", file=str(key_file), hint="an Ed25519 key in PEM")
     try:
-        signature = _read(path.with_name(path.name + ".sig"))
+        signature = read_bounded(path.with_name(path.name + ".sig"))
     except ConfigError as error:
         raise ConfigError(f"its signature: {error.message}", file=str(path), hint=_BAD_SIGNATURE) from error
     if len(signature) != 64:
