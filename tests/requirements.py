@@ -337,6 +337,11 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
     ),
     (
         "SVC-5",
+        "no load pushes a pinned model out",
+        by("fleet/test_pins.py::test_what_a_load_would_push_out", code="turnout.fleet.pins:evicted_by"),
+    ),
+    (
+        "SVC-5",
         "the guess from the name is the last resort",
         by(PARTS + "test_a_guess_is_marked_as_one", code="turnout.routing.capabilities:guess_window"),
     ),
