@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Callable
@@ -20,6 +21,7 @@ from turnout.fleet import search
 from turnout.fleet.discovery import targets
 from turnout.fleet.host import HostInfo, detect_os, loopback_only, on_loopback
 from turnout.fleet.inventory import Inventory, endpoints_of, read_inventory
+from turnout.fleet.learned import Learned, keep_saving, learned_path
 from turnout.fleet.pins import Pin, pins_or_none, pins_path
 from turnout.fleet.watch import Fleet
 from turnout.guard.allow import AllowList
@@ -87,15 +89,14 @@ async def open_router(
         stack.push_async_callback(bundled.stop)
         if embedded:
             await bundled.start()
-        inventory, around = read_listed(loaded, allow), host_of(config)
-        fleet = Fleet(client, config, around, extra=bundled.endpoints, stand_in=bundled.stand_in, inventory=inventory)
-        await stack.enter_async_context(fleet)
+        learned = Learned(learned_path(data_dir()))
+        stack.push_async_callback(asyncio.to_thread, learned.save)
+        fleet = await stack.enter_async_context(_fleet(loaded, client, allow, bundled, learned))
         pins = partial(pins_or_none, pins_path(data_dir()))
-        user_models = Path(config.routing.models_file) if config.routing.models_file else None
         router = Router(
             client=client,
             config=config,
-            table=load_table(user_models),
+            table=load_table(Path(config.routing.models_file) if config.routing.models_file else None),
             fleet=fleet,
             pins=pins,
             code=TextSearch(),
@@ -106,8 +107,21 @@ async def open_router(
             await search.once(client, config, fleet, audit)
         await fleet.refresh(whole=whole)
         if watch:
+            await stack.enter_async_context(keep_saving(learned))
             await _keep_watch(stack, router, search.keep_on(client, config, fleet, allow, audit), pins)
         yield router
+
+
+def _fleet(loaded: LoadedConfig, client: HttpClient, allow: AllowList, bundled: _Bundled, learned: Learned) -> Fleet:
+    return Fleet(
+        client,
+        loaded.config,
+        host_of(loaded.config),
+        extra=bundled.endpoints,
+        stand_in=bundled.stand_in,
+        inventory=read_listed(loaded, allow),
+        learned=learned,
+    )
 
 
 async def _keep_watch(

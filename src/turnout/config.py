@@ -30,13 +30,27 @@ Retries: TypeAlias = Annotated[
     int, Meta(ge=0, le=100, description="How often a failed attempt is tried again at the same server.")
 ]
 Silence: TypeAlias = Annotated[Milliseconds, Meta(description="The longest silence once an answer has begun.")]
-FirstByte: TypeAlias = Annotated[Milliseconds, Meta(description="The longest wait for the answer to begin.")]
+FirstByte: TypeAlias = Annotated[
+    Milliseconds | None,
+    Meta(
+        description="The longest wait for the answer to begin. Default: it follows the time that loading the model and "
+        "reading the prompt are expected to take, 30 s to 30 min."
+    ),
+]
 Total: TypeAlias = Annotated[Milliseconds, Meta(description="The longest that one attempt may take.")]
 Key: TypeAlias = Annotated[
     str | None,
     Meta(
         description="The secret sent to the server. `${NAME}` takes it from the environment, `file:/path` from a file "
         "(relative to the configuration file). It is never shown."
+    ),
+]
+HiddenWindow: TypeAlias = Annotated[
+    Window | None,
+    Meta(
+        description="The window that its models really have per request, where the server does not tell. A server that "
+        "is told the window with each request (Ollama) is told this one; without it, the loaded model's, else what its "
+        "Modelfile says, else 16384."
     ),
 ]
 ModelNames: TypeAlias = tuple[Annotated[str, Meta(pattern=r"\S")], ...]
@@ -69,7 +83,8 @@ class ServiceConfig(Section, frozen=True, kw_only=True):
     timeout: Silence = 30_000
     max_retries: Retries = 3
     key: Key = None
-    first_byte_timeout: FirstByte = 300_000
+    window: HiddenWindow = None
+    first_byte_timeout: FirstByte = None
     total_timeout: Total = 1_800_000
 
 
@@ -93,10 +108,8 @@ class CustomEndpoint(Section, frozen=True, kw_only=True):
     models_path: Annotated[str | None, Meta(description="Where it lists its models, when not at the usual path.")] = (
         None
     )
-    window: Annotated[
-        Window | None, Meta(description="The window it has really allocated per request, when it does not tell.")
-    ] = None
-    first_byte_timeout: FirstByte = 300_000
+    window: HiddenWindow = None
+    first_byte_timeout: FirstByte = None
     total_timeout: Total = 1_800_000
 
 

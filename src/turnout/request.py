@@ -9,7 +9,6 @@ from turnout.errors import UsageError
 from turnout.routing.classify import classify_task
 from turnout.types import (
     VIRTUAL_MODELS,
-    Candidate,
     ChatRequest,
     ClassificationResult,
     Image,
@@ -100,10 +99,3 @@ def answer_room(request: ChatRequest, window: int) -> int:
     if not window:
         return min(wanted, DEFAULT_ANSWER_TOKENS)
     return min(wanted, window // 2 if request.max_tokens else window // 4)
-
-
-def clamped(request: ChatRequest, candidate: Candidate) -> int | None:
-    """``max_tokens`` for the server when the client's exceeds the window (qwen sends 32000), else None."""
-    if request.max_tokens and request.max_tokens >= candidate.window:
-        return max(1, candidate.window // 2)
-    return None

@@ -17,8 +17,7 @@ from turnout.backends import BY_KIND
 from turnout.backends.lanes import event_lane, raw_lane
 from turnout.code.provider import not_gathered_because, room_for
 from turnout.config import RouterConfig
-from turnout.context.compaction import Fitted, fit
-from turnout.context.tokens import TokenCounter, get_token_counter
+from turnout.context.tokens import get_token_counter
 from turnout.errors import (
     AuditError,
     BackendError,
@@ -32,16 +31,18 @@ from turnout.errors import (
     TurnoutError,
     UsageError,
 )
+from turnout.fitting import Fit, Fitter, Refusals
 from turnout.fleet.catalog import Catalog
 from turnout.fleet.pins import Pin
 from turnout.guard.audit import AuditLog, QueryEnd, QueryStart
 from turnout.guard.trail import Trail
-from turnout.request import answer_room, capabilities_of, check, clamped, classify, enrich, query_of
+from turnout.request import answer_room, capabilities_of, check, classify, enrich, query_of
 from turnout.residency import the_one, unload, warm
 from turnout.routing.advice import BUNDLED, what_to_check
 from turnout.routing.capabilities import CapabilityTable
 from turnout.routing.classify import classify_task
-from turnout.routing.fallback import LOADING_WAIT, after_error, plan_attempts
+from turnout.routing.fallback import LOADING_WAIT, RetryBudget, after_error, plan_attempts
+from turnout.routing.patience import first_byte_limit
 from turnout.routing.select import Needs, Selection, Selector, unsuitable
 from turnout.types import (
     Attempt,
@@ -113,8 +114,7 @@ class Run:
     text: list[str] = field(default_factory=list)
     error: str = "cancelled"
     compacted: bool = False  # what was sent to the model that answers
-    # By candidate, learned from its refusal: its window (0 when not told), and how much more it counted than we did.
-    told: dict[str, tuple[int, float]] = field(default_factory=dict)
+    refusals: Refusals = field(default_factory=Refusals)
 
     @property
     def failures(self) -> int:
@@ -149,6 +149,9 @@ class Router:
         self._code, self._store = code, store
         self._trail = Trail(audit) if audit is not None else None
         self._selector, self._pins = Selector(config, table, pins), pins
+        self._fitter = Fitter(client, config.context, fleet)
+        self._budget = RetryBudget()
+        self._running: Counter[str] = Counter()  # our requests, by the endpoint's URL
 
     @property
     def audit_alarm(self) -> AuditError | None:
@@ -196,6 +199,7 @@ class Router:
         """
         run = Run(request, principal, query_of(request))
         await self._audit_start(run)
+        self._budget.earn()
         try:
             check(request)
             run.task = classify(request)
@@ -311,18 +315,17 @@ class Router:
             if rest and book.bars(endpoint):
                 plan = tuple(rest)
                 continue
+            if attempt.retry and not self._budget.take():
+                plan = tuple(rest)
+                continue
             if attempt.wait:
                 await asyncio.sleep(attempt.wait * random.uniform(0.8, 1.2))  # noqa: S311
             began, begun = time.monotonic(), False
             book.begin(endpoint)
             try:
-                fitted = await self._fit(run, request, attempt)
-                async with aclosing(self._lane(request, attempt, fitted)) as events:
+                async with aclosing(self._attempt(run, request, attempt)) as events:
                     async for event in events:
-                        if not begun:
-                            begun = True
-                            for head in self._heads(run, request, attempt, fitted, began):
-                                yield head
+                        begun = True
                         yield event
             except BackendError as error:
                 book.attempt(endpoint, error)
@@ -330,7 +333,6 @@ class Router:
                     run.attempts[-1] = _record_of(attempt, error, began)
                     raise _broken(error, run) from error
                 run.attempts.append(_record_of(attempt, error, began))
-                _learn_overflow(run, attempt.candidate, error)
                 plan = after_error(rest, attempt, error, selection.target)
                 if not request.compactable:
                     plan = tuple(a for a in plan if not a.reduced)
@@ -340,70 +342,51 @@ class Router:
             return
         raise _failed(run)
 
-    async def _fit(self, run: Run, request: ChatRequest, attempt: Attempt) -> Fitted:
+    async def _attempt(self, run: Run, request: ChatRequest, attempt: Attempt) -> AsyncGenerator[Event, None]:
+        """Ask one candidate. The first event is the head of its answer: from there on nothing is tried again."""
+        fit, usage, began, first = None, Usage(), time.monotonic(), 0.0
+        attempt = await self._fitter.settled(attempt)
         candidate = attempt.candidate
-        told, scale = run.told.get(candidate.label, (0, 1.0))
-        window = min(candidate.window, told or candidate.window)
-        reserve = answer_room(request, window)
-        if request.raw is not None and len(request.raw.body) + reserve <= window:
-            # Tokens never exceed bytes: nothing to count, nothing to cut.
-            return Fitted(request.messages, 0, 0, (), changed=False)
-        counter = get_token_counter(candidate.canonical or candidate.model.id)
-        if not request.compactable:
-            await self._refuse_overflow(request, candidate, counter, window)
-            return Fitted(request.messages, 0, 0, (), changed=False)
-        room = int(window / scale) - counter.count_tools(request.tools)
-        target = attempt.target_window or None
-        if attempt.reduced and target is None:
-            target = int(room * self._config.context.compaction_target)
-        return fit(
-            request.messages,
-            window=room,
-            reserve=reserve,
-            counter=counter,
-            config=self._config.context,
-            target=min(target, room) if target else None,
-        )
-
-    async def _refuse_overflow(
-        self, request: ChatRequest, candidate: Candidate, counter: TokenCounter, window: int
-    ) -> None:
-        tokens = counter.count_messages(request.messages) + counter.count_tools(request.tools)
-        if tokens <= window * 0.8 or candidate.window_source == "guessed":
-            return
-        backend = BY_KIND[candidate.endpoint.kind]
+        self._running[candidate.endpoint.url] += 1
         try:
-            exact = await backend.count_tokens(self.client, candidate.endpoint, request, candidate.model)
-        except BackendError:
-            exact = 0
-        tokens = exact or tokens
-        if tokens > window:
-            raise ContextOverflowError(
-                f"the prompt has {'' if exact else 'about '}{tokens} tokens, {candidate.label} has room for {window}",
-                endpoint=candidate.endpoint.name,
-                prompt_tokens=tokens,
-                window=window,
-                hint="shorten or compact the conversation",
-            )
+            fit = await self._fitter.fit(request, attempt, run.refusals)
+            async with aclosing(self._lane(request, candidate, fit)) as events:
+                async for event in events:
+                    if not first:
+                        first = time.monotonic() - began
+                        for head in self._heads(run, request, attempt, fit, began):
+                            yield head
+                    if isinstance(event, UsageReport):
+                        usage = event.usage
+                    yield event
+        except BackendError as error:
+            self._fitter.refused(candidate, error, fit, run.refusals)
+            raise
+        finally:
+            self._running[candidate.endpoint.url] -= 1
+        if cut := self._fitter.answered(candidate, fit, usage, first):
+            log.warning("%s", cut.text)
+            yield cut
 
-    def _lane(self, request: ChatRequest, attempt: Attempt, fitted: Fitted) -> AsyncGenerator[Event, None]:
-        candidate = attempt.candidate
-        backend = BY_KIND[candidate.endpoint.kind]
+    def _lane(self, request: ChatRequest, candidate: Candidate, fit: Fit) -> AsyncGenerator[Event, None]:
+        backend, fitted, limits = BY_KIND[candidate.endpoint.kind], fit.fitted, candidate.endpoint.limits
+        if limits.adaptive:
+            tokens = fit.estimate or (len(request.raw.body) // 3 if request.raw else 0)
+            speed = self.fleet.learned.speed(candidate.endpoint, candidate.model)
+            others = self._running[candidate.endpoint.url] - 1
+            limits = replace(limits, first_byte=first_byte_limit(candidate, tokens, speed, others))
+        endpoint = replace(candidate.endpoint, limits=limits)
         same_format = request.raw is not None and request.raw.format is backend.wire is WireFormat.OPENAI_CHAT
         if same_format and backend.streams and not fitted.changed:
-            return raw_lane(
-                self.client, backend, candidate.endpoint, candidate.model, request, clamped(request, candidate)
-            )
+            return raw_lane(self.client, backend, endpoint, candidate.model, request, fit.max_tokens)
         sent = replace(
-            request,
-            messages=tuple(fitted.messages),
-            raw=None,
-            max_tokens=clamped(request, candidate) or request.max_tokens,
+            request, messages=tuple(fitted.messages), raw=None, max_tokens=fit.max_tokens or request.max_tokens
         )
-        return event_lane(self.client, backend, candidate.endpoint, candidate.model, sent, candidate.window)
+        return event_lane(self.client, backend, endpoint, candidate.model, sent, candidate.window)
 
-    def _heads(self, run: Run, request: ChatRequest, attempt: Attempt, fitted: Fitted, began: float) -> Sequence[Event]:
+    def _heads(self, run: Run, request: ChatRequest, attempt: Attempt, fit: Fit, began: float) -> Sequence[Event]:
         run.attempts.append(_record_of(attempt, None, began))
+        fitted = fit.fitted
         run.compacted = fitted.changed
         candidate = attempt.candidate
         route = Route(
@@ -417,7 +400,7 @@ class Router:
             category=run.task.category if run.task else None,
             window=candidate.window,
             window_source=candidate.window_source,
-            prompt_tokens=fitted.tokens_after,
+            prompt_tokens=fit.estimate,
             attempts=tuple(run.attempts),
             reason=attempt.reason,
         )
@@ -494,17 +477,6 @@ class Router:
 def _record_of(attempt: Attempt, error: BackendError | None, began: float) -> AttemptRecord:
     candidate = attempt.candidate
     return AttemptRecord(attempt.level, candidate.model.id, candidate.endpoint.name, error, time.monotonic() - began)
-
-
-def _learn_overflow(run: Run, candidate: Candidate, error: BackendError) -> None:
-    if not isinstance(error, ContextOverflowError):
-        return
-    window, scale = run.told.get(candidate.label, (0, 1.0))
-    if error.status and error.prompt_tokens and error.window:
-        scale = max(scale * 1.1, error.prompt_tokens / error.window * scale)
-    elif error.status:
-        scale *= 1.5
-    run.told[candidate.label] = error.window or window, scale
 
 
 def _broken(error: BackendError, run: Run) -> StreamBrokenError:

@@ -337,13 +337,18 @@ WindowSource = Literal["known", "configured", "learned", "guessed"]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Time limits of one endpoint in seconds, and how often a failure there is tried again (SPEC FB-3)."""
+    """Time limits of one endpoint in seconds, and how often a failure there is tried again (SPEC FB-3).
+
+    Attributes:
+        adaptive: ``first_byte`` gives way to what a request is expected to take, unless somebody chose it.
+    """
 
     connect: float = 3.0
     first_byte: float = 300.0
     silence: float = 30.0
     total: float = 1800.0
     max_retries: int = 3
+    adaptive: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -465,6 +470,7 @@ class Attempt:
         target_window: tokens to fit into; 0 means the candidate's window.
         tries: how often this very step has failed already.
         wait: seconds to wait before it starts (busy, backoff).
+        retry: the same failed here before, and trying it again counts against the budget of retries.
         reason: why it is in the plan, for ``explain``.
     """
 
@@ -474,6 +480,7 @@ class Attempt:
     target_window: int = 0
     tries: int = 0
     wait: float = 0.0
+    retry: bool = False
     reason: str = ""
 
 

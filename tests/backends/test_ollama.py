@@ -85,8 +85,8 @@ def smol(state: str) -> Model:
     row = next(row for row in rows if row["name"] == "smol:latest")
     return Model(
         "smol:latest",
-        window=4096,
-        window_source="guessed",
+        window=16_384,
+        window_source="configured",
         resident=False,
         family="llama",
         parameters=134_520_000,
@@ -136,7 +136,7 @@ async def test_an_empty_one_is_an_empty_list_over_the_openai_protocol_too() -> N
 async def test_a_list_without_capabilities_is_completed_model_by_model() -> None:
     models = {model.id: model for model in (await looked("idle")).models}
     tools, plain = models["smol-tools:latest"], models["smol:latest"]
-    assert plain == replace(smol("idle"), max_window=8192, capabilities=frozenset({"chat"}))
+    assert plain == replace(smol("idle"), window=8192, max_window=8192, capabilities=frozenset({"chat"}))
     assert tools.capabilities == {"chat", "tools"}
     assert (tools.window, tools.window_source, tools.max_window) == (2048, "known", 8192), "its Modelfile has num_ctx"
     assert len(plain.digest) == 64
@@ -178,7 +178,7 @@ async def test_what_a_newer_list_tells_is_not_asked_for_again() -> None:
         await look(client, Target(replace(box, kind="")), RouterConfig(), status)
     loaded, other = status.models
     assert (loaded.window, loaded.window_source, loaded.resident) == (8192, "known", True)
-    assert (other.window, other.window_source, other.resident) == (4096, "guessed", False)
+    assert (other.window, other.window_source, other.resident) == (16_384, "configured", False)
     assert (other.max_window, other.capabilities) == (32_768, {"chat", "tools", "thinking"})
     assert loaded.parameters == 7_600_000_000
     assert {path for _, path in fake.requests[before:]} == {"/api/tags", "/api/ps", "/api/status"}
@@ -247,9 +247,9 @@ async def test_a_foreign_name_is_refused_and_that_is_no_key() -> None:
 async def test_a_load_is_kept_for_ever_and_an_unload_is_awaited() -> None:
     told: list[str] = []
     async with replaying("ollama", VERSION, "idle") as url, open_client(NETWORK) as client:
-        box = replace(BOX, url=url)
-        await BACKEND.load(client, box, smol("idle"), told.append)
-        await BACKEND.unload(client, box, smol("idle"))
+        box, plain = replace(BOX, url=url), replace(smol("idle"), window_source="guessed")  # recorded without a window
+        await BACKEND.load(client, box, plain, told.append)
+        await BACKEND.unload(client, box, plain)
     assert told == ["box is loading smol:latest", "box has loaded smol:latest"]
     async with faked() as (fake, box, client):
         first = (await BACKEND.inspect(client, box, 2.0)).models[0]
@@ -258,7 +258,7 @@ async def test_a_load_is_kept_for_ever_and_an_unload_is_awaited() -> None:
 
 
 async def test_no_request_of_ours_loads_a_model_anew() -> None:
-    async with faked(default_window=16_384) as (fake, box, client):
+    async with faked() as (fake, box, client):
 
         async def second() -> Model:
             return (await BACKEND.inspect(client, box, 2.0)).models[1]
@@ -268,11 +268,11 @@ async def test_no_request_of_ours_loads_a_model_anew() -> None:
             [event async for event in event_lane(client, BACKEND, box, model, HELLO, model.window)]
 
         await chat()
-        assert (await second()).window == 16_384, "of a guess nothing is said: it gave more than we had guessed"
+        assert (await second()).window == 16_384
         await BACKEND.embed(client, box, await second(), ["a"])
         await chat()
         await BACKEND.load(client, box, await second(), lambda _: None)
-        assert [body.get("options", {}).get("num_ctx") for body in fake.seen] == [None, 16_384, 16_384]  # type: ignore[attr-defined]
+        assert [body.get("options", {}).get("num_ctx") for body in fake.seen] == [16_384] * 3  # type: ignore[attr-defined]
     assert "reloads" not in fake.options
 
 

@@ -78,7 +78,9 @@ async def test_none_is_no_model() -> None:
 async def test_only_the_loaded_model_is_listed() -> None:
     async with case_of("textgen", two()) as case:
         status = await case.look()
-        assert status.models == (Model("qwen2.5-coder-7b-instruct", resident=True),)
+        assert status.models == (
+            Model("qwen2.5-coder-7b-instruct", window=8192, window_source="guessed", resident=True),
+        )
         assert status.capacity == 1
         case.url += "/v1"
         assert (await case.look()).models == status.models

@@ -22,7 +22,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tests.fakes import openai_chat
-from tests.fakes.base import ANSWER_TOKENS, ARGUMENTS, PROMPT_TOKENS, TOOL, WORDS, Fake, FakeModel, served
+from tests.fakes.base import ANSWER_TOKENS, ARGUMENTS, PROMPT_TOKENS, TOOL, WORDS, Fake, FakeModel, counted, served
 from tests.fakes.openai_chat import Dialect
 
 SERVER_HEADER = "KoboldCppServer 1"
@@ -232,7 +232,8 @@ def app(fake: Fake) -> ASGIApp:
         if fake.options.get("old"):
             return JSONResponse({"value": 1 if not body.get("prompt") else PROMPT_TOKENS, "ids": [1]})
         prompt = body.get("prompt") or "".join(str(row.get("content")) for row in body.get("messages", []))
-        return JSONResponse({"value": PROMPT_TOKENS, "ids": [1] * PROMPT_TOKENS, "prompt": prompt})
+        tokens = counted(prompt)
+        return JSONResponse({"value": tokens, "ids": [1] * tokens, "prompt": prompt})
 
     async def chat(request: Request) -> Response:
         if not fake.has_key(fake.headers[-1]):

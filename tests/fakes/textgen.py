@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tests.fakes import openai_chat
-from tests.fakes.base import ARGUMENTS, PROMPT_TOKENS, TOOL, Fake, served
+from tests.fakes.base import ARGUMENTS, TOOL, Fake, counted, served
 from tests.fakes.openai_chat import USAGE, Dialect
 
 SERVER_HEADER = "uvicorn"
@@ -34,7 +34,6 @@ LACKS = {
     "busy_count": "it does not tell",
     "speed": "it does not tell",
     "remote": "it proxies to nobody",
-    "count": "it counts a text, not a conversation",
     "overflow": "the start of the prompt is cut without a word",
     "busy": "a request waits for a lock",
     "unknown_model": "it answers with the model that it has",
@@ -129,7 +128,8 @@ def app(fake: Fake) -> ASGIApp:
         if not fake.has_key(fake.headers[-1]):
             return DIALECT.unauthorized(fake)
         missing = [{"type": "missing", "loc": ["body", "text"], "msg": "Field required"}]
-        return JSONResponse({"length": PROMPT_TOKENS} if "text" in await request.json() else {"detail": missing})
+        text = (await request.json()).get("text")
+        return JSONResponse({"detail": missing} if text is None else {"length": counted(text)})
 
     async def messages(request: Request) -> Response:
         if fake.key and fake.headers[-1].get("x-api-key") != fake.key:

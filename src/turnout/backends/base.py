@@ -144,6 +144,7 @@ class Backend:
         answer_limit: tokens that an answer gets where a request names no limit, at a server that also cuts the prompt
             to make room for the answer: such a server is told the room that is left. 0 for all others.
         silent_overflow: an answer without a word is how it says that the prompt exceeds the window.
+        cuts_silently: it may drop the beginning of a prompt that is too long, and answers as if nothing were missing.
     """
 
     kind: str
@@ -157,6 +158,7 @@ class Backend:
     from_root: bool = False
     answer_limit: int = 0
     silent_overflow: bool = False
+    cuts_silently: bool = False
 
     def identify(self, replies: Mapping[str, Reply]) -> Identity | None:
         """The verdict from the replies that came (by path), or None. Never by port or status alone."""
@@ -182,6 +184,10 @@ class Backend:
             BackendError: it did not tell.
         """
         raise self.cannot("tell more of a model", endpoint)
+
+    async def window_when_loaded(self, client: HttpClient, endpoint: Endpoint, model: Model) -> int:
+        """The window in tokens that a model which is not loaded will have; asked before a request loads it."""
+        return model.window
 
     def chat_path(self, endpoint: Endpoint) -> str:
         """Where chat requests go."""

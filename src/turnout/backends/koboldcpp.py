@@ -39,6 +39,7 @@ class KoboldCpp(OpenAICompatible):
     title = "KoboldCpp"
     default_urls = ("http://127.0.0.1:5001",)
     probes = ("/.well-known/serviceinfo",)
+    cuts_silently = True
     answer_limit = 896  # --defaultgenamt; 1536 since a version of 2026
 
     def identify(self, replies: Mapping[str, Reply]) -> Identity | None:

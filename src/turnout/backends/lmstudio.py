@@ -33,6 +33,7 @@ class LmStudio(OpenAICompatible):
     title = "LM Studio"
     default_urls = ("http://127.0.0.1:1234",)
     probes = ("/lmstudio-greeting",)
+    cuts_silently = True
     silent_overflow = True
 
     def identify(self, replies: Mapping[str, Reply]) -> Identity | None:

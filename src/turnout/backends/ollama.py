@@ -21,14 +21,17 @@ from turnout.backends.base import (
 )
 from turnout.backends.openai_compatible import vectors
 from turnout.errors import BackendError, RequestRefusedError, UnknownModelError
-from turnout.types import ChatRequest, Details, Endpoint, Health, Json, Model, WireFormat
+from turnout.types import ChatRequest, Details, Endpoint, Health, Json, Model, WindowSource, WireFormat
 from turnout.wire import ollama as wire
 
 if TYPE_CHECKING:
     from turnout.guard.network import HttpClient, Reply
 
-# Without OLLAMA_CONTEXT_LENGTH and with little VRAM the server allocates 4096; with more it allocates more, so an
-# unloaded model's window is at least this (facts/services.md, Default context row).
+# What every request that may load a model says of its window, where nobody chose another one: left to itself the server
+# allocates 4096 tokens with little VRAM, which no coding agent fits into, and a value that changes reloads the model
+# (facts/services.md section 1, Default context row).
+CHOSEN_WINDOW = 16_384
+# At servers that do not tell what they allocated.
 SMALLEST_DEFAULT_WINDOW = 4096
 FOREVER = -1  # keep_alive
 # An unloaded model stays in /api/ps until its runner has ended (0.24, facts/backends.md section 5).
@@ -101,6 +104,16 @@ class Ollama(Backend):
             window=int(written[1]) if written else 0,
         )
 
+    async def window_when_loaded(self, client: HttpClient, endpoint: Endpoint, model: Model) -> int:
+        """The ``num_ctx`` of its Modelfile, which no list tells."""
+        if model.window_source != "configured" or endpoint.window:
+            return model.window
+        try:
+            details = await self.details(client, endpoint, model, endpoint.limits.connect)
+        except BackendError:
+            return model.window
+        return min(details.window, model.max_window or details.window) or model.window
+
     def chat_path(self, endpoint: Endpoint) -> str:
         """The native chat."""
         return endpoint.chat_path or "/api/chat"
@@ -127,7 +140,7 @@ class Ollama(Backend):
 
     async def embed(self, client: HttpClient, endpoint: Endpoint, model: Model, texts: Sequence[str]) -> base.Vectors:
         """By ``/api/embed``, with the window of the chats: another one would reload the model."""
-        body = _about(model) | {"input": list(texts), "truncate": False}
+        body = await self._about(client, endpoint, model) | {"input": list(texts), "truncate": False}
         reply = await base.post(client, self, endpoint, "/api/embed", body, endpoint.limits.first_byte)
         made = json_object(reply.body).get("embeddings")
         found: list[dict[str, Json]] = [
@@ -138,7 +151,7 @@ class Ollama(Backend):
     async def load(self, client: HttpClient, endpoint: Endpoint, model: Model, told: Told) -> None:
         """A request without a prompt loads; it tells nothing until it is done. Kept until it is unloaded."""
         told(f"{endpoint.name} is loading {model.id}")
-        body = _about(model) | {"keep_alive": FOREVER, "stream": False}
+        body = await self._about(client, endpoint, model) | {"keep_alive": FOREVER, "stream": False}
         await base.post(client, self, endpoint, "/api/generate", body, endpoint.limits.total)
         told(f"{endpoint.name} has loaded {model.id}")
 
@@ -152,6 +165,11 @@ class Ollama(Backend):
             return all(_name(row) != model.id for row in rows(_json(running).get("models")))
 
         await base.until(gone, UNLOAD_SECONDS, f"{endpoint.name} did not free {model.id}", endpoint)
+
+    async def _about(self, client: HttpClient, endpoint: Endpoint, model: Model) -> dict[str, object]:
+        """The model and its window, as every request that may load it says them."""
+        num_ctx = _num_ctx(model, await self.window_when_loaded(client, endpoint, model))
+        return {"model": _sent(model)} | ({"options": {"num_ctx": num_ctx}} if num_ctx else {})
 
 
 def _json(reply: Reply | None) -> dict[str, Json]:
@@ -173,14 +191,8 @@ def _sent(model: Model) -> str:
     return model.id + model.sent_suffix
 
 
-def _about(model: Model) -> dict[str, object]:
-    """The model and its window, as every request that may load it says them."""
-    num_ctx = _num_ctx(model, model.window)
-    return {"model": _sent(model)} | ({"options": {"num_ctx": num_ctx}} if num_ctx else {})
-
-
 def _num_ctx(model: Model, window: int) -> int | None:
-    """What is said of the window: nothing of a guess, for the server may give the model more by itself."""
+    """The window in every request to a model; nothing of a guess, which would reload a model that has another one."""
     return window if window and model.window_source != "guessed" else None
 
 
@@ -205,13 +217,14 @@ def _model(row: dict[str, Json], name: str, loaded: dict[str, Json] | None, *, l
     details = dict_of(row.get("details"))
     trained = int_of(details.get("context_length"))
     allocated = int_of(loaded.get("context_length")) if loaded else 0
-    # Nothing is allocated for a model that is not loaded.
-    guess = min(SMALLEST_DEFAULT_WINDOW, trained) if trained else SMALLEST_DEFAULT_WINDOW
+    # Nothing is allocated for a model that is not loaded: it will be what we say.
+    chosen = CHOSEN_WINDOW if loaded is None else SMALLEST_DEFAULT_WINDOW
+    source: WindowSource = "known" if allocated else "configured" if loaded is None else "guessed"
     return Model(
         id=name,
-        window=allocated or guess,
+        window=allocated or (min(chosen, trained) if trained else chosen),
         max_window=trained,
-        window_source="known" if allocated else "guessed",
+        window_source=source,
         resident=loaded is not None,
         capabilities=_capabilities(row.get("capabilities")),
         family=text_of(details.get("family")),

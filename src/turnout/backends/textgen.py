@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from turnout.backends import base
-from turnout.backends.base import Identity, Inspection, json_object, replied, text_of
+from turnout.backends.base import Identity, Inspection, int_of, json_object, replied, text_of
 from turnout.backends.openai_compatible import OpenAICompatible
 from turnout.errors import BackendError, RequestRefusedError
-from turnout.types import Endpoint, Health, Model
+from turnout.types import ChatRequest, Endpoint, Health, Image, Model, Reasoning
+from turnout.wire import openai_chat
 
 if TYPE_CHECKING:
     from turnout.guard.network import HttpClient, Reply
@@ -22,6 +25,9 @@ INFO = "/v1/internal/model/info"
 # What it answers there, by status, when the key or the Host header is not to its liking.
 _REFUSALS = {400: "Invalid host header", 401: "Unauthorized"}
 _NOTHING = ("", "None")
+# What its other loaders than llama.cpp's allocate by default (facts/services.md section 10): it cuts a longer prompt
+# without a word, so nothing larger is guessed.
+SMALLEST_WINDOW = 8192
 _HOST = "refuses the Host header it is sent: it takes localhost alone unless it was started with --listen"
 
 
@@ -32,6 +38,7 @@ class TextGen(OpenAICompatible):
     title = "text-generation-webui"
     default_urls = ("http://127.0.0.1:5000",)
     probes = (INFO,)
+    cuts_silently = True
 
     def identify(self, replies: Mapping[str, Reply]) -> Identity | None:
         """By its internal model information, or by how it refuses to give it: others have nothing there."""
@@ -59,13 +66,26 @@ class TextGen(OpenAICompatible):
         name = text_of(about.get("model_name"))
         if name in _NOTHING or name != base.clean(name, 1000):
             return Inspection(Health.ONLINE, "has no model loaded", capacity=1)
-        return Inspection(Health.ONLINE, "answers", (Model(name, resident=True),), capacity=1)
+        model = Model(name, window=SMALLEST_WINDOW, window_source="guessed", resident=True)
+        return Inspection(Health.ONLINE, "answers", (model,), capacity=1)
 
     def error(self, endpoint: Endpoint, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
         """A Host header that it does not take is its owner's to change."""
         if status == 400 and base.error_text(body) == _REFUSALS[400]:
             return RequestRefusedError(f"{endpoint.name} {_HOST}", endpoint=endpoint.name, status=status)
         return super().error(endpoint, status, headers, body)
+
+    async def count_tokens(self, client: HttpClient, endpoint: Endpoint, request: ChatRequest, model: Model) -> int:
+        """Its tokenizer counts the messages in a frame of ours: its own rendering leaves out what it would cut.
+
+        Where the model's tokenizer does not know the frame's marks, a few tokens a message more than it will have.
+        """
+        if any(isinstance(part, Image) for m in request.messages for part in m.parts):
+            return 0
+        body = {"text": _framed(request)}
+        timeout = endpoint.limits.connect
+        reply = await base.post(client, self, base.at_root(endpoint), "/v1/internal/token-count", body, timeout)
+        return int_of(json_object(reply.body).get("length"))
 
     async def load(self, client: HttpClient, endpoint: Endpoint, model: Model, told: base.Told) -> None:
         """In place of the one that is loaded, with the window that the configuration says."""
@@ -92,3 +112,14 @@ class TextGen(OpenAICompatible):
 
     async def _loaded(self, client: HttpClient, root: Endpoint) -> str:
         return text_of((await base.get_object(client, self, root, INFO, root.limits.connect)).get("model_name"))
+
+
+def _framed(request: ChatRequest) -> str:
+    sent = json_object(openai_chat.render_request(request, "", stream=False))
+    pieces = [msgspec.json.encode(sent["tools"]).decode()] if "tools" in sent else []
+    for m in request.messages:
+        said = [m.text, *(f"{call.name} {call.arguments}" for call in m.tool_calls)]
+        said += [result.content for result in m.tool_results]
+        said += [part.text for part in m.parts if isinstance(part, Reasoning)]
+        pieces.append(f"<|im_start|>{m.role}\n" + "\n".join(filter(None, said)) + "<|im_end|>\n")
+    return "".join(pieces)

@@ -60,10 +60,11 @@ class Target:
 def _limits(section: ServiceConfig | CustomEndpoint) -> Limits:
     return Limits(
         connect=min(3.0, section.timeout / 1000),
-        first_byte=section.first_byte_timeout / 1000,
+        first_byte=section.first_byte_timeout / 1000 if section.first_byte_timeout else Limits().first_byte,
         silence=section.timeout / 1000,
         total=section.total_timeout / 1000,
         max_retries=section.max_retries,
+        adaptive=section.first_byte_timeout is None,
     )
 
 
@@ -107,6 +108,7 @@ def _configured(endpoint: Endpoint, section: ServiceConfig) -> Endpoint:
         limits=_limits(section),
         key=section.key or "",
         host_header=_host_header(endpoint.url),
+        window=section.window or 0,
     )
 
 
@@ -278,7 +280,7 @@ def _detailed(model: Model, details: Details | None) -> Model:
         return model
     longest = model.max_window or details.max_window
     window, source = model.window, model.window_source
-    if source == "guessed":
+    if source != "known":
         # Nobody gives a model more than it was trained for.
         window = min(details.window or window, longest) if longest else details.window or window
         source = "known" if details.window else source
@@ -367,7 +369,10 @@ def _endpoint_of(endpoint: Endpoint, backend: Backend, config: RouterConfig) -> 
 
 
 def _windowed(model: Model, endpoint: Endpoint) -> Model:
-    return replace(model, window=endpoint.window, window_source="configured") if endpoint.window else model
+    if not endpoint.window:
+        return model
+    window = min(endpoint.window, model.max_window) if model.max_window else endpoint.window
+    return replace(model, window=window, window_source="configured")
 
 
 async def _probe(

@@ -6,9 +6,6 @@ The list is a small file in the data directory, shared by every process; a reade
 from __future__ import annotations
 
 import logging
-import os
-import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +14,7 @@ import msgspec
 
 from turnout.errors import StorageError
 from turnout.fleet.catalog import Catalog, EndpointStatus
+from turnout.fleet.files import lock_folder, replace_file, unlock_folder
 from turnout.types import Health, Model
 
 log = logging.getLogger("turnout")
@@ -65,11 +63,7 @@ def write_pins(path: Path, pins: Iterable[Pin]) -> None:
         StorageError: it cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".pins-")
-        with os.fdopen(handle, "wb") as file:
-            file.write(msgspec.json.encode(sorted(pins)))
-        Path(name).replace(path)
+        replace_file(path, msgspec.json.encode(sorted(pins)))
     except OSError as error:
         raise StorageError(f"the pinned models cannot be kept in {path}: {error.strerror or error}") from error
 
@@ -82,26 +76,13 @@ def changing(path: Path) -> Iterator[None]:
         StorageError: its directory cannot be made or opened.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        directory = _locked(path.parent)
+        directory = lock_folder(path.parent)
     except OSError as error:
         raise StorageError(f"the pinned models cannot be kept in {path}: {error.strerror or error}") from error
     try:
         yield
     finally:
-        if directory >= 0:
-            os.close(directory)
-
-
-def _locked(directory: Path) -> int:
-    """A descriptor that holds the directory's lock until it is closed, -1 where there are no locks."""
-    if sys.platform == "win32":  # of two changes at the same moment one may be lost there
-        return -1
-    import fcntl
-
-    descriptor = os.open(directory, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    return descriptor
+        unlock_folder(directory)
 
 
 def cold(pins: Iterable[Pin], catalog: Catalog) -> list[tuple[EndpointStatus, Model]]:

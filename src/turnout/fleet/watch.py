@@ -26,8 +26,9 @@ from turnout.fleet.discovery import Target, look, status_of, targets
 from turnout.fleet.health import HealthBook, Record
 from turnout.fleet.host import HostInfo
 from turnout.fleet.inventory import Inventory, compared, drift_of, endpoints_of
+from turnout.fleet.learned import Learned
 from turnout.fleet.processes import listeners, own_addresses
-from turnout.types import Endpoint, Health
+from turnout.types import Endpoint, Health, Model
 
 if TYPE_CHECKING:
     from turnout.guard.network import HttpClient
@@ -143,6 +144,7 @@ class Fleet:
         extra: endpoints that are known already (the embedded model).
         stand_in: asked at the end of each refresh; what it gives is looked at and stays.
         inventory: the site's list, which what is there is compared with.
+        learned: what answers have taught.
     """
 
     def __init__(
@@ -154,7 +156,9 @@ class Fleet:
         extra: Iterable[Endpoint] = (),
         stand_in: StandIn | None = None,
         inventory: Inventory | None = None,
+        learned: Learned | None = None,
     ) -> None:
+        self.learned = learned or Learned()
         self._client, self._config, self._stand_in, self._inventory = client, config, stand_in, inventory
         listed = endpoints_of(inventory) if inventory else ()
         wanted = (*(Target(endpoint) for endpoint in (*listed, *extra)), *targets(config, host))
@@ -271,6 +275,16 @@ class Fleet:
             if endpoint.url in self._targets and endpoint.url not in self._looks:
                 self._start_look(endpoint.url).add_done_callback(lambda _: self._publish())
 
+    def learn_window(self, endpoint: Endpoint, model: Model, tokens: int) -> None:
+        """A model turned out to have so many tokens: from now on it is shown and used with them."""
+        self.learned.learn_window(endpoint, model, tokens)
+        status = self._seen.get(endpoint.url)
+        if status is not None:
+            models = tuple(self.learned.windowed(endpoint, m) if m.id == model.id else m for m in status.models)
+            self._seen[endpoint.url] = replace(status, models=models)
+            self._changed = True
+            self._publish()
+
     # One endpoint.
 
     def _start_look(self, url: str) -> asyncio.Task[None]:
@@ -300,7 +314,10 @@ class Fleet:
         """Write down what a look found."""
         last = self._seen.get(url)
         record = self.book.look(status)
-        new = replace(status, health=record.health, reason=record.reason, since=self.book.since(record))
+        if record.health is Health.OFFLINE and last is not None and last.health is not Health.OFFLINE:
+            self.learned.forget_windows(status.endpoint)
+        models = tuple(self.learned.windowed(status.endpoint, model) for model in status.models)
+        new = replace(status, models=models, health=record.health, reason=record.reason, since=self.book.since(record))
         if status.silent and record.health is Health.DEGRADED and last is not None:
             new = replace(last, health=record.health, reason=record.reason, since=new.since, checked_at=new.checked_at)
         changed = last is None or _lasting(new) != _lasting(last)

@@ -20,7 +20,9 @@ from turnout.errors import (
 from turnout.types import Attempt, Candidate, FallbackLevel
 
 FIRST_BACKOFF, BACKOFF_GROWTH, LONGEST_WAIT = 0.25, 2.0, 10.0
+LONGEST_TOLD_WAIT = 30.0  # a Retry-After that is longer is cut to this
 LOADING_WAIT = 1.0
+RETRY_SHARE, MOST_RETRIES = 0.2, 10.0  # of all requests; saved up to so many
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,8 @@ def _again_later(rest: Sequence[Attempt], failed: Attempt, error: BackendError) 
         limit = max(limit, int(failed.candidate.endpoint.limits.first_byte / LOADING_WAIT))
     if failed.tries >= limit:
         return tuple(rest)
-    again = replace(failed, tries=failed.tries + 1, wait=wait_before(failed, error))
+    loading = isinstance(error, EndpointLoadingError) and not isinstance(error, EndpointBusyError)
+    again = replace(failed, tries=failed.tries + 1, wait=wait_before(failed, error), retry=not loading)
     return (*rest, again)
 
 
@@ -102,7 +105,28 @@ def wait_before(failed: Attempt, error: BackendError) -> float:
     """Seconds to wait before the same step: what the server said, else growing backoff (jitter is the caller's)."""
     told = error.retry_after if isinstance(error, EndpointLoadingError) else 0.0
     if told:
-        return min(told, LONGEST_WAIT)
+        return min(told, LONGEST_TOLD_WAIT)
     if isinstance(error, EndpointLoadingError) and not isinstance(error, EndpointBusyError):
         return LOADING_WAIT
     return min(LONGEST_WAIT, FIRST_BACKOFF * BACKOFF_GROWTH**failed.tries)
+
+
+class RetryBudget:
+    """Retries of all requests together: when everything fails, many clients must not each ask four times.
+
+    Every request earns a share of a retry, so a quiet router always has some left.
+    """
+
+    def __init__(self) -> None:
+        self._left = MOST_RETRIES
+
+    def earn(self) -> None:
+        """A request came."""
+        self._left = min(MOST_RETRIES, self._left + RETRY_SHARE)
+
+    def take(self) -> bool:
+        """Whether one more retry may be made."""
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True

@@ -1,0 +1,281 @@
+"""Fitting a request into the window of the model that an attempt goes to, and learning from what came back (WIN-1).
+
+Nothing is sent that the server would cut without a word: what is near the limit is counted exactly where the server
+counts, and with a margin where it does not; afterwards the server's own count is compared with ours.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from turnout.backends import BY_KIND
+from turnout.context.compaction import Fitted, fit
+from turnout.context.tokens import TokenCounter, get_token_counter
+from turnout.errors import BackendError, ContextOverflowError
+from turnout.request import answer_room
+from turnout.types import Attempt, Candidate, ChatRequest, Image, Message, Notice, Usage
+
+if TYPE_CHECKING:
+    from turnout.config import ContextConfig
+    from turnout.fleet.watch import Fleet
+    from turnout.guard.network import HttpClient
+
+MARGIN = 0.15  # by which a count may be too low, as long as nothing was learned
+MAX_EXACT = 512  # remembered counts
+NEAR_A_CUT = 0.6  # of the room, from where on a server that would say nothing is asked for its count
+LEAST_ANSWER = 64  # tokens of an answer that are worth asking for
+# A report that is so much lower than our count comes from a prompt that was cut, or from a server that leaves out what
+# it had in its cache. The first reports about as much every time: its window, which is learned from the second on.
+CUT_SHARE, LEAST_CUT, ALIKE = 0.7, 256, 0.8
+LEAST_LEARNED = 1024  # tokens
+# What a cache gave may look like speed: where a server does not tell, no more than this is believed.
+BELIEVED_PREFILL, LEAST_PREFILL = 500.0, 200  # tokens a second, tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What to send.
+
+    Attributes:
+        fitted: the messages, and what was done to them.
+        max_tokens: the most the answer may have, where the client's own limit leaves no room; else None.
+        estimate: our count of the prompt in tokens, tools included; 0 when it was so short that nobody counted.
+        exact: the server counted.
+    """
+
+    fitted: Fitted
+    max_tokens: int | None = None
+    estimate: int = 0
+    exact: bool = False
+
+
+@dataclass(slots=True)
+class Refused:
+    """What one request has learned of one candidate from its refusals.
+
+    Attributes:
+        window: the window that the server named, 0 when it named none.
+        scale: how many tokens the server counts for each of ours.
+    """
+
+    window: int = 0
+    scale: float = 1.0
+
+
+@dataclass(slots=True)
+class Refusals:
+    """What one request has learned, by candidate."""
+
+    known: dict[str, Refused] = field(default_factory=dict)
+
+    def of(self, candidate: Candidate) -> Refused:
+        """What the candidate's refusals told."""
+        return self.known.setdefault(candidate.label, Refused())
+
+
+class Fitter:
+    """Fits requests, and learns from answers; made once for a router."""
+
+    def __init__(self, client: HttpClient, config: ContextConfig, fleet: Fleet) -> None:
+        self._client, self._config, self._fleet = client, config, fleet
+        self._exact: OrderedDict[bytes, int] = OrderedDict()
+        self._allocated: dict[tuple[str, str, str], int] = {}
+        self._cut: dict[str, int] = {}  # by candidate: tokens that were read when a prompt was last cut
+
+    def counter(self, candidate: Candidate) -> TokenCounter:
+        """The counter for a candidate's model."""
+        return get_token_counter(candidate.canonical or candidate.model.id)
+
+    async def settled(self, attempt: Attempt) -> Attempt:
+        """The attempt with the window that its model will have once it is loaded."""
+        candidate = attempt.candidate
+        model, endpoint = candidate.model, candidate.endpoint
+        if model.resident is not False or model.window_source == "guessed":
+            return attempt
+        key = (endpoint.url, model.id, model.digest)
+        if key not in self._allocated:
+            told = await BY_KIND[endpoint.kind].window_when_loaded(self._client, endpoint, model)
+            self._allocated = {**dict(islice(self._allocated.items(), MAX_EXACT)), key: told}
+        window = self._allocated[key]
+        return attempt if window == candidate.window else replace(attempt, candidate=replace(candidate, window=window))
+
+    async def fit(self, request: ChatRequest, attempt: Attempt, refusals: Refusals) -> Fit:
+        """What to send of a request to the candidate of an attempt.
+
+        Raises:
+            ContextOverflowError: it does not fit and may not be compacted, or cannot be.
+        """
+        candidate = attempt.candidate
+        told = refusals.of(candidate)
+        window = min(candidate.window, told.window or candidate.window)
+        if (
+            request.raw is not None
+            and len(request.raw.body) + max(request.max_tokens or 0, answer_room(request, window)) <= window
+        ):
+            # Tokens never exceed bytes: nothing to count, nothing to cut.
+            return Fit(Fitted(request.messages, 0, 0))
+        if not request.compactable:
+            return await self._as_it_is(request, candidate, window)
+        counter = self.counter(candidate)
+        cuts = BY_KIND[candidate.endpoint.kind].cuts_silently
+        scale = told.scale
+        reserve = answer_room(request, window)
+        found = self._compacted(request, attempt, counter, window, reserve, scale)
+        near = NEAR_A_CUT if cuts else 1.0
+        if found.estimate * (1 + MARGIN) <= near * (window - reserve):
+            return _with_limit(request, found, window)
+        exact = await self._count(request, candidate, found.fitted.messages)
+        if not exact:
+            careful = max(scale, 1 + MARGIN) if cuts else scale
+            found = self._compacted(request, attempt, counter, window, reserve, careful) if careful > scale else found
+            return _with_limit(request, found, window)
+        if exact > window - reserve:
+            found = self._compacted(request, attempt, counter, window, reserve, scale * 1.02 * exact / found.estimate)
+            exact = await self._count(request, candidate, found.fitted.messages) or found.estimate
+        return _with_limit(request, replace(found, estimate=exact, exact=True), window)
+
+    def _compacted(
+        self, request: ChatRequest, attempt: Attempt, counter: TokenCounter, window: int, reserve: int, scale: float
+    ) -> Fit:
+        tools = counter.count_tools(request.tools)
+        room = max(1, int(window / scale) - tools)
+        target = attempt.target_window or None
+        if attempt.reduced and target is None:
+            target = int(room * self._config.compaction_target)
+        fitted = fit(
+            request.messages,
+            window=room,
+            reserve=reserve,
+            counter=counter,
+            config=self._config,
+            target=min(target, room) if target else None,
+        )
+        return Fit(fitted, estimate=fitted.tokens_after + tools)
+
+    async def _as_it_is(self, request: ChatRequest, candidate: Candidate, window: int) -> Fit:
+        """A request of a client that keeps its own history is sent whole, or refused with the number."""
+        counter = self.counter(candidate)
+        estimate = counter.count_messages(request.messages) + counter.count_tools(request.tools)
+        fitted = Fitted(request.messages, estimate, estimate)
+        if estimate * (1 + MARGIN) <= window:
+            return _with_limit(request, Fit(fitted, estimate=estimate), window)
+        cuts = BY_KIND[candidate.endpoint.kind].cuts_silently
+        if candidate.window_source in ("guessed", "learned") and not cuts:
+            return Fit(fitted, estimate=estimate)  # the server says so itself when it is too long
+        exact = await self._count(request, candidate, request.messages)
+        # What is surely too long where the server would say so, what may be where it would not.
+        least = exact or int(estimate * (1 + MARGIN) if cuts else estimate / (1 + MARGIN))
+        if least > window - (LEAST_ANSWER if cuts else 0):
+            raise _too_long(candidate, exact or estimate, window, exact=bool(exact))
+        return _with_limit(request, Fit(fitted, estimate=exact or estimate, exact=bool(exact)), window)
+
+    async def _count(self, request: ChatRequest, candidate: Candidate, messages: Sequence[Message]) -> int:
+        """The server's own count; 0 when it has none to give."""
+        sent = replace(request, messages=tuple(messages), raw=None)
+        key = blake2b(
+            repr((candidate.endpoint.url, candidate.model.id, sent.messages, sent.tools)).encode("utf-8", "replace")
+        )
+        known = self._exact.get(key.digest())
+        if known is not None:
+            return known
+        backend = BY_KIND[candidate.endpoint.kind]
+        try:
+            exact = await backend.count_tokens(self._client, candidate.endpoint, sent, candidate.model)
+        except BackendError:
+            return 0
+        if exact:
+            self._exact[key.digest()] = exact
+            if len(self._exact) > MAX_EXACT:
+                self._exact.popitem(last=False)
+        return exact
+
+    def refused(self, candidate: Candidate, error: BackendError, fit: Fit | None, refusals: Refusals) -> None:
+        """Learn from a refusal: for this request, and for others where the server hides its window."""
+        if not isinstance(error, ContextOverflowError) or not error.status:
+            return
+        told = refusals.of(candidate)
+        if error.prompt_tokens and error.window:
+            told.scale = max(told.scale * 1.1, error.prompt_tokens / error.window * told.scale)
+        else:
+            told.scale *= 1.5
+        told.window = error.window or told.window
+        if error.window and error.window != candidate.window:
+            self._fleet.learn_window(candidate.endpoint, candidate.model, error.window)
+        elif not error.window and fit is not None and candidate.window_source in ("guessed", "learned"):
+            counted = int(fit.estimate / (1 + MARGIN))
+            if counted and counted < candidate.window:
+                self._fleet.learn_window(candidate.endpoint, candidate.model, counted)
+
+    def answered(self, candidate: Candidate, fit: Fit, usage: Usage, seconds: float) -> Notice | None:
+        """Learn from an answer; what its reader must know of it.
+
+        Args:
+            usage: as the server reported it; zeros when it did not.
+            seconds: until the answer began.
+        """
+        self._learn_speed(candidate, usage, seconds)
+        total = usage.prompt_tokens + usage.completion_tokens
+        if candidate.window_source in ("guessed", "learned") and total > candidate.window:
+            self._fleet.learn_window(candidate.endpoint, candidate.model, total)
+        if not _was_cut(fit, usage):
+            return None
+        before, self._cut[candidate.label] = self._cut.get(candidate.label, 0), total
+        if total >= LEAST_LEARNED and ALIKE <= before / total <= 1 / ALIKE:
+            self._fleet.learn_window(candidate.endpoint, candidate.model, max(before, total))
+        read = f"{candidate.label} read {usage.prompt_tokens:,} of about {fit.estimate:,} tokens"
+        return Notice("truncated", f"{read}: it has cut the prompt, or leaves out what it had cached")
+
+    def _learn_speed(self, candidate: Candidate, usage: Usage, seconds: float) -> None:
+        learned, model = self._fleet.learned, candidate.model
+        fresh = usage.prompt_tokens - usage.cached_tokens
+        if seconds <= 0.0:
+            return
+        last = learned.speed(candidate.endpoint, model)
+        if model.resident is False:
+            load = seconds - (fresh / last.prefill if last.prefill else 0.0)
+            learned.learn_speed(candidate.endpoint, model, load=max(load, 0.1))
+        elif fresh >= LEAST_PREFILL:
+            rate = fresh / seconds
+            if not usage.cached_tokens:
+                rate = min(rate, last.prefill or BELIEVED_PREFILL)
+            learned.learn_speed(candidate.endpoint, model, prefill=rate)
+
+
+def _with_limit(request: ChatRequest, fit: Fit, window: int) -> Fit:
+    """Leave the answer no more room than there is: servers refuse what cannot fit, or cut the prompt for it."""
+    if not request.max_tokens:
+        return fit
+    most = fit.estimate if fit.exact else int(fit.estimate * (1 + MARGIN))
+    if most + request.max_tokens <= window:
+        return fit
+    return replace(fit, max_tokens=max(LEAST_ANSWER, window - most))
+
+
+def _too_long(candidate: Candidate, tokens: int, window: int, *, exact: bool) -> ContextOverflowError:
+    guess = candidate.window_source in ("guessed", "learned")
+    hint = "shorten or compact the conversation"
+    if guess:
+        hint += f", or set `window` of {candidate.endpoint.name} in the configuration if it has more"
+    return ContextOverflowError(
+        f"the prompt has {'' if exact else 'about '}{tokens} tokens, {candidate.label} has room for {window}",
+        endpoint=candidate.endpoint.name,
+        prompt_tokens=tokens,
+        window=window,
+        hint=hint,
+    )
+
+
+def _was_cut(fit: Fit, usage: Usage) -> bool:
+    """The server read far fewer tokens than it was sent. Images count as they please, and a cache that is told of is no
+    cut."""
+    if usage.cached_tokens or usage.prompt_tokens < LEAST_CUT:
+        return False
+    if any(isinstance(part, Image) for m in fit.fitted.messages for part in m.parts):
+        return False
+    least = fit.estimate if fit.exact else fit.estimate / (1 + MARGIN)
+    return usage.prompt_tokens < CUT_SHARE * least

@@ -1,0 +1,132 @@
+"""What answers have taught: kept by several processes, for as long as it holds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from turnout.fleet.learned import MAX_ENTRIES, WINDOW_HOLDS, Learned, LearnedWindow, Speed
+from turnout.types import Endpoint, Model
+
+BOX = Endpoint("box", "openai", "http://127.0.0.1:1")
+HIDDEN = Model("m", window=8192, window_source="guessed")
+CLAIMED = Model("m", window=8192)
+
+
+def test_a_hidden_window_is_replaced_and_a_configured_one_is_not() -> None:
+    learned = Learned()
+    learned.learn_window(BOX, HIDDEN, 2000)
+    assert learned.windowed(BOX, HIDDEN) == replace(HIDDEN, window=2000, window_source="learned")
+    assert learned.windowed(BOX, replace(HIDDEN, window=0, window_source="known")).window == 2000
+    chosen = replace(HIDDEN, window_source="configured")
+    assert learned.windowed(BOX, chosen) == chosen
+    assert learned.windowed(replace(BOX, url="http://127.0.0.1:2"), HIDDEN) == HIDDEN
+
+
+def test_a_claim_that_was_too_large_is_corrected_for_as_long_as_it_is_made() -> None:
+    learned = Learned()
+    learned.learn_window(BOX, CLAIMED, 4096)
+    assert learned.windowed(BOX, CLAIMED).window == 4096
+    learned.learn_window(BOX, learned.windowed(BOX, CLAIMED), 3000)
+    assert learned.windowed(BOX, CLAIMED).window == 3000
+    reloaded = replace(CLAIMED, window=16_384)
+    assert learned.windowed(BOX, reloaded) == reloaded
+
+
+@pytest.mark.parametrize("step", [WINDOW_HOLDS + 1, -10.0, -1e9], ids=["later", "back", "1970"])
+def test_a_window_is_forgotten_in_time_and_when_the_clock_jumps(step: float) -> None:
+    now = [1_780_000_000.0]
+    learned = Learned(clock=lambda: now[0])
+    learned.learn_window(BOX, HIDDEN, 2000)
+    now[0] += step
+    assert learned.windowed(BOX, HIDDEN) == HIDDEN
+
+
+def test_a_server_that_went_away_may_come_back_with_another_window() -> None:
+    learned = Learned()
+    learned.learn_window(BOX, HIDDEN, 2000)
+    learned.forget_windows(BOX)
+    assert learned.windowed(BOX, HIDDEN) == HIDDEN
+
+
+def test_speed_follows_what_is_seen_smoothly() -> None:
+    learned = Learned()
+    learned.learn_speed(BOX, HIDDEN, prefill=100.0)
+    learned.learn_speed(BOX, HIDDEN, load=5.0)
+    assert learned.speed(BOX, HIDDEN) == Speed(100.0, 5.0)
+    learned.learn_speed(BOX, HIDDEN, prefill=200.0)
+    assert learned.speed(BOX, HIDDEN).prefill == pytest.approx(130.0)
+
+
+def test_two_processes_keep_what_each_has_learned(tmp_path: Path) -> None:
+    path = tmp_path / "data" / "learned.json"
+    one, two = Learned(path), Learned(path)
+    one.learn_window(BOX, HIDDEN, 2000)
+    two.learn_counts("qwen", [1.0, 2.0])
+    one.save()
+    two.save()
+    again = Learned(path)
+    assert again.windowed(BOX, HIDDEN).window == 2000
+    assert again.counts("qwen") == [1.0, 2.0]
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [p.name for p in path.parent.iterdir()] == ["learned.json"]
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[]", b'{"windows": {"a": 1}}', b"[" * 100_000])
+def test_a_damaged_file_is_learned_anew(tmp_path: Path, body: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "learned.json"
+    path.write_bytes(body)
+    learned = Learned(path)
+    assert "learned again" in caplog.text
+    learned.learn_window(BOX, HIDDEN, 2000)
+    learned.save()
+    assert Learned(path).windowed(BOX, HIDDEN).window == 2000
+
+
+def test_a_place_that_cannot_be_written_costs_nothing_but_a_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    learned = Learned(tmp_path / "file" / "learned.json")
+    learned.learn_window(BOX, HIDDEN, 2000)
+    learned.save()
+    assert "cannot be kept" in caplog.text
+    assert learned.windowed(BOX, HIDDEN).window == 2000
+
+
+def test_it_never_grows_without_end(tmp_path: Path) -> None:
+    path = tmp_path / "learned.json"
+    learned = Learned(path)
+    for n in range(MAX_ENTRIES + 50):
+        learned.learn_window(BOX, replace(HIDDEN, id=f"m{n}"), 2000)
+    learned.save()
+    kept = json.loads(path.read_text())["windows"]
+    assert len(kept) == MAX_ENTRIES
+    assert any(key.endswith(f"m{MAX_ENTRIES + 49}") for key in kept)
+
+
+async def test_what_is_learned_while_it_is_saved_is_saved_the_next_time(tmp_path: Path) -> None:
+    path = tmp_path / "learned.json"
+    learned = Learned(path)
+
+    async def learn() -> None:
+        for n in range(500):
+            learned.learn_counts(f"m{n}", [float(n)])
+            await asyncio.sleep(0)
+
+    async def save() -> None:
+        for _ in range(20):
+            await asyncio.to_thread(learned.save)
+
+    await asyncio.gather(learn(), save())
+    learned.save()
+    assert len(json.loads(path.read_text())["counts"]) == 500
+
+
+def test_the_file_holds_names_numbers_and_times_alone() -> None:
+    assert LearnedWindow.__struct_fields__ == ("tokens", "at", "claimed")
+    assert Speed.__struct_fields__ == ("prefill", "load")
