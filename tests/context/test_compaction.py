@@ -278,6 +278,18 @@ def test_the_prefix_changes_only_when_the_threshold_is_passed() -> None:
     assert breaks <= 80 * 130 // 1200
 
 
+@pytest.mark.parametrize("reserve", [200, 1000, 2000])
+def test_a_long_answers_room_does_not_move_the_prefix_with_every_message(reserve: int) -> None:
+    history, forms = (SYSTEM,), []
+    for n in range(80):
+        history += say("user", f"Question {n}. " + "word " * 40) + say("assistant", "answer " * 40)
+        forms.append(fit(history, window=4000, reserve=reserve, counter=COUNTER, config=ContextConfig()).messages)
+    breaks = sum(longer[: len(shorter)] != shorter for shorter, longer in pairwise(forms))
+    threshold = min(4000 - reserve, 3200)
+    # 80 turns of about 130 tokens; each compaction makes room for three eighths of what was allowed.
+    assert breaks <= 80 * 135 // (threshold * 3 / 8) + 1
+
+
 def agent_loop(steps: int, size: int) -> tuple[Message, ...]:
     loop = [SYSTEM, message("user", "Do the whole task.")]
     for n in range(steps):

@@ -115,7 +115,9 @@ def fit(
     if before <= threshold and (target is None or before <= target):
         return Fitted(given, before, before)
     history = _History(given, counter, config)
-    form = _replay(history, threshold, min(room, int(window * config.compaction_target)), room)
+    # Below the threshold by the same share also where a long answer's room lowers that: else every message would compact.
+    goal = int(min(window, room / config.compaction_threshold) * config.compaction_target)
+    form = _replay(history, threshold, goal, room)
     size = len(history.body)
     if target is not None and history.tokens(form, size) > target:
         form = _cut(history, size, form, min(room, target), min(room, target))
