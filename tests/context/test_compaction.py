@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,7 +11,7 @@ from turnout.config import ContextConfig
 from turnout.context.compaction import ACKNOWLEDGED, STUB_MARK, SUMMARY_MARK, Fitted, fit
 from turnout.context.tokens import TokenCounter
 from turnout.errors import ContextOverflowError
-from turnout.types import Image, Message, Part, Role, Text, ToolCall, ToolResult, message
+from turnout.types import Image, Message, Part, Reasoning, Role, Text, ToolCall, ToolResult, message
 
 COUNTER = TokenCounter(4.0)
 SYSTEM = message("system", "You are local.")
@@ -288,6 +289,113 @@ def test_a_long_answers_room_does_not_move_the_prefix_with_every_message(reserve
     threshold = min(4000 - reserve, 3200)
     # 80 turns of about 130 tokens; each compaction makes room for three eighths of what was allowed.
     assert breaks <= 80 * 135 // (threshold * 3 / 8) + 1
+
+
+def numbered(messages: list[Message]) -> tuple[Message, ...]:
+    """Each message knows its place, so that what is left can be told from its like."""
+    return tuple(replace(m, extras={"place": place}) for place, m in enumerate(messages))
+
+
+# Whatever a client may send: ids that are used again, results that come late, twice, early or for no call at all,
+# messages with nothing in them, half a character, and what is longer than any window.
+IDS = st.sampled_from(["a", "b", "", "\ud800"])
+WILD_TEXTS = st.one_of(
+    st.just(""), TEXTS, st.text(st.characters(categories=["Cs", "Lo", "Nd"]), max_size=8), st.just("x" * 40_000)
+)
+WILD_CALLS = st.builds(
+    ToolCall, IDS, st.sampled_from(["read_file", "write_file", ""]), st.sampled_from(["{}", "x" * 800, "\udc00"])
+)
+WILD_RESULTS = st.builds(ToolResult, IDS, st.one_of(RESULTS, WILD_TEXTS))
+WILD_SAID = st.builds(Text, WILD_TEXTS)
+WILD = st.lists(
+    st.one_of(
+        st.builds(Message, st.just("assistant"), st.lists(st.one_of(WILD_SAID, WILD_CALLS), max_size=4).map(tuple)),
+        st.builds(Message, st.just("assistant"), st.tuples(st.builds(Reasoning, TEXTS), WILD_CALLS)),
+        st.builds(Message, st.just("tool"), st.lists(WILD_RESULTS, min_size=1, max_size=3).map(tuple)),
+        st.builds(
+            Message,
+            st.just("user"),
+            st.lists(st.one_of(WILD_RESULTS, WILD_SAID, st.just(Image("image/png", "AAAA"))), max_size=3).map(tuple),
+        ),
+        st.builds(Message, st.just("system"), st.tuples(WILD_SAID)),
+    ),
+    max_size=40,
+).map(lambda body: numbered([SYSTEM, *body]))
+
+
+def pairs(history: tuple[Message, ...]) -> list[tuple[int, int]]:
+    """Where each result's call is, and the result: the newest call of that id before it."""
+    found, calls = [], dict[str, int]()
+    for place, m in enumerate(history):
+        found += [(calls[r.call_id], place) for r in m.tool_results if r.call_id in calls]
+        calls |= {c.call_id: place for c in m.tool_calls}
+    return found
+
+
+def without_outputs(m: Message) -> Message:
+    return replace(m, parts=tuple(replace(p, content="") if isinstance(p, ToolResult) else p for p in m.parts))
+
+
+@settings(deadline=None, max_examples=300)
+@given(WILD, WINDOWS, CONFIGS, st.none() | st.integers(100, 4000))
+def test_what_holds_for_whatever_a_client_sends(
+    history: tuple[Message, ...], window: int, config: ContextConfig, target: int | None
+) -> None:
+    more = {} if target is None else {"target": target}
+    fitted = fitted_or_none(history, window, config, **more)
+    assume(fitted is not None)
+    assert fitted is not None
+    assert COUNTER.count_messages(fitted.messages) == fitted.tokens_after <= window - 100
+    lead = next((n for n, m in enumerate(history) if m.role != "system"), len(history))
+    assert fitted.messages[:lead] == history[:lead]
+    kept = [m for m in fitted.messages if "place" in m.extras]
+    made = [m for m in fitted.messages if "place" not in m.extras]
+    assert made in ([], [made[0], ACKNOWLEDGED] if made else [], made[:1])
+    assert not made or fitted.messages[lead : lead + len(made)] == tuple(made)
+    places = [m.extras["place"] for m in kept]
+    assert places == sorted(set(places)), "in their order, each once"
+    left = set(places)
+    assert [pair for pair in pairs(history) if (pair[0] in left) != (pair[1] in left)] == []
+    assert [without_outputs(m) for m in kept] == [without_outputs(history[n]) for n in places]
+    for m, n in zip(kept, places, strict=True):
+        for now, before in zip(m.tool_results, history[n].tool_results, strict=True):
+            assert now.content == before.content or now.content.startswith(STUB_MARK)
+    assert last_said(fitted.messages) == last_said(history)
+    again = fitted_or_none(fitted.messages, window, config, **more)
+    assert again is not None
+    assert again.messages == fitted.messages
+    assert fitted_or_none(history, window, config, **more) == fitted
+
+
+@settings(deadline=None, max_examples=300)
+@given(WILD, WILD_SAID, WINDOWS, CONFIGS)
+def test_whatever_came_before_only_the_last_user_message_can_be_too_long(
+    history: tuple[Message, ...], last: Text, window: int, config: ContextConfig
+) -> None:
+    question = Message("user", (last,), {"place": len(history)})
+    alone = COUNTER.count_messages((SYSTEM, question))
+    fitted = fitted_or_none((*history, question), window, config)
+    if history[1:2] and history[1].role != "system":
+        assert (fitted is None) == (alone > window - 100)
+
+
+@settings(deadline=None, max_examples=300)
+@given(WILD, WILD, WINDOWS, CONFIGS)
+def test_whatever_is_added_the_longer_begins_with_the_shorter(
+    history: tuple[Message, ...], added: tuple[Message, ...], window: int, config: ContextConfig
+) -> None:
+    shorter = fitted_or_none(history, window, config)
+    assume(shorter is not None)
+    assert shorter is not None
+    new = added[1:]
+    late = [pair for pair in pairs((*history, *new)) if pair[0] < len(history) <= pair[1]]
+    whole = (*history, *new)
+    assume(not any(words(m) and m.role == "user" for call, result in late for m in whole[call:result]))
+    together = shorter.tokens_after + COUNTER.count_messages(new)
+    assume(together <= min(window - 100, int(window * config.compaction_threshold)))
+    longer = fitted_or_none((*history, *new), window, config)
+    assert longer is not None
+    assert longer.messages == (*shorter.messages, *new)
 
 
 def agent_loop(steps: int, size: int) -> tuple[Message, ...]:
