@@ -389,8 +389,7 @@ def test_whatever_is_added_the_longer_begins_with_the_shorter(
     assert shorter is not None
     new = added[1:]
     late = [pair for pair in pairs((*history, *new)) if pair[0] < len(history) <= pair[1]]
-    whole = (*history, *new)
-    assume(not any(words(m) and m.role == "user" for call, result in late for m in whole[call:result]))
+    assume(not late)  # a result goes with its call, also when that was left out before the result came
     together = shorter.tokens_after + COUNTER.count_messages(new)
     assume(together <= min(window - 100, int(window * config.compaction_threshold)))
     longer = fitted_or_none((*history, *new), window, config)
@@ -461,3 +460,89 @@ def test_everything_gives_way_in_the_stated_order(target: int, expected: str) ->
     history = (SYSTEM, message("user", "First."), *joined(older), message("user", "Second."), *joined(newest))
     fitted = fit(history, window=100_000, reserve=0, counter=COUNTER, config=ContextConfig(), target=target)
     assert shape(fitted) == expected
+
+
+class Learning(TokenCounter):
+    """A counter that has learned since the conversation was compacted."""
+
+    def count(self, text: str) -> int:
+        return round(super().count(text) * 0.9)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(TURNS, min_size=3, max_size=25), WINDOWS, CONFIGS)
+def test_what_was_decided_stays_although_the_counter_learns(
+    turns: list[tuple[Message, ...]], window: int, config: ContextConfig
+) -> None:
+    history = (SYSTEM, *joined(turns), message("user", "go on"))
+    first = fitted_or_none(history, window, config)
+    assume(first is not None and first.decided is not None)
+    assert first is not None
+    assert first.decided is not None
+    assume(first.tokens_after + 40 <= min(window - 100, int(window * config.compaction_threshold)))
+    known = dict([first.decided])
+    more = (message("assistant", "Yes."), message("user", "And?"))
+    again = fit(
+        (*history, *more), window=window, reserve=100, counter=Learning(4.0), config=config, known=known
+    )  # fmt: skip
+    assert again.messages[: len(first.messages)] == first.messages
+    assert not again.new
+    assert again.decided == first.decided
+
+
+def test_a_written_summary_stays_until_more_has_to_be_left_out() -> None:
+    config = ContextConfig(preserve_recent_messages=2)
+    history = [SYSTEM, *agent_free_talk(12)]
+    first = fit(history, window=1000, reserve=100, counter=COUNTER, config=config)
+    assert first.new
+    assert first.decided is not None
+    assert [m.text for m in first.left_out] == [m.text for m in history[1 : 1 + len(first.left_out)]]
+    key, form = first.decided
+    known = {key: replace(form, text="They built a parser.")}
+    written = fit(history, window=1000, reserve=100, counter=COUNTER, config=config, known=known)
+    assert written.messages[1].text == f"{SUMMARY_MARK}\nThey built a parser."
+    assert not written.new
+    grown = [*history, *agent_free_talk(1)]
+    assert fit(grown, window=1000, reserve=100, counter=COUNTER, config=config, known=known).messages[1].text == (
+        f"{SUMMARY_MARK}\nThey built a parser."
+    )
+    long = fit(
+        [*history, *agent_free_talk(12)], window=1000, reserve=100, counter=COUNTER, config=config, known=known
+    )  # fmt: skip
+    assert long.new
+    assert "They built" not in long.messages[1].text
+
+
+def test_a_decision_of_another_window_is_not_taken() -> None:
+    config = ContextConfig(preserve_recent_messages=2)
+    history = [SYSTEM, *agent_free_talk(12)]
+    first = fit(history, window=1000, reserve=100, counter=COUNTER, config=config)
+    assert first.decided is not None
+    large = fit(history, window=100_000, reserve=100, counter=COUNTER, config=config, known=dict([first.decided]))
+    assert large.messages == tuple(history)
+
+
+def test_it_is_compacted_where_it_was_asked_for_and_stays_so() -> None:
+    history = [SYSTEM, *agent_free_talk(8)]
+    asked = fit(
+        history, window=100_000, reserve=100, counter=COUNTER, config=ContextConfig(preserve_recent_messages=2),
+        compact_at=(14,),
+    )  # fmt: skip
+    assert asked.messages[1].text.startswith(SUMMARY_MARK)
+    assert asked.tokens_after < asked.tokens_before * 0.6
+    assert asked.messages[-3:] == tuple(history[-3:])
+    grown = [*history, *agent_free_talk(1)]
+    more = fit(
+        grown, window=100_000, reserve=100, counter=COUNTER, config=ContextConfig(preserve_recent_messages=2),
+        compact_at=(14,),
+    )  # fmt: skip
+    assert more.messages[: len(asked.messages)] == asked.messages
+
+
+def agent_free_talk(turns: int) -> list[Message]:
+    """Questions and answers of about 100 tokens, and no tools."""
+    return [
+        m
+        for n in range(turns)
+        for m in (message("user", f"Question {n}. " + "word " * 70), message("assistant", "I created it. " * 25))
+    ]

@@ -16,6 +16,9 @@ What gives way, in this order, each only when what came before did not suffice:
 6. the steps of that turn itself are summarised, oldest first;
 7. the summary goes.
 
+What was decided for a conversation can be given again as ``known``: then the same is sent although the counter has
+learned since, and a summary that a model wrote stays the one it was.
+
 The system prompt and the last user message never change. A tool call is never parted from its results. The summary is
 a user's message; when a user's message follows it, a short answer stands between, because strict chat templates refuse
 two of one role in a row.
@@ -25,18 +28,20 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from itertools import accumulate, islice
 
 from turnout.config import ContextConfig
-from turnout.context.tokens import TokenCounter
+from turnout.context.tokens import TokenCounter, get_token_counter
 from turnout.errors import ContextOverflowError
-from turnout.types import Message, Part, Text, ToolCall, ToolResult, message
+from turnout.types import Image, Message, Part, Reasoning, Text, ToolCall, ToolResult, message
 
 SUMMARY_MARK = "[Previous conversation summary]"
 STUB_MARK = "[Tool output truncated - "
 ACKNOWLEDGED = message("assistant", "Understood.")
+_PLAIN = get_token_counter("")
 SUMMARY_POINTS, POINT_CHARS = 10, 100
 _STUB = re.compile(re.escape(STUB_MARK) + r".*\] \(was \d+ characters\)")
 # Of text in lower case, which is searched in less than half of the time that IGNORECASE takes.
@@ -58,6 +63,9 @@ class Fitted:
         tokens_before, tokens_after: by the counter that was given.
         steps: what was done, for people.
         changed: whether ``messages`` differ from what was given.
+        decided: the form it was brought into, and the key under which to give it again; None when it fitted.
+        new: that was decided now.
+        left_out: the messages in whose place a summary stands.
     """
 
     messages: tuple[Message, ...]
@@ -65,10 +73,13 @@ class Fitted:
     tokens_after: int
     steps: tuple[str, ...] = ()
     changed: bool = False
+    decided: tuple[bytes, Form] | None = None
+    new: bool = False
+    left_out: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class _Form:
+class Form:
     """How far a history is compacted.
 
     Attributes:
@@ -77,6 +88,7 @@ class _Form:
         kept: except the groups that begin here.
         told: the summary is there.
         answered: an answer follows the summary. Decided where the form is made: what comes later changes nothing.
+        text: the summary as a model wrote it, or "" for the extractive one.
     """
 
     stubbed: int = 0
@@ -84,6 +96,16 @@ class _Form:
     kept: tuple[int, ...] = ()
     told: bool = True
     answered: bool = False
+    text: str = ""
+
+
+NOTHING_KNOWN: Mapping[bytes, Form] = {}
+
+
+def conversation_key(messages: Sequence[Message]) -> bytes:
+    """What a conversation is known by however long it grows: its system messages and the first other one."""
+    lead = next((i for i, m in enumerate(messages) if m.role != "system"), len(messages))
+    return _chain(messages[: lead + 1], b"")[-1] if messages else b""
 
 
 def fit(
@@ -94,6 +116,8 @@ def fit(
     counter: TokenCounter,
     config: ContextConfig,
     target: int | None = None,
+    known: Mapping[bytes, Form] = NOTHING_KNOWN,
+    compact_at: Sequence[int] = (),
 ) -> Fitted:
     """Make ``messages`` fit.
 
@@ -104,6 +128,8 @@ def fit(
         counter: counts for the model that will read it.
         config: thresholds.
         target: compact to at most this many tokens, if that can be done; None compacts only beyond the threshold.
+        known: what was decided for this conversation before, as ``Fitted.decided`` had it.
+        compact_at: after so many messages, system messages not counted, it is compacted in any case.
 
     Raises:
         ContextOverflowError: the system prompt and the last user message alone exceed the window.
@@ -112,12 +138,13 @@ def fit(
     before = counter.count_messages(given)
     room = max(1, window - reserve)
     threshold = min(room, int(window * config.compaction_threshold))
-    if before <= threshold and (target is None or before <= target):
+    if before <= threshold and (target is None or before <= target) and not known and not compact_at:
         return Fitted(given, before, before)
     history = _History(given, counter, config)
-    # Below the threshold by the same share also where a long answer's room lowers that: else every message would compact.
+    # Below the threshold by the same share also where a long answer's room lowers it: else every message compacts.
     goal = int(min(window, room / config.compaction_threshold) * config.compaction_target)
-    form = _replay(history, threshold, goal, room)
+    begin, old = history.remembered(known, window, room)
+    at, form = _replay(history, begin, old, _Aims(threshold, goal, room, tuple(compact_at)))
     size = len(history.body)
     if target is not None and history.tokens(form, size) > target:
         form = _cut(history, size, form, min(room, target), min(room, target))
@@ -131,26 +158,43 @@ def fit(
             window=window,
             hint="shorten the message, ask about a part of it, or use a model with a larger window",
         )
-    return Fitted(fitted, before, after, history.steps(form), changed=fitted != given)
+    decided = (history.key(at, window), form) if at else None
+    left_out, changed = history.left_out(form), fitted != given
+    return Fitted(fitted, before, after, history.steps(form), changed, decided, at > begin, left_out)
 
 
-def _replay(history: _History, threshold: int, goal: int, room: int) -> _Form:
-    """The form after every place where the growing history passed the threshold."""
-    form = _Form()
-    tokens, begin = history.head_tokens, 0
-    for end in history.ends:
+@dataclass(frozen=True, slots=True)
+class _Aims:
+    """In tokens: what starts a compaction, what it is to come down to, and what is never passed; and where it is asked
+    for."""
+
+    threshold: int
+    goal: int
+    room: int
+    compact_at: tuple[int, ...]
+
+
+def _replay(history: _History, begin: int, old: Form, aims: _Aims) -> tuple[int, Form]:
+    """The form after every place where the history, growing from ``begin``, passed the threshold; and the last such
+    place."""
+    at, form = begin, old
+    tokens = history.tokens(form, begin)
+    for end in history.ends[bisect_right(history.ends, begin) :]:
         tokens += sum(history.costs[begin:end])
+        asked = any(begin < number <= end for number in aims.compact_at)
         begin = end
-        if tokens > threshold:
-            form = _cut(history, end, form, goal, room)
-            tokens = history.tokens(form, end)
-    return form
+        if tokens > aims.threshold or asked:
+            goal = min(aims.goal, tokens // 2) if asked else aims.goal
+            form = _cut(history, end, form, goal, aims.room)
+            at, tokens = end, history.tokens(form, end)
+    return at, form
 
 
-def _cut(history: _History, end: int, old: _Form, goal: int, limit: int) -> _Form:
+def _cut(history: _History, end: int, old: Form, goal: int, limit: int) -> Form:
     """The gentlest form of the first ``end`` messages: within ``goal`` while the order asks for it, then ``limit``."""
     tokens = history.measure(end, old.cut)
-    forms = list[_Form]()
+    forms = list[Form]()
+    old = replace(old, text="")
     for form in history.gentle(end, old):
         if tokens(form) <= goal:
             return form
@@ -182,9 +226,30 @@ class _History:
         self._results = list(accumulate((len(m.tool_results) for m in self.body), initial=0))
         self._users = self._last_users()
         self._shown: dict[tuple[int, int], tuple[Message, int]] = {}
+        self._keys: list[bytes] | None = None
         self._points = [(i, line) for i, m in enumerate(self.body) for line in _points(i, m)]
 
-    def gentle(self, end: int, old: _Form) -> Iterator[_Form]:
+    def remembered(self, known: Mapping[bytes, Form], window: int, room: int) -> tuple[int, Form]:
+        """The last decision that is known for a beginning of this history and still leaves it within the room."""
+        if known:
+            for end in reversed(self.ends):
+                form = known.get(self.key(end, window))
+                if form is not None and form.cut <= end and self.tokens(form, end) <= room:
+                    return end, form
+        return 0, Form()
+
+    def key(self, end: int, window: int) -> bytes:
+        """What the first ``end`` messages are known by, in so large a window."""
+        if self._keys is None:
+            self._keys = _chain(self.body, _chain(self.head, b"")[-1] if self.head else b"")
+        return self._keys[end - 1] + window.to_bytes(8, "big")
+
+    def left_out(self, form: Form) -> tuple[Message, ...]:
+        """The messages that a form summarises."""
+        kept = set(self._kept_indexes(form))
+        return tuple(m for i, m in enumerate(self.body[: form.cut]) if i not in kept) if form.told else ()
+
+    def gentle(self, end: int, old: Form) -> Iterator[Form]:
         """Steps 1 and 2."""
         recent = max(0, self._results[end] - self._config.preserve_recent_tool_calls)
         form = replace(old, stubbed=max(old.stubbed, recent))
@@ -193,7 +258,7 @@ class _History:
         # The newest message stays: behind an answer that is gone, the next user's message would follow a user's.
         yield from self._shorter(form, end, end, verbatim, max(1, self._config.preserve_recent_messages))
 
-    def harsh(self, end: int, old: _Form) -> Iterator[_Form]:
+    def harsh(self, end: int, old: Form) -> Iterator[Form]:
         """Steps 3 to 7."""
         results, user = self._results[end], self._users[end]
         last = old
@@ -208,7 +273,7 @@ class _History:
             yield (last := form)
         yield replace(last, told=False)
 
-    def _shorter(self, old: _Form, before: int, end: int, verbatim: set[int], keep: int) -> Iterator[_Form]:
+    def _shorter(self, old: Form, before: int, end: int, verbatim: set[int], keep: int) -> Iterator[Form]:
         """Forms with ever more of what is sent summarised: groups that begin before ``before`` and are not
         ``verbatim``, as long as ``keep`` messages follow."""
         sent = [*old.kept, *self.starts[bisect_left(self.starts, old.cut) : bisect_left(self.starts, end)]]
@@ -225,18 +290,18 @@ class _History:
             else:
                 yield self._form(old.stubbed, self._stop(start), tuple(kept), end)
 
-    def _form(self, stubbed: int, cut: int, kept: tuple[int, ...], end: int) -> _Form:
+    def _form(self, stubbed: int, cut: int, kept: tuple[int, ...], end: int) -> Form:
         follows = kept[0] if kept else cut
-        return _Form(stubbed, cut, kept, answered=follows >= end or self.body[follows].role == "user")
+        return Form(stubbed, cut, kept, answered=follows >= end or self.body[follows].role == "user")
 
     def _stop(self, start: int) -> int:
         return self.ends[bisect_left(self.starts, start)]
 
-    def measure(self, end: int, begin: int) -> Callable[[_Form], int]:
+    def measure(self, end: int, begin: int) -> Callable[[Form], int]:
         """A function that counts a form of the first ``end`` messages whose cut is not before ``begin``."""
         sums: dict[int, list[int]] = {}
 
-        def tokens(form: _Form) -> int:
+        def tokens(form: Form) -> int:
             if form.stubbed not in sums:
                 costs = (self._cost(i, form.stubbed) for i in range(begin, end))
                 sums[form.stubbed] = list(accumulate(costs, initial=0))
@@ -245,16 +310,16 @@ class _History:
 
         return tokens
 
-    def tokens(self, form: _Form, end: int) -> int:
+    def tokens(self, form: Form, end: int) -> int:
         """Tokens of a form of the first ``end`` messages."""
         return self.measure(end, form.cut)(form)
 
-    def view(self, form: _Form) -> tuple[Message, ...]:
+    def view(self, form: Form) -> tuple[Message, ...]:
         """The messages of a form."""
         kept = [*self._kept_indexes(form), *range(form.cut, len(self.body))]
         return (*self.head, *self._told(form), *(self._sent(i, form.stubbed)[0] for i in kept))
 
-    def steps(self, form: _Form) -> tuple[str, ...]:
+    def steps(self, form: Form) -> tuple[str, ...]:
         """What a form does, for people."""
         found: list[str] = []
         kept = [*self._kept_indexes(form), *range(form.cut, len(self.body))]
@@ -264,7 +329,7 @@ class _History:
             found.append(f"{left} older messages {'summarised' if form.told else 'left out'}")
         return tuple(found)
 
-    def _kept_indexes(self, form: _Form) -> Iterator[int]:
+    def _kept_indexes(self, form: Form) -> Iterator[int]:
         for start in form.kept:
             yield from range(start, self._stop(start))
 
@@ -288,7 +353,7 @@ class _History:
             found.append(group if user < 0 else user)
         return found
 
-    def _overhead(self, form: _Form) -> int:
+    def _overhead(self, form: Form) -> int:
         told = self._counter.count_messages(self._told(form))
         return self.head_tokens + told + sum(self._cost(i, form.stubbed) for i in self._kept_indexes(form))
 
@@ -318,24 +383,27 @@ class _History:
         return original if tuple(parts) == original.parts else replace(original, parts=tuple(parts))
 
     def _stub(self, result: ToolResult, name: str) -> ToolResult:
-        tokens = self._counter.count(result.content)
+        # Counted the same for every model, and characters told: what is a stub, and how it reads, must not change with
+        # the counter, or every cache behind it is lost.
+        tokens = _PLAIN.count(result.content)
         if tokens <= self._config.max_tool_output_tokens or _STUB.fullmatch(result.content):
             return result
-        # Characters, not tokens: the stub must not change with the counter, or every cache behind it is lost.
         stub = f"{STUB_MARK}{name or 'tool'}] (was {len(result.content)} characters)"
-        return replace(result, content=stub) if self._counter.count(stub) < tokens else result
+        return replace(result, content=stub) if _PLAIN.count(stub) < tokens else result
 
-    def _told(self, form: _Form) -> tuple[Message, ...]:
+    def _told(self, form: Form) -> tuple[Message, ...]:
         summary = self._summary(form)
         if summary is None:
             return ()
         return (summary, ACKNOWLEDGED) if form.answered else (summary,)
 
-    def _summary(self, form: _Form) -> Message | None:
+    def _summary(self, form: Form) -> Message | None:
         """One message for what a form leaves out: the first point, which is the task, and the newest."""
         kept = set(self._kept_indexes(form))
         if not form.told or form.cut == len(kept):
             return None
+        if form.text:
+            return message("user", f"{SUMMARY_MARK}\n{form.text}")
         until = bisect_left(self._points, (form.cut, ""))
         told = (i for i in range(until) if self._points[i][0] not in kept)
         newest = list(islice((i for i in reversed(range(until)) if self._points[i][0] not in kept), SUMMARY_POINTS))
@@ -343,6 +411,33 @@ class _History:
         lines = (self._points[i][1] for i in chosen)
         # A user's message: many templates refuse a system message that is not the first one.
         return message("user", "\n".join((SUMMARY_MARK, *lines)))
+
+
+def _chain(messages: Sequence[Message], start: bytes) -> list[bytes]:
+    """For each message a digest of it and all before it."""
+    found: list[bytes] = []
+    for m in messages:
+        digest = blake2b(start, digest_size=16)
+        for text in (m.role, *(text for part in m.parts for text in _content(part))):
+            content = text.encode("utf-8", "surrogatepass")
+            digest.update(len(content).to_bytes(8, "big") + content)
+        start = digest.digest()
+        found.append(start)
+    return found
+
+
+def _content(part: Part) -> tuple[str, ...]:
+    match part:
+        case Text(text):
+            return "text", text
+        case Image(kind, data, url):
+            return "image", kind, data, url
+        case Reasoning(text):
+            return "reasoning", text
+        case ToolCall():
+            return "call", part.call_id, part.name, part.arguments
+        case ToolResult():
+            return "result", part.call_id, part.content
 
 
 def _grouped(body: Sequence[Message]) -> tuple[list[int], list[str]]:
