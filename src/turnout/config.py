@@ -170,6 +170,16 @@ class ContextConfig(Section, frozen=True, kw_only=True):
     max_tool_output_tokens: Annotated[
         Count, Meta(description="Longer outputs of older tool calls become a stub.", extra={"unit": "tokens"})
     ] = 500
+    summary_timeout: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=600_000,
+            description="How long the smallest loaded model may take to summarise older messages; 0, or when it takes "
+            "longer: their first sentences.",
+            extra={"unit": "ms"},
+        ),
+    ] = 8000
 
 
 class SecurityConfig(Section, frozen=True, kw_only=True):

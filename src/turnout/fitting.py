@@ -14,7 +14,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from turnout.backends import BY_KIND
-from turnout.context.compaction import Fitted, fit
+from turnout.context.compaction import Fitted, Form, conversation_key, fit
 from turnout.context.tokens import TokenCounter, get_token_counter
 from turnout.errors import BackendError, ContextOverflowError
 from turnout.request import answer_room
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from turnout.config import ContextConfig
     from turnout.fleet.watch import Fleet
     from turnout.guard.network import HttpClient
+    from turnout.summary import Summarizer
 
 MARGIN = 0.15  # by which a count may be too low, as long as nothing was learned
-MAX_EXACT = 512  # remembered counts
+MAX_EXACT, MAX_CONVERSATIONS, MAX_FORMS = 512, 512, 64  # remembered
 NEAR_A_CUT = 0.6  # of the room, from where on a server that would say nothing is asked for its count
 LEAST_ANSWER = 64  # tokens of an answer that are worth asking for
 # A report that is so much lower than our count comes from a prompt that was cut, or from a server that leaves out what
@@ -81,8 +82,10 @@ class Refusals:
 class Fitter:
     """Fits requests, and learns from answers; made once for a router."""
 
-    def __init__(self, client: HttpClient, config: ContextConfig, fleet: Fleet) -> None:
-        self._client, self._config, self._fleet = client, config, fleet
+    def __init__(self, client: HttpClient, config: ContextConfig, fleet: Fleet, summarizer: Summarizer) -> None:
+        self._client, self._config, self._fleet, self._summarizer = client, config, fleet, summarizer
+        # What was decided, by conversation: it is sent again as it was.
+        self._decided: OrderedDict[bytes, dict[bytes, Form]] = OrderedDict()
         self._exact: OrderedDict[bytes, int] = OrderedDict()
         self._allocated: dict[tuple[str, str, str], int] = {}
         self._cut: dict[str, int] = {}  # by candidate: tokens that were read when a prompt was last cut
@@ -121,39 +124,61 @@ class Fitter:
             return Fit(Fitted(request.messages, 0, 0))
         if not request.compactable:
             return await self._as_it_is(request, candidate, window)
-        counter = self.counter(candidate)
-        cuts = BY_KIND[candidate.endpoint.kind].cuts_silently
-        scale = told.scale
-        reserve = answer_room(request, window)
-        found = self._compacted(request, attempt, counter, window, reserve, scale)
-        near = NEAR_A_CUT if cuts else 1.0
-        if found.estimate * (1 + MARGIN) <= near * (window - reserve):
+        found, scale = await self._surely(request, attempt, window, told)
+        if told.scale > 1.0 or found.fitted.decided is None or not found.fitted.new:
             return _with_limit(request, found, window)
-        exact = await self._count(request, candidate, found.fitted.messages)
-        if not exact:
-            careful = max(scale, 1 + MARGIN) if cuts else scale
-            found = self._compacted(request, attempt, counter, window, reserve, careful) if careful > scale else found
-            return _with_limit(request, found, window)
-        if exact > window - reserve:
-            found = self._compacted(request, attempt, counter, window, reserve, scale * 1.02 * exact / found.estimate)
-            exact = await self._count(request, candidate, found.fitted.messages) or found.estimate
-        return _with_limit(request, replace(found, estimate=exact, exact=True), window)
+        key, form = found.fitted.decided
+        self._remember(request, window, key, form)
+        if found.fitted.left_out and (text := await self._summarizer.write(found.fitted.left_out, candidate)):
+            self._remember(request, window, key, replace(form, text=text))
+            written = self._compacted(request, attempt, window, scale, told)
+            if not written.fitted.new:
+                return _with_limit(request, written, window)
+            self._remember(request, window, key, form)  # with that summary it does not fit
+        return _with_limit(request, found, window)
 
-    def _compacted(
-        self, request: ChatRequest, attempt: Attempt, counter: TokenCounter, window: int, reserve: int, scale: float
-    ) -> Fit:
+    async def _surely(self, request: ChatRequest, attempt: Attempt, window: int, told: Refused) -> tuple[Fit, float]:
+        """A fit that holds by the server's count, where that can be had and may matter; and the scale it has."""
+        candidate, room = attempt.candidate, window - answer_room(request, window)
+        backend = BY_KIND[candidate.endpoint.kind]
+        scale = max(told.scale, 1 + MARGIN) if backend.cuts_silently and not backend.counts else told.scale
+        found = self._compacted(request, attempt, window, scale, told)
+        if found.estimate * (1 + MARGIN) <= room * (NEAR_A_CUT if backend.cuts_silently else 1.0):
+            return found, scale
+        exact = await self._count(request, candidate, found.fitted.messages)
+        if exact > room:
+            scale *= 1.02 * exact / found.estimate
+            found = self._compacted(request, attempt, window, scale, told)
+            exact = await self._count(request, candidate, found.fitted.messages)
+        return replace(found, estimate=exact or found.estimate, exact=bool(exact)), scale
+
+    def _remember(self, request: ChatRequest, window: int, key: bytes, form: Form) -> None:
+        name = _name(request, window)
+        forms = {**self._decided.pop(name, {}), key: form}
+        if len(forms) > MAX_FORMS:
+            del forms[next(iter(forms))]
+        self._decided[name] = forms  # the newest last
+        if len(self._decided) > MAX_CONVERSATIONS:
+            self._decided.popitem(last=False)
+
+    def _compacted(self, request: ChatRequest, attempt: Attempt, window: int, scale: float, told: Refused) -> Fit:
+        """A fit by our count, with ``scale`` tokens of the server's for each of ours.
+
+        After a refusal it is compacted to the target at once, whatever our count says.
+        """
+        counter = self.counter(attempt.candidate)
         tools = counter.count_tools(request.tools)
-        room = max(1, int(window / scale) - tools)
-        target = attempt.target_window or None
-        if attempt.reduced and target is None:
-            target = int(room * self._config.compaction_target)
+        room = max(1, int(min(window, attempt.target_window or window) / scale) - tools)
+        was_refused = told.scale > 1.0
         fitted = fit(
             request.messages,
             window=room,
-            reserve=reserve,
+            reserve=min(answer_room(request, window), room // 2),
             counter=counter,
             config=self._config,
-            target=min(target, room) if target else None,
+            target=int(room * self._config.compaction_target) if was_refused else None,
+            known={} if was_refused else self._decided.get(_name(request, window), {}),
+            compact_at=request.compact_at,
         )
         return Fit(fitted, estimate=fitted.tokens_after + tools)
 
@@ -199,17 +224,16 @@ class Fitter:
         if not isinstance(error, ContextOverflowError) or not error.status:
             return
         told = refusals.of(candidate)
-        if error.prompt_tokens and error.window:
-            told.scale = max(told.scale * 1.1, error.prompt_tokens / error.window * told.scale)
-        else:
-            told.scale *= 1.5
+        counted = fit.estimate if fit is not None else 0
+        real = error.prompt_tokens or candidate.window  # at least so many, else it had not been refused
+        told.scale = max(told.scale * 1.1, 1.05 * real / counted if counted else 1.5)
         told.window = error.window or told.window
         if error.window and error.window != candidate.window:
             self._fleet.learn_window(candidate.endpoint, candidate.model, error.window)
-        elif not error.window and fit is not None and candidate.window_source in ("guessed", "learned"):
-            counted = int(fit.estimate / (1 + MARGIN))
-            if counted and counted < candidate.window:
-                self._fleet.learn_window(candidate.endpoint, candidate.model, counted)
+        elif not error.window and candidate.window_source in ("guessed", "learned"):
+            surely = int(counted / (1 + MARGIN))
+            if 0 < surely < candidate.window:
+                self._fleet.learn_window(candidate.endpoint, candidate.model, surely)
 
     def answered(self, candidate: Candidate, fit: Fit, usage: Usage, seconds: float) -> Notice | None:
         """Learn from an answer; what its reader must know of it.
@@ -244,6 +268,11 @@ class Fitter:
             if not usage.cached_tokens:
                 rate = min(rate, last.prefill or BELIEVED_PREFILL)
             learned.learn_speed(candidate.endpoint, model, prefill=rate)
+
+
+def _name(request: ChatRequest, window: int) -> bytes:
+    """What a conversation is known by in so large a window."""
+    return conversation_key(request.messages) + window.to_bytes(8, "big")
 
 
 def _with_limit(request: ChatRequest, fit: Fit, window: int) -> Fit:

@@ -44,6 +44,7 @@ from turnout.routing.classify import classify_task
 from turnout.routing.fallback import LOADING_WAIT, RetryBudget, after_error, plan_attempts
 from turnout.routing.patience import first_byte_limit
 from turnout.routing.select import Needs, Selection, Selector, unsuitable
+from turnout.summary import Summarizer
 from turnout.types import (
     Attempt,
     AttemptRecord,
@@ -149,9 +150,16 @@ class Router:
         self._code, self._store = code, store
         self._trail = Trail(audit) if audit is not None else None
         self._selector, self._pins = Selector(config, table, pins), pins
-        self._fitter = Fitter(client, config.context, fleet)
+        limit = config.context.summary_timeout / 1000
+        writer = Summarizer(client, fleet, table, lambda: self._selector.pool(self.catalog), limit, self._tell_summary)
+        self._fitter = Fitter(client, config.context, fleet, writer)
+        self._audit = audit
         self._budget = RetryBudget()
         self._running: Counter[str] = Counter()  # our requests, by the endpoint's URL
+
+    def _tell_summary(self, label: str) -> None:
+        if self._audit is not None:
+            self._audit.event("access", service=f"summary of older messages: {label}")
 
     @property
     def audit_alarm(self) -> AuditError | None:

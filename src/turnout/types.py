@@ -189,6 +189,7 @@ class ChatRequest:
         session_id: the session of ours that this belongs to, or "".
         agent: the calling coding agent's name, or "".
         own_history: the client keeps and resends its history itself, so for an exact model it is never shortened.
+        compact_at: after so many messages, system messages not counted, the conversation is compacted in any case.
         workspace: absolute path whose code may be read as context, or ""; set by us, never by a client.
         extras: fields of the client's format that the neutral form has no place for.
     """
@@ -211,6 +212,7 @@ class ChatRequest:
     agent: str = ""
     workspace: str = ""
     own_history: bool = False
+    compact_at: tuple[int, ...] = ()
     extras: Mapping[str, Json] = field(default_factory=_nothing)
 
     @property

@@ -513,15 +513,6 @@ def test_a_written_summary_stays_until_more_has_to_be_left_out() -> None:
     assert "They built" not in long.messages[1].text
 
 
-def test_a_decision_of_another_window_is_not_taken() -> None:
-    config = ContextConfig(preserve_recent_messages=2)
-    history = [SYSTEM, *agent_free_talk(12)]
-    first = fit(history, window=1000, reserve=100, counter=COUNTER, config=config)
-    assert first.decided is not None
-    large = fit(history, window=100_000, reserve=100, counter=COUNTER, config=config, known=dict([first.decided]))
-    assert large.messages == tuple(history)
-
-
 def test_it_is_compacted_where_it_was_asked_for_and_stays_so() -> None:
     history = [SYSTEM, *agent_free_talk(8)]
     asked = fit(

@@ -217,6 +217,11 @@ class Backend:
         """Exact tokens of the prompt as this server counts them, or 0 when it cannot tell without being woken."""
         return 0
 
+    @property
+    def counts(self) -> bool:
+        """This kind has a way to count."""
+        return type(self).count_tokens is not Backend.count_tokens
+
     async def embed(self, client: HttpClient, endpoint: Endpoint, model: Model, texts: Sequence[str]) -> Vectors:
         """One vector per text.
 

@@ -128,7 +128,7 @@ def fit(
         counter: counts for the model that will read it.
         config: thresholds.
         target: compact to at most this many tokens, if that can be done; None compacts only beyond the threshold.
-        known: what was decided for this conversation before, as ``Fitted.decided`` had it.
+        known: what was decided for this conversation in this window before, as ``Fitted.decided`` had it.
         compact_at: after so many messages, system messages not counted, it is compacted in any case.
 
     Raises:
@@ -143,7 +143,7 @@ def fit(
     history = _History(given, counter, config)
     # Below the threshold by the same share also where a long answer's room lowers it: else every message compacts.
     goal = int(min(window, room / config.compaction_threshold) * config.compaction_target)
-    begin, old = history.remembered(known, window, room)
+    begin, old = history.remembered(known, room)
     at, form = _replay(history, begin, old, _Aims(threshold, goal, room, tuple(compact_at)))
     size = len(history.body)
     if target is not None and history.tokens(form, size) > target:
@@ -158,7 +158,7 @@ def fit(
             window=window,
             hint="shorten the message, ask about a part of it, or use a model with a larger window",
         )
-    decided = (history.key(at, window), form) if at else None
+    decided = (history.key(at), form) if at else None
     left_out, changed = history.left_out(form), fitted != given
     return Fitted(fitted, before, after, history.steps(form), changed, decided, at > begin, left_out)
 
@@ -229,20 +229,20 @@ class _History:
         self._keys: list[bytes] | None = None
         self._points = [(i, line) for i, m in enumerate(self.body) for line in _points(i, m)]
 
-    def remembered(self, known: Mapping[bytes, Form], window: int, room: int) -> tuple[int, Form]:
+    def remembered(self, known: Mapping[bytes, Form], room: int) -> tuple[int, Form]:
         """The last decision that is known for a beginning of this history and still leaves it within the room."""
         if known:
             for end in reversed(self.ends):
-                form = known.get(self.key(end, window))
+                form = known.get(self.key(end))
                 if form is not None and form.cut <= end and self.tokens(form, end) <= room:
                     return end, form
         return 0, Form()
 
-    def key(self, end: int, window: int) -> bytes:
-        """What the first ``end`` messages are known by, in so large a window."""
+    def key(self, end: int) -> bytes:
+        """What the first ``end`` messages are known by."""
         if self._keys is None:
             self._keys = _chain(self.body, _chain(self.head, b"")[-1] if self.head else b"")
-        return self._keys[end - 1] + window.to_bytes(8, "big")
+        return self._keys[end - 1]
 
     def left_out(self, form: Form) -> tuple[Message, ...]:
         """The messages that a form summarises."""
@@ -326,7 +326,8 @@ class _History:
         if any(self._sent(i, form.stubbed)[0] is not self.body[i] for i in kept):
             found.append(f"{'all' if form.stubbed >= self._results[-1] else 'old'} tool outputs shortened")
         if left := len(self.body) - len(kept):
-            found.append(f"{left} older messages {'summarised' if form.told else 'left out'}")
+            by = " by a model" if form.text else ""
+            found.append(f"{left} older messages {f'summarised{by}' if form.told else 'left out'}")
         return tuple(found)
 
     def _kept_indexes(self, form: Form) -> Iterator[int]:
