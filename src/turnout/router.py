@@ -410,7 +410,7 @@ class Router:
             window_source=candidate.window_source,
             prompt_tokens=fit.estimate,
             attempts=tuple(run.attempts),
-            reason=attempt.reason,
+            reason=_reason(attempt, run.attempts),
         )
         heads: list[Event] = [Started(route)]
         if fitted.changed:
@@ -485,6 +485,12 @@ class Router:
 def _record_of(attempt: Attempt, error: BackendError | None, began: float) -> AttemptRecord:
     candidate = attempt.candidate
     return AttemptRecord(attempt.level, candidate.model.id, candidate.endpoint.name, error, time.monotonic() - began)
+
+
+def _reason(attempt: Attempt, tried: Sequence[AttemptRecord]) -> str:
+    """Why this model answers: its place in the plan, and who did not answer before it."""
+    failed = next((a for a in tried if a.error is not None), None)
+    return f"{attempt.reason}; {failed.model} @ {failed.service} did not answer" if failed else attempt.reason
 
 
 def _broken(error: BackendError, run: Run) -> StreamBrokenError:
