@@ -122,6 +122,7 @@ def check_prefixes(sent: Sequence[Sent], *, compactions: tuple[int, int]) -> Non
         else:
             moved += 1
             assert now.compacted
+    print(f"{moved} of {len(sent) - 1} requests moved the prefix, {max(s.prompt_tokens for s in sent)} tokens at most")
     least, most = compactions
     assert least <= moved <= most
 
