@@ -198,7 +198,8 @@ class Router:
         """Answer ``request`` as a stream of events. Close the stream to cancel (``aclosing``).
 
         Raises:
-            UsageError: the request is empty or far too long, or its position is beyond the end of the file.
+            UsageError: the request is empty or far too long, its position is beyond the end of the file, or the id of
+                its session is not a plain name.
             NoServiceError: no server answered.
             NoSuitableModelError: no server has a model for it.
             QueryFailedError: every attempt failed.
@@ -209,7 +210,7 @@ class Router:
         await self._audit_start(run)
         self._budget.earn()
         try:
-            check(request)
+            self._check(request)
             run.task = classify(request)
             if not self.catalog.serving:
                 await self.fleet.refresh(whole=False)  # a server may have been started a moment ago
@@ -247,6 +248,13 @@ class Router:
         return Explanation(task, selection, self._plan(request, selection), self._tokens(request), note)
 
     # Steps of the pipeline, in its order.
+
+    def _check(self, request: ChatRequest) -> None:
+        check(request)
+        if self._store is not None and request.session_id:
+            from turnout.context.store import check_session_id
+
+            check_session_id(request.session_id)  # now, not when the answer is there to be kept
 
     async def _gather(self, request: ChatRequest, task: ClassificationResult | None) -> CodeContext | None:
         if not_gathered_because(self._config.serena, request, task):
