@@ -53,6 +53,7 @@ bench: $(VENV)/.dev weights
 	$(BIN)/python bench/proxy.py
 	$(BIN)/python bench/budgets.py
 	$(BIN)/python bench/fleet.py
+	$(BIN)/python bench/context.py
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

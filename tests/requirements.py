@@ -59,6 +59,8 @@ SHOWN = "cli/test_fleet.py::"
 IDENTITY = "backends/test_identity.py::"
 HEALTH = "fleet/test_health.py::"
 WATCH = "fleet/test_watch.py::"
+COMPACT = "context/test_compaction.py::"
+BAD = "context/test_bad_input.py::"
 OPENAI = "backends/test_openai_compatible.py::"
 
 ROWS: tuple[tuple[str, str, Proven | str], ...] = (
@@ -471,6 +473,26 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
             code=("turnout.context.store:exchange", "turnout.router:Router._store_exchange"),
         ),
     ),
+    (
+        "CTX-2",
+        "killed at any moment, nothing acknowledged is lost",
+        by(
+            "context/test_kill.py::test_a_writer_killed_inside_an_operation_loses_nothing_it_had_told_of[12]",
+            "context/test_kill.py::test_a_process_killed_while_it_makes_the_store_is_in_nobodys_way[6]",
+            code="turnout.context.store:SessionStore._connect",
+        ),
+    ),
+    (
+        "CTX-2",
+        "bad input: session ids that are paths, a clock that jumps, lone surrogates, processes that migrate at once",
+        by(
+            BAD + "test_a_session_id_that_is_no_name_is_refused_before_a_model_is_asked",
+            BAD + "test_a_clock_that_jumps_changes_no_order_and_loses_nothing",
+            BAD + "test_half_characters_go_through_compaction_store_and_server",
+            BAD + "test_processes_that_migrate_an_old_store_at_once_keep_what_is_in_it",
+            code="turnout.context.store:open_store",
+        ),
+    ),
     ("CTX-2", "metadata of messages: the store keeps it, nothing writes any yet", CONTEXT),
     (
         "CTX-2",
@@ -487,6 +509,26 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "CTX-4",
         "pairs, system prompt and last user message survive",
         by(PARTS + "test_compaction_properties", code="turnout.context.compaction:_cut"),
+    ),
+    (
+        "CTX-4",
+        "whatever a client sends: within the window, pairs, order, idempotent, append-stable, refused only for the last",
+        by(
+            COMPACT + "test_what_holds_for_whatever_a_client_sends",
+            COMPACT + "test_whatever_is_added_the_longer_begins_with_the_shorter",
+            COMPACT + "test_whatever_came_before_only_the_last_user_message_can_be_too_long",
+            COMPACT + "test_a_long_answers_room_does_not_move_the_prefix_with_every_message",
+            code="turnout.context.compaction:fit",
+        ),
+    ),
+    (
+        "CTX-4",
+        "sixty turns of the real server, read at its side",
+        by(
+            "test_long_conversation.py::test_a_session_of_sixty_turns[short]",
+            "test_long_conversation.py::test_an_agent_that_resends_sixty_turns_with_tools[short]",
+            code=("turnout.fitting:Fitter.fit", "turnout.context.compaction:_cut"),
+        ),
     ),
     (
         "CTX-5",
