@@ -16,12 +16,32 @@ from turnout.fleet.catalog import EndpointStatus
 from turnout.fleet.discovery import Target, identify, look
 from turnout.guard.allow import AllowList
 from turnout.guard.network import Reply, open_client
-from turnout.types import ChatRequest, Endpoint, Finish, Health, Model, TextDelta, Usage, UsageReport, message
+from turnout.types import (
+    ChatRequest,
+    Endpoint,
+    Finish,
+    Health,
+    Model,
+    TextDelta,
+    Tool,
+    ToolCallDelta,
+    Usage,
+    UsageReport,
+    message,
+)
 
 VERSION = "0.32.2"
 BACKEND = BY_KIND["mlx"]
 BOX = Endpoint("box", "mlx", "http://127.0.0.1:1")
 SMOL = Model("/tmp/rec/smol")
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+IN_PARIS = ChatRequest(
+    (message("user", "What is the weather in Paris?"),),
+    tools=(Tool("weather", "The weather in a city", CITY),),
+    tool_choice="required",
+    max_tokens=40,
+    temperature=0,
+)
 HELLO = ChatRequest((message("user", "Say hello."),), max_tokens=8, temperature=0)
 
 
@@ -52,6 +72,17 @@ async def test_its_stream_is_read_past_the_comments() -> None:
     assert "".join(event.text for event in events if isinstance(event, TextDelta)) == "Hello! I'm here to help with"
     assert UsageReport(Usage(33, 8, 32)) in events
     assert events[-1] == Finish("length")
+
+
+async def test_its_recorded_tool_call_comes_in_one_piece() -> None:
+    async with replaying("mlx", VERSION, "tools") as url, open_client(AllowList.from_config(SecurityConfig())) as c:
+        events = [event async for event in event_lane(c, BACKEND, replace(BOX, url=url), SMOL, IN_PARIS, 0)]
+    call, usage, end = events
+    assert isinstance(call, ToolCallDelta)
+    assert (call.name, call.arguments) == ("weather", '{"city": "Paris"}')
+    assert call.call_id
+    assert usage == UsageReport(Usage(168, 29, 167))
+    assert end == Finish("tool_calls")
 
 
 @pytest.mark.parametrize(

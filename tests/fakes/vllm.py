@@ -1,10 +1,10 @@
-"""vLLM 0.33 (facts/services.md section 6; recorded from 0.32: facts/backends.md 3.3).
+"""vLLM 0.33 (facts/services.md section 6; recorded from 0.32: tests/recordings/vllm).
 
 ``options``: ``adapter`` is the id of a LoRA row; ``asleep`` and ``dead`` are states of the engine, which the front
 end's list does not show; ``no_tool_parser``: it was started without a parser of tool calls.
 
 Omitted: the Responses, Anthropic, Cohere and pooling routes, streamed usage statistics, several engines, and all but
-three of the metrics.
+three of the metrics. One process here both generates and embeds: the real one has the paths of either.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _unknown(fake: Fake, name: str) -> Response:
 
 def _busy(fake: Fake) -> Response:
     text = "The engine is currently busy and cannot accept new requests. Please try again later or on a different"
-    return _refused("ServiceUnavailableError", 503, f"{text} instance.")
+    return _refused("Service Unavailable", 503, f"{text} instance.")
 
 
 DIALECT = Dialect(
@@ -65,7 +65,9 @@ DIALECT = Dialect(
     unknown_model=_unknown,
     overflow=_overflow,
     busy=_busy,
-    error=lambda fake: _refused("InternalServerError", 500, "EngineCore encountered an issue."),
+    error=lambda fake: _refused(
+        "InternalServerError", 500, "EngineCore encountered an issue. See stack trace (above) for the root cause."
+    ),
     unauthorized=lambda fake: JSONResponse({"error": "Unauthorized"}, 401),
 )
 
@@ -123,6 +125,8 @@ def app(fake: Fake) -> ASGIApp:
         return PlainTextResponse("\n".join(lines) + "\n")
 
     async def missing(request: Request, _: Exception) -> Response:
+        if request.url.path.startswith("/v1") and not fake.has_key(fake.headers[-1]):
+            return DIALECT.unauthorized(fake)
         return JSONResponse({"detail": "Not Found"}, 404)
 
     async def not_allowed(request: Request, _: Exception) -> Response:

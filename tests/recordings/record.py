@@ -258,6 +258,64 @@ MLX_READY = (
     Ask("no messages", "/v1/chat/completions", {"model": "/tmp/rec/smol"}),
     Ask("embeddings", "/v1/embeddings", {"model": "/tmp/rec/smol", "input": "hello"}),
 )
+MLX_TOOLS = tuple(ask for ask in openai_chats("/tmp/rec/smol") if ask.name.startswith("tools"))
+VLLM_READY = (
+    *(ask for ask in PROBES if ask.path != "/openapi.json"),
+    *(get(path) for path in ("/metrics", "/load", "/ping")),
+    *openai_chats("smol"),
+    openai_chat(
+        "tools named",
+        "smol",
+        ASK_WEATHER,
+        tools=[WEATHER],
+        tool_choice={"type": "function", "function": {"name": "weather"}},
+        max_tokens=40,
+    ),
+    openai_chat(
+        "schema",
+        "smol",
+        ASK_WEATHER,
+        max_tokens=20,
+        response_format={"type": "json_schema", "json_schema": {"name": "place", "schema": SCHEMA}},
+    ),
+    openai_chat(
+        "image",
+        "smol",
+        [
+            {
+                "role": "user",
+                "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}],
+            }
+        ],
+    ),
+    openai_chat("answer too long", "smol", max_tokens=5000),
+    openai_chat("answer does not fit", "smol", max_tokens=1000),
+    openai_chat("effort", "smol", reasoning_effort="high"),
+    Ask("no messages", "/v1/chat/completions", {"model": "smol"}),
+    Ask("tokenize", "/tokenize", {"model": "smol", "messages": HELLO}),
+    Ask("tokenize tools", "/tokenize", {"model": "smol", "messages": ASK_WEATHER, "tools": [WEATHER]}),
+    Ask("embeddings", "/v1/embeddings", {"model": "smol", "input": "hello"}),
+    Ask("messages", "/v1/messages", {"model": "smol", "max_tokens": 8, "messages": HELLO}),
+    Ask("messages overflow", "/v1/messages", {"model": "smol", "max_tokens": 8, "messages": LONG}),
+)
+VLLM_KEYED = (
+    *(ask for ask in PROBES if ask.path != "/openapi.json"),
+    openai_chat("no key", "smol"),
+    replace(openai_chat("bad key", "smol"), headers={"Authorization": "Bearer wrong"}),
+    Ask("models with key", "/v1/models", headers={"Authorization": "Bearer right"}),
+    Ask("tokenize no key", "/tokenize", {"model": "smol", "messages": HELLO}),
+)
+VLLM_POOLING = (
+    *(get(path) for path in ("/v1/models", "/version", "/health")),
+    openai_chat("chat", "smol"),
+    Ask("embeddings", "/v1/embeddings", {"model": "smol", "input": ["hello"]}),
+    Ask("embeddings unknown model", "/v1/embeddings", {"model": "nope", "input": ["hello"]}),
+)
+VLLM_DEAD = (
+    openai_chat("chat", "smol"),
+    openai_chat("chat stream", "smol", stream=True),
+    *(get(path) for path in ("/health", "/ping", "/v1/models", "/version", "/metrics")),
+)
 
 STATES: dict[str, dict[str, tuple[Ask, ...]]] = {
     "llamacpp": {
@@ -281,6 +339,14 @@ STATES: dict[str, dict[str, tuple[Ask, ...]]] = {
         "no-cache": (*PROBES, openai_chat("unknown model", "nope")),
         "hub-allowed": (openai_chat("unknown model", "nope"),),
         "ready": MLX_READY,
+        "tools": MLX_TOOLS,
+    },
+    "vllm": {
+        "ready": VLLM_READY,
+        "keyed": VLLM_KEYED,
+        "busy": (replace(openai_chat("busy", "smol", max_tokens=200), burst=4),),
+        "dead": VLLM_DEAD,
+        "pooling": VLLM_POOLING,
     },
     "dasllama": {"ready": (*PROBES[1:], *openai_chats("smollm2-135m-q8_0.gguf"))},
 }

@@ -1,4 +1,4 @@
-"""MLX-LM (facts/services.md section 14, backends.md 3.4; run here without a model: 0.32.2)."""
+"""MLX-LM (facts/services.md section 14, backends.md 3.4; recorded: 0.32.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""vLLM (facts/services.md, section 6; recorded: facts/backends.md 3.3)."""
+"""vLLM (facts/services.md, section 6; recorded: 0.32.0)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from turnout.backends import base
 from turnout.backends.base import Identity, Inspection, first_owner, json_object, replied, text_of
 from turnout.backends.openai_compatible import OpenAICompatible, tokenized
+from turnout.errors import BackendError
 from turnout.types import ChatRequest, Endpoint, Health, Model
 
 if TYPE_CHECKING:
@@ -64,6 +65,12 @@ class Vllm(OpenAICompatible):
         if asleep:
             return replace(found, health=Health.DEGRADED, reason="asleep, and no request wakes it")
         return found
+
+    def error(self, endpoint: Endpoint, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
+        """A process has the paths of what its model is for: one that generates makes no embeddings, and back."""
+        if status == 404 and json_object(body) == {"detail": "Not Found"}:
+            return self.cannot("do this: it was started for another use of its model", endpoint)
+        return super().error(endpoint, status, headers, body)
 
     async def count_tokens(self, client: HttpClient, endpoint: Endpoint, request: ChatRequest, model: Model) -> int:
         """By ``/tokenize``, which the engine takes no part in."""
