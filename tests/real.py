@@ -1,7 +1,8 @@
 """Real servers that somebody brought: ``tests/get_servers.sh`` does. Each runs in a process group of its own.
 
-TURNOUT_TEST_LLAMA_SERVER, TURNOUT_TEST_OLLAMA (or ``ollama`` on the PATH) and TURNOUT_TEST_DASLLAMA name the programs;
-TURNOUT_TEST_GGUF_Q8 the weights that dasllama can read, beside which it puts a cache of its own.
+TURNOUT_TEST_LLAMA_SERVER, TURNOUT_TEST_OLLAMA (or ``ollama`` on the PATH), TURNOUT_TEST_DASLLAMA, TURNOUT_TEST_VLLM and
+TURNOUT_TEST_MLX name the programs; TURNOUT_TEST_GGUF_Q8 the weights that dasllama can read, beside which it puts a
+cache of its own; TURNOUT_TEST_SAFETENSORS the folder of weights that vLLM and MLX-LM read.
 """
 
 from __future__ import annotations
@@ -26,7 +27,11 @@ LLAMA_SERVER = os.environ.get("TURNOUT_TEST_LLAMA_SERVER", "")
 OLLAMA = os.environ.get("TURNOUT_TEST_OLLAMA") or shutil.which("ollama") or ""
 DASLLAMA = os.environ.get("TURNOUT_TEST_DASLLAMA", "")
 Q8 = os.environ.get("TURNOUT_TEST_GGUF_Q8", "")
+VLLM = os.environ.get("TURNOUT_TEST_VLLM", "")
+MLX = os.environ.get("TURNOUT_TEST_MLX", "")
+SAFETENSORS = os.environ.get("TURNOUT_TEST_SAFETENSORS", "")
 START_SECONDS = 60.0
+VLLM_START_SECONDS = 300.0
 EXAMPLES = Path(__file__).parent / "recordings" / "ollama" / "Modelfile.tools"
 
 
@@ -36,6 +41,7 @@ class RealServer:
     def __init__(self, command: Sequence[str], port: int, folder: Path, env: Mapping[str, str] | None = None) -> None:
         self.url, self.folder = f"http://127.0.0.1:{port}", folder
         self.held: HeldWeights | None = None
+        self.patience = 0.0  # seconds that it is given to end by itself, and so to put away what its children share
         self._log = (folder / "log").open("wb")
         self.process = subprocess.Popen(
             command,
@@ -52,13 +58,27 @@ class RealServer:
         """What it has said until now."""
         return (self.folder / "log").read_text("utf-8", "replace")
 
+    def child(self, name: str) -> int:
+        """The process id of the child whose command line begins so."""
+        pid = self.process.pid
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split():
+            if Path(f"/proc/{child}/cmdline").read_bytes().startswith(name.encode()):
+                return int(child)
+        raise LookupError(f"{pid} has no child {name}")
+
+    @property
+    def worked(self) -> int:
+        """Clock ticks that it has computed until now, without its children."""
+        times = Path(f"/proc/{self.process.pid}/stat").read_text("ascii").rpartition(")")[2].split()
+        return int(times[11]) + int(times[12])
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to it and to the children that it started."""
         os.killpg(self.process.pid, number)
 
-    def ready(self, path: str) -> None:
+    def ready(self, path: str, seconds: float = START_SECONDS) -> None:
         """Wait until ``path`` answers 200."""
-        end = time.monotonic() + START_SECONDS
+        end = time.monotonic() + seconds
         while self.status(path) != 200:
             if self.process.poll() is not None or time.monotonic() > end:
                 said = self.log[-2000:]
@@ -79,6 +99,7 @@ class RealServer:
     def stop(self) -> None:
         """End it and all of its children. Safe to call twice."""
         with contextlib.suppress(ProcessLookupError):
+            self._ask_to_end()
             self.signal(signal.SIGKILL)
         self.process.wait()
         self._log.close()
@@ -86,6 +107,17 @@ class RealServer:
         if self.held is not None:
             self.held.remove()
             self.held = None
+
+    def _ask_to_end(self) -> None:
+        """Raises ProcessLookupError when all have ended."""
+        end = time.monotonic() + self.patience
+        if self.patience:
+            self.signal(signal.SIGTERM)
+            self.signal(signal.SIGCONT)
+        while time.monotonic() < end:
+            self.process.poll()
+            os.killpg(self.process.pid, 0)
+            time.sleep(0.1)
 
 
 def folder() -> Path:
@@ -153,4 +185,35 @@ def dasllama() -> RealServer:
     command = [DASLLAMA, "-m", Q8, "-p", str(port), "--host", "127.0.0.1", "--threads", "1", "--ctx", "2048"]
     server = RealServer(command, port, folder())
     server.ready("/v1/models")
+    return server
+
+
+def vllm(*options: str, key: str = "") -> RealServer:
+    """``vllm serve`` on the CPU with the test weights as ``smol``. It outlives its engine, as it is told to."""
+    port, place = free_port(), folder()
+    env = {
+        "HOME": str(place),
+        "TMPDIR": str(place),
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH": "1",
+    }
+    command = [VLLM, "serve", SAFETENSORS, "--served-model-name", "smol", "--host", "127.0.0.1", "--port", str(port)]
+    small = ("--max-model-len", "2048", "--dtype", "bfloat16", "--enforce-eager")
+    keyed = ("--api-key", key) if key else ()
+    server = RealServer([*command, *small, *options, *keyed], port, place, env)
+    server.patience = 20.0
+    server.ready("/health", VLLM_START_SECONDS)
+    return server
+
+
+def mlx() -> RealServer:
+    """``mlx_lm server`` with the test weights, an empty cache directory and no hub."""
+    port, place = free_port(), folder()
+    (place / ".cache" / "huggingface" / "hub").mkdir(parents=True)
+    command = [MLX, "server", "--model", SAFETENSORS, "--host", "127.0.0.1", "--port", str(port)]
+    server = RealServer(command, port, place, {"HOME": str(place), "HF_HUB_OFFLINE": "1"})
+    server.ready("/health")
     return server

@@ -46,9 +46,10 @@ HEAD = """\
 
 Made by `python -m tests.backends.test_conformance`; a test compares the two. Every kind goes through the same list of
 behaviours (`tests/backends/behaviours.py`) against a fake that is faithful to what is known of it, and the kinds that
-can be had also for real (`tests/backends/test_real_servers.py`). *yes*: the suite shows it. A number: the server does
-not offer it, for the reason below, and the suite shows that Turnout says so instead of guessing. How a server is
-recognised and what else is known of it stands in its file in `src/turnout/backends/`.
+can be had also for real (`tests/backends/test_real_servers.py`: llama.cpp, MLX-LM, Ollama, vLLM, and dasllama for the
+bare protocol). *yes*: the suite shows it. A number: the server does not offer it, for the reason below, and the suite
+shows that Turnout says so instead of guessing. How a server is recognised and what else is known of it stands in its
+file in `src/turnout/backends/`.
 
 """
 

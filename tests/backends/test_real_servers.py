@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
 import signal
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing
@@ -21,7 +22,7 @@ import pytest
 
 from tests import real
 from tests.backends.behaviours import BEHAVIOURS, LACKING, Case
-from tests.fakes import llamacpp, llamacpp_router, ollama, openai
+from tests.fakes import llamacpp, llamacpp_router, mlx, ollama, openai, vllm
 from tests.fakes.base import Fake, FakeModel
 from tests.real import RealServer
 from tests.servers import LlamaServer, start_llama
@@ -41,7 +42,7 @@ HELLO = ChatRequest((message("user", "Say hello."),), max_tokens=200, temperatur
 NUMBERS = {"type": "array", "items": {"type": "integer"}, "minItems": 400}
 LONG = replace(
     HELLO,
-    messages=(message("user", "Count from one to a thousand."),),
+    messages=(message("user", "Write out the numbers from one to a thousand, one a line."),),
     max_tokens=None,
     response_format={"type": "json_schema", "json_schema": {"name": "numbers", "schema": NUMBERS}},
 )
@@ -53,7 +54,8 @@ HIDDEN = {
     "malformed": SWITCH,
     "reasoning": "the test weights do not reason",
 }
-STATES_OF_ITS_OWN = {("key", "secret"), ("fault", "loading"), ("fault", "drop"), ("fault", "hang")}
+STATES_OF_ITS_OWN = {("key", "secret"), ("fault", "loading"), ("fault", "drop"), ("fault", "hang"), ("fault", "error")}
+IDLE = re.compile(r"^vllm:num_requests_running\{.*\} 0\.0$", re.MULTILINE)
 CHAT_ENDED = '"/api/chat"'  # in Ollama's log of requests, when one has ended
 Server = RealServer | LlamaServer
 
@@ -71,6 +73,7 @@ class Real:
         only: the only behaviours that are shown with it; empty for all others than the hidden.
         missing: why it cannot be started here, "" when it can.
         tools: fields that this server wants in a request with tools.
+        heavy: it takes gigabytes or minutes; its tests bear the marker.
     """
 
     kind: str
@@ -82,11 +85,12 @@ class Real:
     only: tuple[str, ...] = ()
     missing: str = ""
     tools: dict[str, object] = field(default_factory=dict)
+    heavy: bool = False
 
     def reason(self, name: str) -> str:
         """Why a behaviour is not shown, "" when it is, or its lack is."""
         if self.only:
-            return "" if name in self.only else "as the one that is awake"
+            return "" if name in self.only else "as the other one of its kind"
         if name in self.lacks and name not in LACKING:
             return self.lacks[name]
         return "" if name in self.lacks else (HIDDEN | self.hidden).get(name, "")
@@ -98,6 +102,14 @@ TEMPLATE = {"tools": "the template of the test weights has no tools, and the ser
 ALWAYS_AWAKE = {"load": "it is not told to sleep: shown with the one that is"}
 NO_SERVER = "no llama-server: run `sh tests/get_servers.sh llama-server DIR`, which names TURNOUT_TEST_LLAMA_SERVER"
 NO_OLLAMA = "no ollama: run `sh tests/get_servers.sh ollama DIR`, which names TURNOUT_TEST_OLLAMA"
+NO_VLLM = (
+    "no vLLM, or no weights for it: run `sh tests/get_servers.sh vllm DIR`, which names TURNOUT_TEST_VLLM and"
+    " TURNOUT_TEST_SAFETENSORS"
+)
+NO_MLX = (
+    "no MLX-LM, or no weights for it: run `sh tests/get_servers.sh mlx DIR`, which names TURNOUT_TEST_MLX and"
+    " TURNOUT_TEST_SAFETENSORS"
+)
 NO_DASLLAMA = (
     "no dasllama, or no weights for it: run `sh tests/get_servers.sh dasllama DIR`, which names TURNOUT_TEST_DASLLAMA"
     " and TURNOUT_TEST_GGUF_Q8"
@@ -172,7 +184,37 @@ REAL: dict[str, Real] = {
         missing="" if real.DASLLAMA and real.Q8 else NO_DASLLAMA,
         tools={"tool_choice": "required"},
     ),
+    "vllm": Real(
+        "vllm",
+        # One request at a time, so that the next is one too many. Of embeddings each text would count as one.
+        lambda fake: real.vllm(
+            *("--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--max-num-queued-reqs", "1"), key=fake.key
+        ),
+        (FakeModel("smol", window=2048),),
+        vllm.LACKS | {"embeddings": "it was started to generate: shown with the one that embeds"},
+        hidden={"busy": "", "error": ""},
+        missing="" if real.VLLM and real.SAFETENSORS else NO_VLLM,
+        heavy=True,
+    ),
+    "vllm-pooling": Real(
+        "vllm",
+        lambda fake: real.vllm("--runner", "pooling", key=fake.key),
+        (FakeModel("smol", window=2048),),
+        vllm.LACKS,
+        only=("identified", "online", "models", "window", "embeddings"),
+        missing="" if real.VLLM and real.SAFETENSORS else NO_VLLM,
+        heavy=True,
+    ),
+    "mlx": Real(
+        "mlx",
+        lambda fake: real.mlx(),
+        (FakeModel(real.SAFETENSORS),),
+        mlx.LACKS,
+        missing="" if real.MLX and real.SAFETENSORS else NO_MLX,
+        heavy=True,
+    ),
 }
+HEAVY = (pytest.mark.heavy, pytest.mark.timeout(600))
 
 
 @dataclass
@@ -202,15 +244,12 @@ class RealCase(Case):
         async with aclosing(await self.long_answer()) as events:
             async for event in events:
                 if isinstance(event, TextDelta):
-                    self.signal(signal.SIGKILL)
+                    self.server.process.kill()
         return []
 
     async def long_answer(self) -> AsyncGenerator[Event, None]:
         model = await self.model()
         return event_lane(self.client, self.backend, self.endpoint(), model, self.long, model.window)
-
-    def signal(self, number: signal.Signals) -> None:
-        os.killpg(self.server.process.pid, number)
 
     async def given(self, **state: object) -> None:
         """Start a server of its own in that state, or do to it what brings it there; in others it is already."""
@@ -221,10 +260,12 @@ class RealCase(Case):
                 self.own.append(self.server)
                 self.url = self.server.url
         if state == {"fault": "hang"}:
-            self.signal(signal.SIGSTOP)
+            os.killpg(self.server.process.pid, signal.SIGSTOP)
         if state == {"fault": "stall"} and isinstance(self.server, RealServer):
             self.ended = self.server.log.count(CHAT_ENDED)
-        if "busy" in state:
+        if state == {"fault": "error"} and isinstance(self.server, RealServer):
+            os.kill(self.server.child("VLLM::EngineCore"), signal.SIGKILL)
+        if "busy" in state or state == {"fault": "busy"}:
             await self.keep_busy()
 
     async def keep_busy(self) -> None:
@@ -258,9 +299,11 @@ class RealCase(Case):
         first = self.fake.models[0]
         if self.kind == "ollama" or len(self.fake.models) > 1 or not first.resident:
             await self.given_model(0, resident=first.resident)
+        if self.kind == "vllm":
+            await until(self._is_idle, True)
 
     async def freed(self) -> None:
-        """By its slots; of Ollama, which tells nobody, by its own log of requests that ended.
+        """By its slots or gauges; of Ollama by its own log of requests that ended, of MLX-LM by its rest.
 
         Left alone, the long answer takes ten seconds and more.
         """
@@ -270,7 +313,15 @@ class RealCase(Case):
         if self.kind == "ollama":
             assert isinstance(self.server, RealServer)
             return self.server.log.count(CHAT_ENDED) > self.ended
+        if self.kind == "mlx":
+            assert isinstance(self.server, RealServer)
+            before = self.server.worked
+            await asyncio.sleep(0.5)  # in which it computes for 50 ticks when it does
+            return self.server.worked - before < 5
         async with aiohttp.ClientSession() as session:
+            if self.kind == "vllm":
+                async with session.get(f"{self.url}/metrics") as reply:
+                    return IDLE.search(await reply.text()) is not None
             async with session.get(f"{self.url}/slots?model={self.fake.models[0].id}") as reply:
                 return not any(slot["is_processing"] for slot in await reply.json())
 
@@ -351,7 +402,12 @@ def note_methods(client: HttpClient, fake: Fake) -> None:
 
 @pytest.mark.parametrize(
     ("case", "name"),
-    [(server, name) for server in REAL for name in NAMES if not REAL[server].reason(name)],
+    [
+        pytest.param(server, name, marks=HEAVY if REAL[server].heavy else ())
+        for server in REAL
+        for name in NAMES
+        if not REAL[server].reason(name)
+    ],
     indirect=["case"],
 )
 async def test_behaviour(case: RealCase, name: str) -> None:
