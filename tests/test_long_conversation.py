@@ -169,7 +169,7 @@ HEAVY = (pytest.mark.heavy, pytest.mark.timeout(900))
 
 @pytest.mark.parametrize(
     ("window", "words", "compactions"),
-    [pytest.param(768, 0, (4, 12), id="short"), pytest.param(2048, 60, (4, 12), id="long", marks=HEAVY)],
+    [pytest.param(512, 2, (4, 14), id="short"), pytest.param(2048, 60, (3, 10), id="long", marks=HEAVY)],
 )
 async def test_a_session_of_sixty_turns(
     llama_factory: LlamaFactory, tmp_path: Path, data_dir: Path, window: int, words: int, compactions: tuple[int, int]
@@ -230,7 +230,7 @@ SYSTEM = {"role": "system", "content": "You serve ship Aurelia. The captain is I
 
 @pytest.mark.parametrize(
     ("window", "scale", "compactions"),
-    [pytest.param(512, 1, (5, 20), id="short"), pytest.param(2048, 6, (5, 30), id="long", marks=HEAVY)],
+    [pytest.param(512, 1, (5, 15), id="short"), pytest.param(2048, 6, (3, 15), id="long", marks=HEAVY)],
 )
 async def test_an_agent_that_resends_sixty_turns_with_tools(
     llama_factory: LlamaFactory, tmp_path: Path, window: int, scale: int, compactions: tuple[int, int]
