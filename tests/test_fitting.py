@@ -230,7 +230,7 @@ async def test_a_modelfiles_window_is_respected_and_a_configured_one_rules() -> 
 async def test_the_servers_own_count_decides_near_the_limit(llama: LlamaServer) -> None:
     """What is too long by its count alone is compacted before it has to refuse."""
     turn = "The quick brown fox jumps over the lazy dog, and it is not amused by any of this. " * 3 + "∮∯∰⨌ " * 3
-    turns = [message("user" if n % 2 == 0 else "assistant", turn) for n in range(26)]
+    turns = [message("user" if n % 2 == 0 else "assistant", turn) for n in range(23)]
     config = config_of(llama.url, context={"compaction_threshold": 1.0, "compaction_target": 0.7})
     async with open_router(config) as router:
         result = await ask(router, *turns, message("user", "Say hello in one word."), max_tokens=8)

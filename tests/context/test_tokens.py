@@ -4,7 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnout.context.tokens import TOKENS_PER_IMAGE, TOKENS_PER_MESSAGE, TokenCounter, get_token_counter
+from turnout.context import calibration, tokens
+from turnout.context.calibration import (
+    FAMILY_RATIOS,
+    OTHER_RATIO,
+    REFERENCE,
+    REQUEST_FEATURES,
+    REQUEST_WEIGHTS,
+    TEXT_FEATURES,
+    TEXT_WEIGHTS,
+)
+from turnout.context.tokens import TokenCounter, features, get_token_counter, request_features
 from turnout.types import Image, Message, Part, Reasoning, Text, Tool, ToolCall, ToolResult, message
 
 # Surrogates too: a model's tool arguments may hold half of a pair.
@@ -17,6 +27,7 @@ PARTS: st.SearchStrategy[Part] = st.one_of(
     st.just(Image("image/png", "AAAA")),
 )
 MESSAGES = st.lists(st.builds(lambda parts: Message("user", tuple(parts)), st.lists(PARTS, max_size=4)), max_size=6)
+TOKENS = dict(zip(REQUEST_FEATURES, REQUEST_WEIGHTS, strict=True))
 COUNTERS = st.sampled_from(["qwen2.5-coder:7b", "llama3.1:8b", "mistral"]).map(get_token_counter)
 
 
@@ -33,6 +44,13 @@ COUNTERS = st.sampled_from(["qwen2.5-coder:7b", "llama3.1:8b", "mistral"]).map(g
 def test_each_family_has_its_start_value(model: str, ratio: float) -> None:
     assert get_token_counter(model).ratio == ratio
     assert get_token_counter(model) is get_token_counter(model)
+
+
+@pytest.mark.parametrize("family", TEXT_WEIGHTS)
+def test_plain_prose_costs_the_start_value(family: str) -> None:
+    ratio = FAMILY_RATIOS.get(family, OTHER_RATIO)
+    per_character = sum(w * n for w, n in zip(TEXT_WEIGHTS[family], REFERENCE, strict=True))
+    assert 1 / per_character == pytest.approx(ratio, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -64,11 +82,11 @@ def test_messages_are_counted_one_by_one(messages: list[Message], counter: Token
 
 def test_messages_carry_the_template_and_images_a_fixed_cost() -> None:
     counter = TokenCounter(4.0)
-    assert counter.count_message(Message("assistant", ())) == TOKENS_PER_MESSAGE
-    assert counter.count_message(message("user", "x" * 40)) == TOKENS_PER_MESSAGE + 10
+    assert counter.count_message(Message("assistant", ())) == TOKENS["message"]
+    assert counter.count_message(message("user", "x" * 40)) == TOKENS["message"] + 10
     small, large = Image("image/png", "A"), Image("image/png", "A" * 90_000)
     for image in (small, large):
-        assert counter.count_message(Message("user", (image,))) == TOKENS_PER_MESSAGE + TOKENS_PER_IMAGE
+        assert counter.count_message(Message("user", (image,))) == TOKENS["message"] + TOKENS["image"]
 
 
 def test_tools_are_counted_with_their_schema() -> None:
@@ -77,3 +95,91 @@ def test_tools_are_counted_with_their_schema() -> None:
     full = counter.count_tools([Tool("read", "Reads a file.", {"type": "object", "properties": {"path": {}}})])
     assert full > bare > 0
     assert counter.count_tools([]) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", {}),
+        ("the end", {"lower": 6, "space": 1, "lower_space": 1}),
+        ("if x:\n\ty = 10\n", {
+            "lower": 4, "digit": 2, "punctuation": 2, "space": 3, "newline": 3, "lower_space": 2, "punctuation_space": 1
+        }),
+        ("aB, (CdE) 7F", {
+            "lower": 2, "upper": 4, "digit": 1, "punctuation": 3, "space": 2, "punctuation_space": 2,
+            "punctuation_upper": 1, "lower_upper": 2, "upper_lower_upper": 1, "digit_upper": 1,
+        }),
+        ("x;y==\n Z", {
+            "lower": 2, "upper": 1, "punctuation": 3, "space": 1, "newline": 1, "newline_space": 1,
+            "punctuation_lower": 1, "punctuation_punctuation": 1,
+        }),
+        ("é“汉ñ😀", {"half": 2, "symbol": 1, "whole": 1, "emoji": 1}),
+        ("\ud800", {"whole": 1}),
+    ],
+)  # fmt: skip
+def test_features_are_counts(text: str, expected: dict[str, int]) -> None:
+    found = dict(zip(TEXT_FEATURES, features(text), strict=True))
+    assert {name: n for name, n in found.items() if n} == expected
+
+
+@given(TEXTS, TEXTS)
+def test_features_add_up_but_for_the_seam(left: str, right: str) -> None:
+    whole = features(left + right)
+    seams = [w - a - b for w, a, b in zip(whole, features(left), features(right), strict=True)]
+    single = TEXT_FEATURES.index("lower_space")
+    assert seams[:single] == [0] * single
+    assert all(0 <= s <= 1 for s in seams)
+
+
+def test_long_texts_are_remembered_by_their_hash_and_not_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "MAX_CACHED", 3)
+    monkeypatch.setattr(tokens, "_cache", {})
+    texts = [f"{n} " * 400 for n in range(5)]
+    first = [features(text) for text in texts]
+    assert [features(text) for text in texts] == first
+    assert list(tokens._cache) == [(hash(text), len(text)) for text in texts[2:]]
+    features(texts[2])
+    assert next(iter(tokens._cache))[0] == hash(texts[3]), "the one that was not asked for longest goes first"
+
+
+CONVERSATION = (
+    message("system", "You help with code."),
+    message("user", "What does main.py do?"),
+    Message("assistant", (Reasoning("I must read it."), ToolCall("c", "read_file", '{"path": "main.py"}'))),
+    Message("tool", (ToolResult("c", "print(1)\n"),)),
+    message("assistant", "It prints 1."),
+)
+TOOLS = (Tool("read_file", "Reads a file.", {"type": "object", "properties": {"path": {"type": "string"}}}),)
+
+
+@given(MESSAGES, st.sampled_from([(), TOOLS]))
+def test_a_request_costs_what_its_features_weigh(messages: list[Message], tools: tuple[Tool, ...]) -> None:
+    weights = calibration.prior("qwen").weights
+    weighed = sum(w * f for w, f in zip(weights, request_features(messages, tools), strict=True))
+    counted = get_token_counter("qwen").count_request(messages, tools)
+    texts = sum(len(m.parts) for m in messages) * 2 + 5
+    # Rounded for each text, at least one token, at most its bytes.
+    assert abs(counted - weighed) <= texts + 0.6 * sum(len(str(m).encode("utf-8", "replace")) for m in messages)
+    assert (messages != [] or weighed) or counted == round(weighed)
+
+
+def test_the_features_of_a_request_name_its_parts() -> None:
+    found = dict(zip(REQUEST_FEATURES, request_features(CONVERSATION, TOOLS)[len(TEXT_FEATURES) :], strict=True))
+    texts = {name: found.pop(name) for name in ("call_text", "tool_text", "reasoning_text")}
+    assert found == {
+        "message": 5, "call": 1, "result": 1, "tool": 1, "image": 0, "request": 1, "no_system": 0, "has_tools": 1
+    }  # fmt: skip
+    assert all(n > 2 for n in texts.values())
+    bare = dict(zip(REQUEST_FEATURES, request_features([message("user", "x")])[len(TEXT_FEATURES) :], strict=True))
+    assert (bare["no_system"], bare["has_tools"], bare["tool_text"]) == (1, 0, 0)
+
+
+def test_a_counter_counts_by_what_was_learned() -> None:
+    learned = calibration.prior("other")
+    for _ in range(10):
+        learned = calibration.observe(learned, request_features(CONVERSATION, TOOLS), 180)
+    counter = get_token_counter("other", learned)
+    assert abs(counter.count_request(CONVERSATION, TOOLS) - 180) <= 5
+    assert abs(get_token_counter("other").count_request(CONVERSATION, TOOLS) - 180) > 10
+    assert counter.ratio == OTHER_RATIO
+    assert counter.margin < get_token_counter("other").margin == calibration.MARGIN
