@@ -43,6 +43,7 @@ class Hider:
 
     window: int
     manner: str = "numbers"
+    characters: int = 4  # a token
     prompts: list[int] = field(default_factory=list)
     limits: list[object] = field(default_factory=list)
     failing: bool = False
@@ -53,7 +54,7 @@ class Hider:
 
         async def chat(request: Request) -> Response:
             body = await request.json()
-            count = sum(len(str(m["content"])) for m in body["messages"]) // 4
+            count = sum(len(str(m["content"])) for m in body["messages"]) // self.characters
             self.prompts.append(count)
             self.limits.append(body.get("max_tokens"))
             if self.failing:
@@ -157,6 +158,25 @@ async def test_a_prompt_that_was_cut_is_told_of_and_the_second_time_learned() ->
     assert third.notices[0].code == "compacted"
     assert not [n for n in third.notices if n.code == "truncated"]
     assert hider.prompts[-1] < 2000
+
+
+async def test_counts_follow_what_the_server_reports_also_in_the_next_process() -> None:
+    hider = Hider(30_000, characters=3)
+    errors: list[float] = []
+
+    async def asked(router: Router, n: int) -> None:
+        result = await ask(router, *talk(600 + 150 * n), max_tokens=8)
+        assert result.route is not None
+        errors.append(abs(result.route.prompt_tokens / result.usage.prompt_tokens - 1))
+
+    async with running(hider.app()) as url:
+        async with open_router(config_of(url, window=30_000)) as router:
+            for n in range(20):
+                await asked(router, n)
+        async with open_router(config_of(url, window=30_000)) as router:
+            await asked(router, 21)
+    assert errors[0] > 0.15
+    assert max(errors[-5:]) < 0.03
 
 
 async def test_small_reports_are_no_cut() -> None:

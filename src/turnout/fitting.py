@@ -14,8 +14,9 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from turnout.backends import BY_KIND
+from turnout.context.calibration import MARGIN, Calibration, from_json, observe, to_json
 from turnout.context.compaction import Fitted, Form, conversation_key, fit
-from turnout.context.tokens import TokenCounter, get_token_counter
+from turnout.context.tokens import TokenCounter, get_token_counter, request_features
 from turnout.errors import BackendError, ContextOverflowError
 from turnout.request import answer_room
 from turnout.types import Attempt, Candidate, ChatRequest, Image, Message, Notice, Usage
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from turnout.guard.network import HttpClient
     from turnout.summary import Summarizer
 
-MARGIN = 0.15  # by which a count may be too low, as long as nothing was learned
+# A model's first reports are all learned from, and one of so many later: each costs more than a short answer's routing.
+LEARNED_FIRST, LEARNED_LATER = 40, 16
 MAX_EXACT, MAX_CONVERSATIONS, MAX_FORMS = 512, 512, 64  # remembered
 NEAR_A_CUT = 0.6  # of the room, from where on a server that would say nothing is asked for its count
 LEAST_ANSWER = 64  # tokens of an answer that are worth asking for
@@ -47,12 +49,24 @@ class Fit:
         max_tokens: the most the answer may have, where the client's own limit leaves no room; else None.
         estimate: our count of the prompt in tokens, tools included; 0 when it was so short that nobody counted.
         exact: the server counted.
+        margin: the share by which the true count may be higher.
     """
 
     fitted: Fitted
     max_tokens: int | None = None
     estimate: int = 0
     exact: bool = False
+    margin: float = MARGIN
+
+    @property
+    def most(self) -> int:
+        """As many tokens as the prompt may have."""
+        return self.estimate if self.exact else int(self.estimate * (1 + self.margin))
+
+    @property
+    def least(self) -> int:
+        """As many tokens as it surely has."""
+        return self.estimate if self.exact else int(self.estimate / (1 + self.margin))
 
 
 @dataclass(slots=True)
@@ -87,12 +101,32 @@ class Fitter:
         # What was decided, by conversation: it is sent again as it was.
         self._decided: OrderedDict[bytes, dict[bytes, Form]] = OrderedDict()
         self._exact: OrderedDict[bytes, int] = OrderedDict()
+        self._counters: dict[str, tuple[Calibration, TokenCounter]] = {}
+        self._reports = 0
         self._allocated: dict[tuple[str, str, str], int] = {}
         self._cut: dict[str, int] = {}  # by candidate: tokens that were read when a prompt was last cut
 
     def counter(self, candidate: Candidate) -> TokenCounter:
         """The counter for a candidate's model."""
-        return get_token_counter(candidate.canonical or candidate.model.id)
+        return self._learned(candidate)[1]
+
+    def _learned(self, candidate: Candidate) -> tuple[Calibration, TokenCounter]:
+        name = candidate.canonical or candidate.model.id
+        if name not in self._counters:
+            calibration = from_json(self._fleet.learned.counts(name), name)
+            self._counters[name] = calibration, get_token_counter(name, calibration)
+        return self._counters[name]
+
+    def _observe(self, candidate: Candidate, request: ChatRequest, messages: Sequence[Message], tokens: int) -> None:
+        """Learn how a model's tokens count from what its server said of a prompt."""
+        calibration, _ = self._learned(candidate)
+        self._reports += 1
+        if calibration.observations >= LEARNED_FIRST and self._reports % LEARNED_LATER:
+            return
+        name = candidate.canonical or candidate.model.id
+        calibration = observe(calibration, request_features(messages, request.tools), tokens)
+        self._counters[name] = calibration, get_token_counter(name, calibration)
+        self._fleet.learned.learn_counts(name, to_json(calibration))
 
     async def settled(self, attempt: Attempt) -> Attempt:
         """The attempt with the window that its model will have once it is loaded."""
@@ -141,9 +175,10 @@ class Fitter:
         """A fit that holds by the server's count, where that can be had and may matter; and the scale it has."""
         candidate, room = attempt.candidate, window - answer_room(request, window)
         backend = BY_KIND[candidate.endpoint.kind]
-        scale = max(told.scale, 1 + MARGIN) if backend.cuts_silently and not backend.counts else told.scale
+        margin = self.counter(candidate).margin
+        scale = max(told.scale, 1 + margin) if backend.cuts_silently and not backend.counts else told.scale
         found = self._compacted(request, attempt, window, scale, told)
-        if found.estimate * (1 + MARGIN) <= room * (NEAR_A_CUT if backend.cuts_silently else 1.0):
+        if found.most <= room * (NEAR_A_CUT if backend.cuts_silently else 1.0):
             return found, scale
         exact = await self._count(request, candidate, found.fitted.messages)
         if exact > room:
@@ -167,7 +202,7 @@ class Fitter:
         After a refusal it is compacted to the target at once, whatever our count says.
         """
         counter = self.counter(attempt.candidate)
-        tools = counter.count_tools(request.tools)
+        tools = counter.count_request((), request.tools)
         room = max(1, int(min(window, attempt.target_window or window) / scale) - tools)
         was_refused = told.scale > 1.0
         fitted = fit(
@@ -180,24 +215,24 @@ class Fitter:
             known={} if was_refused else self._decided.get(_name(request, window), {}),
             compact_at=request.compact_at,
         )
-        return Fit(fitted, estimate=fitted.tokens_after + tools)
+        return Fit(fitted, estimate=fitted.tokens_after + tools, margin=counter.margin)
 
     async def _as_it_is(self, request: ChatRequest, candidate: Candidate, window: int) -> Fit:
         """A request of a client that keeps its own history is sent whole, or refused with the number."""
         counter = self.counter(candidate)
-        estimate = counter.count_messages(request.messages) + counter.count_tools(request.tools)
-        fitted = Fitted(request.messages, estimate, estimate)
-        if estimate * (1 + MARGIN) <= window:
-            return _with_limit(request, Fit(fitted, estimate=estimate), window)
+        estimate = counter.count_request(request.messages, request.tools)
+        fit = Fit(Fitted(request.messages, estimate, estimate), estimate=estimate, margin=counter.margin)
+        if fit.most <= window:
+            return _with_limit(request, fit, window)
         cuts = BY_KIND[candidate.endpoint.kind].cuts_silently
         if candidate.window_source in ("guessed", "learned") and not cuts:
-            return Fit(fitted, estimate=estimate)  # the server says so itself when it is too long
-        exact = await self._count(request, candidate, request.messages)
+            return fit  # the server says so itself when it is too long
+        if exact := await self._count(request, candidate, request.messages):
+            fit = replace(fit, estimate=exact, exact=True)
         # What is surely too long where the server would say so, what may be where it would not.
-        least = exact or int(estimate * (1 + MARGIN) if cuts else estimate / (1 + MARGIN))
-        if least > window - (LEAST_ANSWER if cuts else 0):
-            raise _too_long(candidate, exact or estimate, window, exact=bool(exact))
-        return _with_limit(request, Fit(fitted, estimate=exact or estimate, exact=bool(exact)), window)
+        if (fit.most + LEAST_ANSWER if cuts else fit.least) > window:
+            raise _too_long(candidate, fit, window)
+        return _with_limit(request, fit, window)
 
     async def _count(self, request: ChatRequest, candidate: Candidate, messages: Sequence[Message]) -> int:
         """The server's own count; 0 when it has none to give."""
@@ -214,15 +249,20 @@ class Fitter:
         except BackendError:
             return 0
         if exact:
+            self._observe(candidate, request, messages, exact)
             self._exact[key.digest()] = exact
             if len(self._exact) > MAX_EXACT:
                 self._exact.popitem(last=False)
         return exact
 
-    def refused(self, candidate: Candidate, error: BackendError, fit: Fit | None, refusals: Refusals) -> None:
+    def refused(
+        self, candidate: Candidate, request: ChatRequest, error: BackendError, fit: Fit | None, refusals: Refusals
+    ) -> None:
         """Learn from a refusal: for this request, and for others where the server hides its window."""
         if not isinstance(error, ContextOverflowError) or not error.status:
             return
+        if error.prompt_tokens and fit is not None:
+            self._observe(candidate, request, fit.fitted.messages, error.prompt_tokens)
         told = refusals.of(candidate)
         counted = fit.estimate if fit is not None else 0
         real = error.prompt_tokens or candidate.window  # at least so many, else it had not been refused
@@ -231,11 +271,12 @@ class Fitter:
         if error.window and error.window != candidate.window:
             self._fleet.learn_window(candidate.endpoint, candidate.model, error.window)
         elif not error.window and candidate.window_source in ("guessed", "learned"):
-            surely = int(counted / (1 + MARGIN))
-            if 0 < surely < candidate.window:
-                self._fleet.learn_window(candidate.endpoint, candidate.model, surely)
+            if fit is not None and 0 < fit.least < candidate.window:
+                self._fleet.learn_window(candidate.endpoint, candidate.model, fit.least)
 
-    def answered(self, candidate: Candidate, fit: Fit, usage: Usage, seconds: float) -> Notice | None:
+    def answered(
+        self, candidate: Candidate, request: ChatRequest, fit: Fit, usage: Usage, seconds: float
+    ) -> Notice | None:
         """Learn from an answer; what its reader must know of it.
 
         Args:
@@ -247,6 +288,8 @@ class Fitter:
         if candidate.window_source in ("guessed", "learned") and total > candidate.window:
             self._fleet.learn_window(candidate.endpoint, candidate.model, total)
         if not _was_cut(fit, usage):
+            if usage.prompt_tokens:
+                self._observe(candidate, request, fit.fitted.messages, usage.prompt_tokens)
             return None
         before, self._cut[candidate.label] = self._cut.get(candidate.label, 0), total
         if total >= LEAST_LEARNED and ALIKE <= before / total <= 1 / ALIKE:
@@ -279,21 +322,20 @@ def _with_limit(request: ChatRequest, fit: Fit, window: int) -> Fit:
     """Leave the answer no more room than there is: servers refuse what cannot fit, or cut the prompt for it."""
     if not request.max_tokens:
         return fit
-    most = fit.estimate if fit.exact else int(fit.estimate * (1 + MARGIN))
-    if most + request.max_tokens <= window:
+    if fit.most + request.max_tokens <= window:
         return fit
-    return replace(fit, max_tokens=max(LEAST_ANSWER, window - most))
+    return replace(fit, max_tokens=max(LEAST_ANSWER, window - fit.most))
 
 
-def _too_long(candidate: Candidate, tokens: int, window: int, *, exact: bool) -> ContextOverflowError:
+def _too_long(candidate: Candidate, fit: Fit, window: int) -> ContextOverflowError:
     guess = candidate.window_source in ("guessed", "learned")
     hint = "shorten or compact the conversation"
     if guess:
         hint += f", or set `window` of {candidate.endpoint.name} in the configuration if it has more"
     return ContextOverflowError(
-        f"the prompt has {'' if exact else 'about '}{tokens} tokens, {candidate.label} has room for {window}",
+        f"the prompt has {'' if fit.exact else 'about '}{fit.estimate} tokens, {candidate.label} has room for {window}",
         endpoint=candidate.endpoint.name,
-        prompt_tokens=tokens,
+        prompt_tokens=fit.estimate,
         window=window,
         hint=hint,
     )
@@ -306,5 +348,4 @@ def _was_cut(fit: Fit, usage: Usage) -> bool:
         return False
     if any(isinstance(part, Image) for m in fit.fitted.messages for part in m.parts):
         return False
-    least = fit.estimate if fit.exact else fit.estimate / (1 + MARGIN)
-    return usage.prompt_tokens < CUT_SHARE * least
+    return usage.prompt_tokens < CUT_SHARE * fit.least

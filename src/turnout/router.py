@@ -376,11 +376,11 @@ class Router:
                         usage = event.usage
                     yield event
         except BackendError as error:
-            self._fitter.refused(candidate, error, fit, run.refusals)
+            self._fitter.refused(candidate, request, error, fit, run.refusals)
             raise
         finally:
             self._running[candidate.endpoint.url] -= 1
-        if cut := self._fitter.answered(candidate, fit, usage, first):
+        if cut := self._fitter.answered(candidate, request, fit, usage, first):
             log.warning("%s", cut.text)
             yield cut
 

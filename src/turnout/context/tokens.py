@@ -31,8 +31,8 @@ MAX_CACHED, LEAST_CACHED = 4096, 400  # texts, characters
 def _classes() -> bytes:
     """The class of each byte of UTF-8.
 
-    A lower-case letter is ``a``, an upper-case one ``A``, a digit ``0``, other ASCII ``p`` except white space, of
-    which a tab counts as a line break: both begin an indentation. By its first byte each other character: ``h`` to U+07FF,
+    A lower-case letter is ``a``, an upper-case one ``A``, a digit ``0``, other ASCII ``p`` except white space, of which
+    a tab counts as a line break: both begin an indentation. By its first byte each other character: ``h`` to U+07FF,
     ``s`` for U+2000 to U+2FFF and U+F000 to U+FFFF, ``e`` from U+10000, ``w`` for what is left.
     """
     table = bytearray(b"p" * 256)

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from turnout.fleet.files import lock_folder, replace_file, unlock_folder
-from turnout.types import Endpoint, Json, Model
+from turnout.types import Endpoint, Model
 
 WINDOW_HOLDS = 24 * 3600.0  # seconds: a server that was started again may have another one
 MAX_ENTRIES = 2000
@@ -116,7 +116,7 @@ class Learned:
         """What was learned of how a model's tokens count: what ``learn_counts`` was given, as JSON, or None."""
         return self._kept.counts.get(name)
 
-    def learn_counts(self, name: str, value: Json) -> None:
+    def learn_counts(self, name: str, value: object) -> None:
         """Replace it."""
         self._write("counts", name, value)
 
