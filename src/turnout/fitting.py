@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from turnout.summary import Summarizer
 
 # A model's first reports are all learned from, and one of so many later: each costs more than a short answer's routing.
-LEARNED_FIRST, LEARNED_LATER = 40, 16
+LEARNED_FIRST, LEARNED_LATER = 40, 128
 MAX_EXACT, MAX_CONVERSATIONS, MAX_FORMS = 512, 512, 64  # remembered
 NEAR_A_CUT = 0.6  # of the room, from where on a server that would say nothing is asked for its count
 LEAST_ANSWER = 64  # tokens of an answer that are worth asking for
