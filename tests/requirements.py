@@ -40,6 +40,9 @@ LATER = "deferred: no issue filed yet"
 
 REAL = "test_pipeline_real.py::"
 GATE = "gateway/test_gateway.py::"
+FITTING = "test_fitting.py::"
+SUMMARY = "test_summary.py::"
+HANDOFF = "test_handoff.py::"
 ALLOW = "guard/test_allow.py::"
 NET = "guard/test_network.py::"
 CONF = "test_config.py::"
@@ -456,7 +459,19 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "estimates per family",
         by(PARTS + "test_tokens_are_estimated_per_family", code="turnout.context.tokens:get_token_counter"),
     ),
-    ("CTX-1", "learning from usage", CONTEXT),
+    (
+        "CTX-1",
+        "learning from what servers report, also for the next process",
+        by(
+            FITTING + "test_counts_follow_what_the_server_reports_also_in_the_next_process",
+            code=("turnout.context.calibration:observe", "turnout.fitting:Fitter.answered"),
+        ),
+    ),
+    (
+        "CTX-1",
+        "exact when the server counts, near the limit",
+        by(FITTING + "test_the_servers_own_count_decides_near_the_limit", code="turnout.fitting:Fitter._count"),
+    ),
     (
         "CTX-2",
         "sessions survive a restart: messages with time and tokens, active model, model history",
@@ -504,7 +519,16 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "compaction in the stated order",
         by(PARTS + "test_compaction_properties", code="turnout.context.compaction:fit"),
     ),
-    ("CTX-3", "a summary by a small model", CONTEXT),
+    (
+        "CTX-3",
+        "a summary by the smallest loaded model, in time, once, never in the session's only slot",
+        by(
+            SUMMARY + "test_a_smaller_loaded_model_writes_the_summary_and_it_stays",
+            SUMMARY + "test_who_does_not_write_in_time_is_not_asked_again",
+            SUMMARY + "test_the_only_slot_of_the_model_that_answers_is_left_alone",
+            code="turnout.summary:Summarizer.write",
+        ),
+    ),
     (
         "CTX-4",
         "pairs, system prompt and last user message survive",
@@ -534,6 +558,15 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "CTX-5",
         "hand-off recounts and is recorded",
         by(PARTS + "test_a_hand_over_recounts_and_is_recorded", code="turnout.context.conversation:switch_model"),
+    ),
+    (
+        "CTX-5",
+        "calls, results and reasoning go along, the window is kept, and the switch is recorded with its reason",
+        by(
+            HANDOFF + "test_calls_results_and_reasoning_go_along_in_the_other_dialect",
+            HANDOFF + "test_a_smaller_window_compacts_and_the_switch_is_recorded_with_its_reason",
+            code="turnout.router:Router._attempt",
+        ),
     ),
     (
         "FB-1",
@@ -584,6 +617,19 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
             HEALTH + "test_what_is_no_fault_of_the_server_never_opens",
             code="turnout.fleet.health:after_attempt",
         ),
+    ),
+    (
+        "FB-3",
+        "the wait for a first byte follows load and prefill, unless somebody chose it",
+        by(
+            FITTING + "test_a_server_that_hangs_is_given_up_when_an_honest_one_would_have_begun",
+            code="turnout.routing.patience:first_byte_limit",
+        ),
+    ),
+    (
+        "FB-3",
+        "all retries together are bounded",
+        by(FITTING + "test_all_retries_together_are_bounded", code="turnout.routing.fallback:RetryBudget.take"),
     ),
     (
         "FB-3",
@@ -747,7 +793,33 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
             code="turnout.gateway.completions:ChatAnswer._stream",
         ),
     ),
-    ("WIN-1", "advertised, counted and enforced", CONTEXT),
+    (
+        "WIN-1",
+        "what a server hides is learned, what it would cut is refused or compacted, and a cut is told of",
+        by(
+            FITTING + "test_a_window_that_an_overflow_names_is_learned_shown_and_kept",
+            FITTING + "test_what_a_server_would_cut_is_refused_with_the_number",
+            FITTING + "test_a_prompt_that_was_cut_is_told_of_and_the_second_time_learned",
+            code="turnout.fitting:Fitter.fit",
+        ),
+    ),
+    (
+        "WIN-1",
+        "one window for each model of Ollama",
+        by(
+            FITTING + "test_one_window_is_chosen_for_a_model_of_ollama_and_kept",
+            FITTING + "test_a_modelfiles_window_is_respected_and_a_configured_one_rules",
+            code="turnout.backends.ollama:Ollama.render",
+        ),
+    ),
+    (
+        "WIN-1",
+        "the model list tells the window",
+        by(
+            GATE + "test_the_model_list_satisfies_both_sdks_and_tells_the_window",
+            code="turnout.gateway.completions:list_models",
+        ),
+    ),
     ("PRICE-1", "expected seconds", CHOICE),
     ("PRICE-2", "prefix hygiene", GATEWAY),
     ("PRICE-3", "admission", GATEWAY),
