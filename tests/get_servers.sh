@@ -1,12 +1,12 @@
 #!/bin/sh
 # Brings real servers for tests/backends/test_real_servers.py into DIR, and says which variables name them:
-#     sh tests/get_servers.sh llama-server|ollama|dasllama|vllm|mlx DIR
+#     sh tests/get_servers.sh llama-server|ollama|dasllama|vllm|mlx|openwebui DIR
 # llama-server and ollama need Debian's apt and dpkg-deb (no root), all others Python 3.11 with venv; ollama also Go 1.26,
 # gcc and g++. dasllama, vllm and mlx take the weights that TURNOUT_TEST_GGUF names, and write them anew in DIR; dasllama
 # with the llama-server in the same DIR. x86-64 only. vllm takes 6.2 GB, of which 3 are CUDA's libraries that nothing
-# uses, unless pip finds a torch that was built for the CPU; mlx takes 0.7 GB.
-# Taken so: llama-server b11669, ollama 0.24.0, dasllama 0.6.6, vllm 0.32.0, mlx-lm 0.32.2 with mlx 0.32.4. Debian's sid
-# moves on: keep what you have.
+# uses, unless pip finds a torch that was built for the CPU; mlx takes 0.7 GB, openwebui 1.5 GB.
+# Taken so: llama-server b11669, ollama 0.24.0, dasllama 0.6.6, vllm 0.32.0, mlx-lm 0.32.2 with mlx 0.32.4, Open WebUI
+# 0.12.4. Debian's sid moves on: keep what you have.
 set -eu
 what=$1
 mkdir -p "$2"
@@ -107,6 +107,16 @@ mlx)
     python mlx-lm==0.32.2 'mlx[cpu]==0.32.4' gguf==0.19.0
     safetensors
     echo "export TURNOUT_TEST_MLX=$venv/bin/mlx_lm TURNOUT_TEST_SAFETENSORS=$dir/smol"
+    ;;
+openwebui)
+    venv=$dir/openwebui
+    python --no-deps open-webui==0.12.4
+    # All that it names, but for what would bring gigabytes of libraries for GPUs, as pip then says: it starts without,
+    # and neither transcribes speech nor makes embeddings of its own.
+    "$venv/bin/python" -c 'from importlib.metadata import requires; print(*requires("open-webui"), sep="\n")' |
+        grep -Ev 'extra ==|^(accelerate|einops|faster-whisper|sentence-transformers|transformers)==' > "$dir/openwebui-needs.txt"
+    python -r "$dir/openwebui-needs.txt"
+    echo "export TURNOUT_TEST_OPENWEBUI=$venv/bin/open-webui"
     ;;
 *)
     echo "no such server: $what" >&2

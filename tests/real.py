@@ -1,13 +1,14 @@
 """Real servers that somebody brought: ``tests/get_servers.sh`` does. Each runs in a process group of its own.
 
-TURNOUT_TEST_LLAMA_SERVER, TURNOUT_TEST_OLLAMA (or ``ollama`` on the PATH), TURNOUT_TEST_DASLLAMA, TURNOUT_TEST_VLLM and
-TURNOUT_TEST_MLX name the programs; TURNOUT_TEST_GGUF_Q8 the weights that dasllama can read, beside which it puts a
-cache of its own; TURNOUT_TEST_SAFETENSORS the folder of weights that vLLM and MLX-LM read.
+TURNOUT_TEST_LLAMA_SERVER, TURNOUT_TEST_OLLAMA (or ``ollama`` on the PATH), TURNOUT_TEST_DASLLAMA, TURNOUT_TEST_VLLM,
+TURNOUT_TEST_MLX and TURNOUT_TEST_OPENWEBUI name the programs; TURNOUT_TEST_GGUF_Q8 the weights that dasllama can read,
+beside which it puts a cache of its own; TURNOUT_TEST_SAFETENSORS the folder of weights that vLLM and MLX-LM read.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -26,6 +27,7 @@ from tests.servers import WEIGHTS, HeldWeights, free_port
 LLAMA_SERVER = os.environ.get("TURNOUT_TEST_LLAMA_SERVER", "")
 OLLAMA = os.environ.get("TURNOUT_TEST_OLLAMA") or shutil.which("ollama") or ""
 DASLLAMA = os.environ.get("TURNOUT_TEST_DASLLAMA", "")
+OPENWEBUI = os.environ.get("TURNOUT_TEST_OPENWEBUI", "")
 Q8 = os.environ.get("TURNOUT_TEST_GGUF_Q8", "")
 VLLM = os.environ.get("TURNOUT_TEST_VLLM", "")
 MLX = os.environ.get("TURNOUT_TEST_MLX", "")
@@ -36,12 +38,19 @@ EXAMPLES = Path(__file__).parent / "recordings" / "ollama" / "Modelfile.tools"
 
 
 class RealServer:
-    """A running server with a folder of its own. ``stop`` must be called, also after ``kill``."""
+    """A running server with a folder of its own. ``stop`` must be called, also after ``kill``.
+
+    Attributes:
+        key: what it wants to be shown, "" when it takes none or was told one.
+        behind: the server that it passes requests on to, which ends with it.
+    """
 
     def __init__(self, command: Sequence[str], port: int, folder: Path, env: Mapping[str, str] | None = None) -> None:
         self.url, self.folder = f"http://127.0.0.1:{port}", folder
         self.held: HeldWeights | None = None
         self.patience = 0.0  # seconds that it is given to end by itself, and so to put away what its children share
+        self.key = ""
+        self.behind: RealServer | None = None
         self._log = (folder / "log").open("wb")
         self.process = subprocess.Popen(
             command,
@@ -107,6 +116,8 @@ class RealServer:
         if self.held is not None:
             self.held.remove()
             self.held = None
+        if self.behind is not None:
+            self.behind.stop()
 
     def _ask_to_end(self) -> None:
         """Raises ProcessLookupError when all have ended."""
@@ -124,10 +135,10 @@ def folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="turnout-real-"))
 
 
-def llama_server(*options: str, key: str = "", hold: bool = False) -> RealServer:
+def llama_server(*options: str, key: str = "", hold: bool = False, port: int = 0) -> RealServer:
     """``llama-server`` with the test weights as ``smol``; with ``hold`` it goes on loading until it is stopped."""
     held = HeldWeights() if hold else None
-    port = free_port()
+    port = port or free_port()
     keyed = ("--api-key", key) if key else ()
     weights = str(held.path if held is not None else WEIGHTS)
     command = [LLAMA_SERVER, "-m", weights, "-a", "smol", "-t", "1", "--host", "127.0.0.1", "--port", str(port)]
@@ -216,4 +227,43 @@ def mlx() -> RealServer:
     command = [MLX, "server", "--model", SAFETENSORS, "--host", "127.0.0.1", "--port", str(port)]
     server = RealServer(command, port, place, {"HOME": str(place), "HF_HUB_OFFLINE": "1"})
     server.ready("/health")
+    return server
+
+
+# Open WebUI with every way out that it has by itself closed (facts/backends.md 3.5).
+_QUIET = {
+    "ANONYMIZED_TELEMETRY": "False",
+    "DO_NOT_TRACK": "1",
+    "ENABLE_OLLAMA_API": "False",
+    "ENABLE_VERSION_UPDATE_CHECK": "False",
+    "HF_HUB_OFFLINE": "1",
+    "OFFLINE_MODE": "True",
+    "SCARF_NO_ANALYTICS": "True",
+}
+
+
+def openwebui(behind: RealServer, port: int = 0, **connection: str) -> RealServer:
+    """Open WebUI in front of a server that speaks the OpenAI format; ``key`` is its administrator's session token.
+
+    Args:
+        connection: what its administrator says of the connection; ``connection_type="local"`` for one.
+    """
+    port, place = port or free_port(), folder()
+    env = _QUIET | {
+        "HOME": str(place),
+        "DATA_DIR": str(place / "data"),
+        "WEBUI_AUTH": "False",
+        "WEBUI_SECRET_KEY": "of the tests alone, thirty-two bytes and more",
+        "OPENAI_API_BASE_URL": f"{behind.url}/v1",
+        "OPENAI_API_KEY": "none",
+        "OPENAI_API_CONFIGS": json.dumps({"0": connection}),
+    }
+    server = RealServer([OPENWEBUI, "serve", "--host", "127.0.0.1", "--port", str(port)], port, place, env)
+    server.behind = behind
+    server.ready("/ready", 240.0)
+    # Without accounts everybody is its administrator, and is handed a session all the same.
+    asked = urllib.request.Request(f"{server.url}/api/v1/auths/signin", b'{"email":"","password":""}')
+    asked.add_header("Content-Type", "application/json")
+    with urllib.request.urlopen(asked, timeout=30.0) as reply:
+        server.key = json.load(reply)["token"]
     return server

@@ -22,7 +22,7 @@ import pytest
 
 from tests import real
 from tests.backends.behaviours import BEHAVIOURS, LACKING, Case
-from tests.fakes import llamacpp, llamacpp_router, mlx, ollama, openai, vllm
+from tests.fakes import llamacpp, llamacpp_router, mlx, ollama, openai, openwebui, vllm
 from tests.fakes.base import Fake, FakeModel
 from tests.real import RealServer
 from tests.servers import LlamaServer, start_llama
@@ -113,6 +113,10 @@ NO_MLX = (
 NO_DASLLAMA = (
     "no dasllama, or no weights for it: run `sh tests/get_servers.sh dasllama DIR`, which names TURNOUT_TEST_DASLLAMA"
     " and TURNOUT_TEST_GGUF_Q8"
+)
+NO_OPENWEBUI = (
+    "no Open WebUI, or no llama-server behind it: run `sh tests/get_servers.sh openwebui DIR` and"
+    " `sh tests/get_servers.sh llama-server DIR`, which name TURNOUT_TEST_OPENWEBUI and TURNOUT_TEST_LLAMA_SERVER"
 )
 
 
@@ -213,6 +217,19 @@ REAL: dict[str, Real] = {
         missing="" if real.MLX and real.SAFETENSORS else NO_MLX,
         heavy=True,
     ),
+    "openwebui": Real(
+        "openwebui",
+        lambda fake: real.openwebui(real.llama_router(), connection_type="local", provider="llama.cpp"),
+        (SMOL, replace(SMOL, id="other", resident=False)),
+        openwebui.LACKS,
+        hidden={
+            "loading": "its port is not open until it has started",
+            "tools": TEMPLATE["tools"],
+            "remote": "each connection is of one sort: shown by itself, in tests/cli/test_real_openwebui.py",
+        },
+        missing="" if real.OPENWEBUI and real.LLAMA_SERVER else NO_OPENWEBUI,
+        heavy=True,
+    ),
 }
 HEAVY = (pytest.mark.heavy, pytest.mark.timeout(600))
 
@@ -229,6 +246,12 @@ class RealCase(Case):
 
     def endpoint(self, **fields: object) -> Endpoint:
         return super().endpoint(**{"limits": PATIENT, **fields})
+
+    @property
+    def engine(self) -> str:
+        """The URL of the server that has the models."""
+        behind = self.server.behind if isinstance(self.server, RealServer) else None
+        return behind.url if behind is not None else self.url
 
     async def look(self, **fields: object) -> EndpointStatus:
         return await look(self.client, Target(replace(self.endpoint(**fields), kind=""), style="native"), CONFIG)
@@ -254,11 +277,11 @@ class RealCase(Case):
     async def given(self, **state: object) -> None:
         """Start a server of its own in that state, or do to it what brings it there; in others it is already."""
         for name, value in state.items():
-            if (name, value) in STATES_OF_ITS_OWN:
+            if (name, value) in STATES_OF_ITS_OWN and not (name == "key" and self.fake.key):
                 setattr(self.fake, name, value)
                 self.server = await asyncio.to_thread(self.real.start, self.fake)
                 self.own.append(self.server)
-                self.url = self.server.url
+                self.url, self.fake.key = self.server.url, self.server.key or self.fake.key
         if state == {"fault": "hang"}:
             os.killpg(self.server.process.pid, signal.SIGSTOP)
         if state == {"fault": "stall"} and isinstance(self.server, RealServer):
@@ -322,7 +345,7 @@ class RealCase(Case):
             if self.kind == "vllm":
                 async with session.get(f"{self.url}/metrics") as reply:
                     return IDLE.search(await reply.text()) is not None
-            async with session.get(f"{self.url}/slots?model={self.fake.models[0].id}") as reply:
+            async with session.get(f"{self.engine}/slots?model={self.fake.models[0].id}") as reply:
                 return not any(slot["is_processing"] for slot in await reply.json())
 
     def check_answer(self, text: str, usage: Usage) -> None:
@@ -334,7 +357,7 @@ class RealCase(Case):
         assert 0.1 < tokens_per_second < 100_000
 
     async def post(self, path: str, body: dict[str, object]) -> None:
-        async with aiohttp.ClientSession() as session, session.post(self.url + path, json=body) as reply:
+        async with aiohttp.ClientSession() as session, session.post(self.engine + path, json=body) as reply:
             await reply.read()
 
 
@@ -366,7 +389,7 @@ async def case(request: pytest.FixtureRequest, shared: Callable[[str], Server]) 
     if chosen.missing:
         pytest.skip(chosen.missing)
     server = await asyncio.to_thread(shared, request.param)
-    fake = Fake([replace(model) for model in chosen.models], slots=chosen.slots)
+    fake = Fake([replace(model) for model in chosen.models], slots=chosen.slots, key=server.key)
     if chosen.kind == "ollama" and isinstance(server, RealServer):
         store = server.folder / "models"
         fake.options["models"] = store

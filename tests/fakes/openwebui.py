@@ -1,8 +1,8 @@
-"""Open WebUI 0.12.4 (facts/services.md section 4; recorded: facts/backends.md 3.5), a llama-server router behind it.
+"""Open WebUI 0.12.4 as recorded (tests/recordings/openwebui), with a llama-server router behind it.
 
-``FakeModel.remote`` is a model of a connection that is called external. Options: ``features`` (of its configuration as
-a person who is logged in sees it), ``extra_rows`` (more rows of the list), ``bad_token`` (its configuration refuses the
-key, as it does for a token that it cannot read).
+``FakeModel.remote`` is a model of a connection that is called external, as each one is until somebody changes that.
+Options: ``features`` (of its configuration as a person who is logged in sees it), ``extra_rows`` (more rows of the
+list), ``alone`` (the server behind it is gone: its models stay in the list all the same).
 Omitted: everything that people do on its page, files, knowledge, tools, pipelines, tasks, the pass-through routes
 ``/openai`` and ``/ollama`` but for the refusal of a switched-off Ollama, and the Anthropic route.
 """
@@ -64,10 +64,16 @@ def _row(model: FakeModel) -> dict[str, object]:
         "status": {"value": "loaded" if model.resident else "unloaded", "args": ["--ctx-size", str(model.window)]},
         "context_length": model.max_window,
     }
-    kind = {"connection_type": "external" if model.remote else "local", "urlIdx": 0}
-    return (
-        upstream | kind | {"name": model.id, "owned_by": "openai", "openai": upstream | kind, "tags": [], "actions": []}
-    )
+    kind = {"connection_type": "external" if model.remote else "local", "provider": "" if model.remote else "llama.cpp"}
+    own: dict[str, object] = {
+        "name": model.id,
+        "owned_by": "openai",
+        "openai": upstream | kind,
+        "urlIdx": 0,
+        "tags": [],
+    }
+    loaded = {} if model.remote else {"loaded": model.resident}
+    return upstream | kind | own | loaded | {"actions": [], "filters": []}
 
 
 def app(fake: Fake) -> ASGIApp:
@@ -77,11 +83,11 @@ def app(fake: Fake) -> ASGIApp:
         return None if fake.has_key(fake.headers[-1], *DIALECT.key_headers) else _unauthorized(fake)
 
     async def config(request: Request) -> Response:
-        if fake.options.get("bad_token"):
-            return JSONResponse({"detail": "Invalid token"}, 401)
         more = fake.options.get("features", {})
         assert isinstance(more, dict)
-        features = {"auth": bool(fake.key), "enable_signup": False, "enable_login_form": True} | more
+        features: dict[str, object] = {"auth": bool(fake.key), "enable_signup": False, "enable_login_form": True}
+        if fake.has_key(fake.headers[-1], *DIALECT.key_headers):
+            features |= more
         name = fake.options.get("name", "Open WebUI")
         return JSONResponse({"status": True, "name": name, "version": fake.version, "features": features})
 
@@ -102,6 +108,8 @@ def app(fake: Fake) -> ASGIApp:
         return refused(request) or JSONResponse({"data": [*map(_row, fake.models), *extra]})
 
     async def chat(request: Request) -> Response:
+        if fake.options.get("alone"):
+            return refused(request) or JSONResponse({"detail": "Model '' was not found"}, 404)
         return await openai_chat.chat(request, fake, DIALECT)
 
     async def embeddings(request: Request) -> Response:
@@ -117,10 +125,14 @@ def app(fake: Fake) -> ASGIApp:
         if model.remote:
             return JSONResponse({"detail": 'Provider "default" does not support model unloading'}, 400)
         model.resident = False
-        return JSONResponse({"status": True})
+        return JSONResponse({"success": True})
 
     async def no_ollama(request: Request) -> Response:
-        return refused(request) or JSONResponse({"detail": "The Ollama API is disabled."}, 503)
+        off = "The Ollama API is disabled. Please enable it to use this feature."
+        return refused(request) or JSONResponse({"detail": off}, 503)
+
+    async def openapi(request: Request) -> Response:
+        return JSONResponse({"openapi": "3.1.0", "info": {"title": "Open WebUI", "version": "0.1.0"}, "paths": {}})
 
     async def page(request: Request) -> Response:
         return HTMLResponse("<!doctype html><title>Open WebUI</title>")
@@ -132,6 +144,7 @@ def app(fake: Fake) -> ASGIApp:
         Route("/api/config", config),
         Route("/api/version", version),
         Route("/health", health),
+        Route("/openapi.json", openapi),
         Route("/ready", ready),
         Route("/api/models/unload", unload, methods=["POST"]),
         Route("/ollama/api/tags", no_ollama),

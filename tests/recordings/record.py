@@ -4,7 +4,8 @@
 
 URL is the server's base URL on loopback; KIND and STATE name the list of requests below; the files go to
 OUT/KIND/VERSION/STATE/NAME.json (OUT is this folder by default). With NAMEs only those exchanges are taken. Each kind's
-README.md says how the servers were started for each state.
+README.md says how the servers were started for each state. TURNOUT_RECORD_KEY is sent where the list says $KEY, and
+stays $KEY in the file.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -35,6 +37,7 @@ class Ask:
         headers: beside what HTTP needs.
         during: exchanges made and recorded while this answer is open; it is then read until it is silent.
         burst: how often it is sent at once; the reply with the highest status is kept.
+        keep: so much of the answer's body is kept, in bytes; 0 for all of it.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Ask:
     headers: Mapping[str, str] = field(default_factory=dict)
     during: tuple[Ask, ...] = ()
     burst: int = 1
+    keep: int = 0
 
 
 def get(path: str) -> Ask:
@@ -317,6 +321,53 @@ VLLM_DEAD = (
     *(get(path) for path in ("/health", "/ping", "/v1/models", "/version", "/metrics")),
 )
 
+
+# Whatever it does not know is its page of 12 kB, whose beginning is enough.
+ABOUT = tuple(get(path) for path in ("/health", "/api/config", "/api/version", "/ready", "/api/models"))
+PAGES = tuple(replace(ask, keep=200) for ask in PROBES if ask not in ABOUT and ask.path != "/openapi.json")
+UI_CHAT = "/api/chat/completions"
+
+
+def signed_in(*asks: Ask) -> tuple[Ask, ...]:
+    """With a session's token as key."""
+    return tuple(replace(ask, headers={"Authorization": "Bearer $KEY"}) for ask in asks)
+
+
+def ui_chat(name: str, model: str = "smol", **more: object) -> Ask:
+    """A chat where Open WebUI takes it."""
+    return replace(openai_chat(name, model, **more), path=UI_CHAT)
+
+
+UI_NO_KEY = (
+    *PAGES,
+    *ABOUT,
+    ui_chat("no key"),
+    Ask("bad key", UI_CHAT, {"model": "smol"}, {"Authorization": "Bearer wrong"}),
+    Ask("config bad key", "/api/config", headers={"Authorization": "Bearer wrong"}),
+)
+UI_EXTERNAL = signed_in(
+    *ABOUT,
+    replace(get("/v1/models"), keep=200),
+    *(replace(ask, path=UI_CHAT) for ask in openai_chats("smol") if not ask.name.startswith("tools")),
+    openai_chat("chat at v1", "smol"),
+    Ask("ollama off", "/ollama/api/tags"),
+    Ask("unload", "/api/models/unload", {"model": "smol"}),
+)
+UI_LOCAL = signed_in(
+    *ABOUT,
+    ui_chat("chat"),
+    ui_chat("chat preset", "pirate"),
+    Ask("unload", "/api/models/unload", {"model": "smol"}),
+    Ask("models unloaded", "/api/models"),
+    Ask("unload unknown", "/api/models/unload", {"model": "nope"}),
+)
+UI_ALONE = signed_in(
+    ui_chat("chat"),
+    ui_chat("chat stream", stream=True, stream_options={"include_usage": True}),
+    *ABOUT,
+    ui_chat("chat not listed"),
+)
+
 STATES: dict[str, dict[str, tuple[Ask, ...]]] = {
     "llamacpp": {
         "loading": (*PROBES, get("/props"), openai_chat("chat", "smol")),
@@ -348,6 +399,7 @@ STATES: dict[str, dict[str, tuple[Ask, ...]]] = {
         "dead": VLLM_DEAD,
         "pooling": VLLM_POOLING,
     },
+    "openwebui": {"no-key": UI_NO_KEY, "external": UI_EXTERNAL, "local": UI_LOCAL, "alone": UI_ALONE},
     "dasllama": {"ready": (*PROBES[1:], *openai_chats("smollm2-135m-q8_0.gguf"))},
 }
 
@@ -369,11 +421,13 @@ def _exchange(url: str, ask: Ask, folder: Path) -> dict[str, dict[str, object]]:
     headers = {"Content-Type": "application/json", **ask.headers} if body is not None else dict(ask.headers)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=SECONDS)
     try:
-        connection.request(method, ask.path, body, headers)
+        key = os.environ.get("TURNOUT_RECORD_KEY", "")
+        connection.request(method, ask.path, body, {name: text.replace("$KEY", key) for name, text in headers.items()})
         response = connection.getresponse()
         for other in ask.during:
             exchange(url, other, folder)
         answer = _read_until_quiet(connection, response) if ask.during else response.read()
+        answer = answer[: ask.keep or None]
     finally:
         connection.close()
     return {

@@ -30,6 +30,8 @@ _FEATURES = {
     "enable_direct_connections": "users may connect it to servers of their own",
     "enable_tool_servers": "it calls tool servers",
 }
+# An API key opens its models and chat, and its configuration only as for a stranger (seen with 0.12.4).
+UNTOLD = "whether it searches the web or runs code it tells a session's token alone"
 
 
 class OpenWebUI(OpenAICompatible):
@@ -74,6 +76,8 @@ class OpenWebUI(OpenAICompatible):
         )
         features = dict_of(about.get("features"))
         notes = tuple(what for name, what in _FEATURES.items() if features.get(name) is True)
+        if about and not _FEATURES.keys() & features.keys():
+            notes = (UNTOLD,)
         if ready.status == 503:
             return Inspection(Health.LOADING, f"starting: {base.error_text(ready.body)}", notes=notes)
         if listed.status != 200:
@@ -81,9 +85,9 @@ class OpenWebUI(OpenAICompatible):
         data = json_object(listed.body).get("data")
         if not isinstance(data, list):
             return Inspection(Health.DEGRADED, f"GET {self.models_path(endpoint)} is not a model list", notes=notes)
-        models = tuple(model for row in rows(data) if (model := self.model(row)))
-        reason = "answers" if models else "has no model"
-        return Inspection(Health.ONLINE, reason, models, notes=notes + _behind(rows(data)))
+        told = _with_bases(rows(data))
+        models = tuple(model for row in told if (model := self.model(row)))
+        return Inspection(Health.ONLINE, _reason(models), models, notes=notes + _behind(told))
 
     def model(self, row: dict[str, Json]) -> Model | None:
         """A model of a server behind it: local if its connection is called so, else it leads who knows where."""
@@ -96,6 +100,23 @@ class OpenWebUI(OpenAICompatible):
     async def unload(self, client: HttpClient, endpoint: Endpoint, model: Model) -> None:
         """By the means of the server behind it, if that is Ollama or llama.cpp; an administrator's key is needed."""
         await base.post(client, self, endpoint, "/api/models/unload", {"model": model.id}, endpoint.limits.first_byte)
+
+
+def _reason(models: tuple[Model, ...]) -> str:
+    if models and all(model.remote for model in models):
+        return "answers, but calls every connection external: its administrator sets Connection Type to Local"
+    return "answers" if models else "has no model"
+
+
+def _with_bases(listed: list[dict[str, Json]]) -> list[dict[str, Json]]:
+    """A model that a person made of another one, with a prompt of its own, has what the server tells of that one."""
+    by_id = {text_of(row.get("id")): row for row in listed if row.get("preset") is not True}
+    made = []
+    for row in listed:
+        base_id = text_of(dict_of(row.get("info")).get("base_model_id")) if row.get("preset") is True else ""
+        told = {key: value for key, value in by_id.get(base_id, {}).items() if key in ("openai", "ollama")}
+        made.append(told | row)
+    return made
 
 
 def _upstream(row: dict[str, Json], model_id: str) -> Model:
