@@ -132,6 +132,41 @@ def test_a_front_end_says_whose_models_it_has() -> None:
     assert settle(behind, LAN)[0].notes == ()
 
 
+def test_a_front_end_says_so_also_of_models_that_it_calls_external() -> None:
+    front = replace(server("ui", "http://127.0.0.1:3000", "openwebui", models=()), excluded=(("m", "external"),))
+    assert settle([front, server("a", "http://127.0.0.1:11434")], LAN)[0].notes == ("its models are those of a",)
+
+
+def test_what_a_front_end_has_of_a_server_beside_it_is_asked_for_there_alone() -> None:
+    front = server("ui", "http://127.0.0.1:3000", "openwebui", models=("m", "own"), configured=True)
+    beside = server("a", "http://localhost:11434")
+    mixed, whole = (
+        settle([replace(front, models=models), beside], LAN)[0] for models in (front.models, front.models[:1])
+    )
+    assert ([model.id for model in mixed.models], mixed.unused) == (["own"], "")
+    assert mixed.excluded == (("m", "a has it, and is asked for it directly"),)
+    assert (whole.models, whole.unused) == ((), "its models are those of a, asked for there directly")
+    only_found = settle([replace(front, unused="only found"), beside], LAN)[0]
+    assert (only_found.models, only_found.unused) == (front.models, "only found")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        server("far", "http://10.0.0.9:11434"),
+        server("off", "http://127.0.0.1:11434", health=Health.OFFLINE),
+        replace(server("unused", "http://127.0.0.1:11434"), unused="switched off in the configuration"),
+        replace(server("sized", "http://127.0.0.1:11434"), models=(Model("m", size=2),)),
+        server("swap", "http://127.0.0.1:9000", "llamaswap", children=("http://127.0.0.1:5",)),
+    ],
+    ids=lambda status: status.endpoint.name,
+)
+def test_what_a_front_end_may_have_of_somebody_else_stays_its_own(other: EndpointStatus) -> None:
+    front = replace(server("ui", "http://127.0.0.1:3000", "openwebui", configured=True), models=(Model("m", size=1),))
+    settled = settle([front, other], LAN)[0]
+    assert (settled.models, settled.unused) == (front.models, "")
+
+
 def test_the_process_tree_is_read_only_when_it_can_tell_something() -> None:
     a, b = server("a", "http://127.0.0.1:1"), server("b", "http://127.0.0.1:2")
     assert may_have_children([a, b], LAN)

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from turnout.backends import BY_KIND
 from turnout.fleet.catalog import EndpointStatus
 from turnout.guard.allow import HOSTS_FILE_NAMES
-from turnout.types import Health
+from turnout.types import Health, Model
 
 HERE = "here"  # every name and address of this machine
 _THIS_MACHINE = frozenset({"127.0.0.1", "::1", "localhost", *HOSTS_FILE_NAMES})
@@ -64,7 +64,7 @@ def settle(seen: Sequence[EndpointStatus], facts: Facts) -> list[EndpointStatus]
     places = [place_of(status.endpoint.url, facts) for status in seen]
     settled = _without_doubles(seen, places)
     settled = _without_children(settled, places, facts)
-    return _with_fronts_noted(settled)
+    return _without_models_of_fronts(_with_fronts_noted(settled), places)
 
 
 def may_have_children(seen: Sequence[EndpointStatus], facts: Facts) -> bool:
@@ -178,10 +178,10 @@ def _owners(place: Place, facts: Facts) -> tuple[int, ...]:
 
 
 def _with_fronts_noted(seen: Sequence[EndpointStatus]) -> list[EndpointStatus]:
-    """A front end whose every model is one of a known server says so."""
+    """A front end whose every model is one of a known server says so, used or not."""
     settled = list(seen)
     for number, status in enumerate(seen):
-        if not status.models or not _is_front(status):
+        if not _is_front(status):
             continue
         behind = _servers_of(status, seen)
         if behind:
@@ -191,13 +191,12 @@ def _with_fronts_noted(seen: Sequence[EndpointStatus]) -> list[EndpointStatus]:
 
 
 def _is_front(status: EndpointStatus) -> bool:
-    backend = BY_KIND.get(status.endpoint.kind)
-    return bool(status.children) or (backend is not None and not backend.routed)
+    return bool(status.children) or _leads_elsewhere(status)
 
 
 def _servers_of(front: EndpointStatus, seen: Sequence[EndpointStatus]) -> list[str]:
     """The servers that together have all of the front end's models; empty when some are nobody's."""
-    left, names = {model.id for model in front.models}, []
+    left, names = {model.id for model in front.models} | {name for name, _ in front.excluded}, []
     for status in seen:
         if status is front or _is_front(status) or status.unused.startswith("the same server"):
             continue
@@ -206,3 +205,45 @@ def _servers_of(front: EndpointStatus, seen: Sequence[EndpointStatus]) -> list[s
             left -= shared
             names.append(status.endpoint.name)
     return names if not left else []
+
+
+def _without_models_of_fronts(seen: Sequence[EndpointStatus], places: Sequence[Place | None]) -> list[EndpointStatus]:
+    """A front end's model that a server of its own machine has is asked for there alone: one GPU is not counted twice.
+
+    A server of another machine may have a model of the same name: that is only noted.
+    """
+    settled = list(seen)
+    for number, (status, own) in enumerate(zip(seen, places, strict=True)):
+        if status.unused or own is None or not _leads_elsewhere(status):
+            continue
+        beside = [
+            other
+            for other, place in zip(seen, places, strict=True)
+            if place is not None and place.hosts & own.hosts and other.health in _LISTS
+            if not other.unused and not _is_front(other)
+        ]
+        owners = {model.id: owner for model in status.models if (owner := _owner(model, beside))}
+        if owners:
+            names = ", ".join(sorted(set(owners.values()))[:MAX_NAMES])
+            left = tuple(model for model in status.models if model.id not in owners)
+            moved = tuple((name, f"{owner} has it, and is asked for it directly") for name, owner in owners.items())
+            unused = "" if left else f"its models are those of {names}, asked for there directly"
+            settled[number] = replace(status, models=left, excluded=(*status.excluded, *moved), unused=unused)
+    return settled
+
+
+def _leads_elsewhere(status: EndpointStatus) -> bool:
+    backend = BY_KIND.get(status.endpoint.kind)
+    return backend is not None and not backend.routed
+
+
+def _owner(model: Model, servers: Sequence[EndpointStatus]) -> str:
+    """The first server with the same model, as far as both tell; "" when none has it."""
+    return next((s.endpoint.name for s in servers if any(_alike(model, other) for other in s.models)), "")
+
+
+def _alike(one: Model, other: Model) -> bool:
+    if one.id != other.id:
+        return False
+    told = ((one.digest, other.digest), (one.size, other.size), (one.max_window, other.max_window))
+    return all(a == b for a, b in told if a and b)
