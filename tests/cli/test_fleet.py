@@ -11,6 +11,7 @@ from tests.cli.conftest import Fakes, configure, run, run_beside
 from tests.fakes import FAKES
 from tests.fakes.base import Fake, FakeModel, running
 from tests.servers import LlamaServer
+from turnout.backends import BY_KIND
 
 
 async def test_discover_shows_each_server_with_its_state(fakes: Fakes, llama: LlamaServer) -> None:
@@ -108,6 +109,42 @@ def test_a_scan_needs_networks_that_may_be_scanned() -> None:
     result = run("discover", "--scan")
     assert result.exit_code == 2
     assert "discovery.scan_cidrs" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("config", "env", "why"),
+    [
+        ({"loopback_only": True}, "0", "discovery.loopback_only"),
+        ({}, "1", "TURNOUT_LOOPBACK_ONLY"),
+    ],
+)
+async def test_a_scan_that_is_not_made_says_why(
+    llama: LlamaServer, monkeypatch: pytest.MonkeyPatch, config: dict[str, object], env: str, why: str
+) -> None:
+    monkeypatch.setenv("TURNOUT_LOOPBACK_ONLY", env)
+    configure(llama.url, discovery={"enabled": False, "scan_cidrs": ["127.0.0.1/32"], **config})
+    said = (await run_beside("discover", "--scan")).stderr.splitlines()
+    assert [line for line in said if "scan" in line] == [f"nothing is scanned: {why} keeps discovery on this machine"]
+
+
+async def test_a_front_end_that_is_only_found_comes_with_what_to_configure(
+    llama: LlamaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, openwebui = Fake(key="secret"), FAKES["openwebui"]
+    async with running(openwebui.app(fake), server_header=openwebui.SERVER_HEADER) as url:
+        monkeypatch.setattr(BY_KIND["openwebui"], "default_urls", (url,))
+        given: dict[str, object] = {"discovery": {"enabled": True}}
+        hint = f"to use {url}, name it in services.openwebui.endpoint"
+        for key, more in (("", ", and give its key in services.openwebui.key"), ("secret", ": its key alone does not")):
+            configure(llama.url, services={"openwebui": {"key": key}} if key else {}, **given)
+            assert f"openwebui: {hint}{more}" in (await run_beside("discover")).stderr
+            told = (await run_beside("discover", "--explain", url.removeprefix("http://"))).stdout
+            assert "not used: Open WebUI leads to other servers: used when it is configured" in told
+            assert f"hint: {hint}{more}" in told
+        configure(llama.url, services={"openwebui": {"key": "secret", "endpoint": url}}, **given)
+        used = await run_beside("discover")
+        assert "to use" not in used.stderr
+        assert "qwen2.5-coder-7b-instruct\t" in (await run_beside("models")).stdout
 
 
 async def test_a_model_is_warmed_unloaded_and_pinned(tmp_path: Path) -> None:

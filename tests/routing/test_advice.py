@@ -8,7 +8,8 @@ import pytest
 
 from turnout.config import CustomEndpoint, RouterConfig, ServiceConfig
 from turnout.fleet.catalog import Catalog, EndpointStatus
-from turnout.routing.advice import START_ONE, what_to_check
+from turnout.fleet.discovery import LEADS_ELSEWHERE
+from turnout.routing.advice import START_ONE, how_to_use, what_to_check
 from turnout.types import Endpoint, Health, Model
 
 HERE = "http://127.0.0.1:9"
@@ -53,8 +54,15 @@ def test_only_what_is_configured_or_answers_is_named_and_at_most_three() -> None
 
 def test_a_front_end_that_was_only_found_is_used_when_it_is_named() -> None:
     shop = replace(FOUND, name="openwebui", kind="openwebui")
-    assert advised((shop, Health.ONLINE), unused="leads elsewhere") == (
-        "to use http://127.0.0.1:8080, name it in services.openwebui.endpoint"
-    )
+    unused = f"Open WebUI {LEADS_ELSEWHERE}"
+    named = "to use http://127.0.0.1:8080, name it in services.openwebui.endpoint"
+    assert advised((shop, Health.ONLINE), unused=unused) == named
+    assert advised((shop, Health.NEEDS_KEY), unused=unused) == f"{named}, and give its key in services.openwebui.key"
+    keyed = replace(shop, key="k")
+    assert advised((keyed, Health.ONLINE), unused=unused) == f"{named}: its key alone does not do it"
+    assert advised((keyed, Health.NEEDS_KEY), unused=unused).endswith(", and correct its key in services.openwebui.key")
+    assert advised((shop, Health.ONLINE), unused="the same server as box") == START_ONE
+    taken = RouterConfig(services={"openwebui": ServiceConfig(endpoint="http://10.0.0.1:3000")})
+    assert how_to_use(EndpointStatus(shop, Health.ONLINE, "", 0.0, unused=unused), taken) == ""
     off = replace(FOUND, name="vllm", kind="vllm")
     assert advised((off, Health.UNKNOWN), unused="switched off in the configuration") == START_ONE

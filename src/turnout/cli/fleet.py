@@ -14,7 +14,7 @@ from turnout.errors import NoServiceError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from turnout.config import LoadedConfig
+    from turnout.config import LoadedConfig, RouterConfig
     from turnout.fleet.catalog import Catalog, EndpointStatus
     from turnout.fleet.discovery import Explanation
     from turnout.routing.capabilities import CapabilityTable
@@ -31,12 +31,16 @@ def discover(config_file: str | None, scan: bool, address: str | None, as_json: 
 
     Exits with 3 when none can answer.
     """
+    from turnout.fleet.host import why_loopback_only
+
     loaded = loaded_config(config_file)
     if address is not None:
         _explain(loaded, address, as_json)
         return
     if scan and not loaded.config.discovery.scan_cidrs:
         raise UsageError("no network may be scanned", hint="name those that may in discovery.scan_cidrs")
+    if scan and (why := why_loopback_only(loaded.config)):
+        note(f"nothing is scanned: {why} keeps discovery on this machine")
     catalog = _catalog(loaded, scan=scan)
     if as_json:
         _print_found({"services": [_service_fields(status) for status in catalog.endpoints]}, catalog, loaded)
@@ -45,14 +49,18 @@ def discover(config_file: str | None, scan: bool, address: str | None, as_json: 
     spare = ("busy", "version", "kind", "window", "loaded", "models")
     rows = [_service_row(status) for status in in_order(catalog.endpoints)]
     table(columns, rows, spare=spare, brief=[_brief(row) for row in rows])
-    _tell_notes(catalog)
+    _tell_notes(catalog, loaded.config)
     _require_service(catalog, loaded)
 
 
-def _tell_notes(catalog: Catalog) -> None:
-    """Drift from the site's inventory in full; what concerns an air-gap audit alone by its number."""
+def _tell_notes(catalog: Catalog, config: RouterConfig) -> None:
+    """Drift from the site's inventory and what could be used in full; what concerns an air-gap audit by its number."""
     from turnout.fleet.inventory import DRIFT
+    from turnout.routing.advice import how_to_use
 
+    for status in catalog.endpoints if catalog.serving else ():  # else the error says so
+        if hint := how_to_use(status, config):
+            note(f"{status.endpoint.name}: {hint}")
     said = [(status.endpoint.name, text) for status in catalog.endpoints for text in status.notes]
     drift = [(name, text) for name, text in said if text.startswith(DRIFT)]
     for name, text in drift:
@@ -64,6 +72,7 @@ def _tell_notes(catalog: Catalog) -> None:
 def _explain(loaded: LoadedConfig, address: str, as_json: bool) -> None:
     from turnout.build import open_client_for
     from turnout.fleet.discovery import explain_address
+    from turnout.routing.advice import how_to_use
 
     url = address if "://" in address or address.startswith("unix:") else f"http://{address}"
 
@@ -93,6 +102,10 @@ def _explain(loaded: LoadedConfig, address: str, as_json: bool) -> None:
     for text in status.notes:
         click.echo(cell(f"note: {text}"))
     click.echo(cell(f"verdict: {status.endpoint.kind or 'no known server'}, {status.health.value}: {status.reason}"))
+    if status.unused:
+        click.echo(cell(f"not used: {status.unused}"))
+    if hint := how_to_use(status, loaded.config):
+        click.echo(cell(f"hint: {hint}"))
 
 
 def list_models(config_file: str | None, as_json: bool) -> None:

@@ -36,6 +36,7 @@ GENERIC = BY_KIND["openai"]
 # On a busy machine what tells a server apart may be what came too late: it is looked at anew, not taken as known.
 HURRIED = "; some probes were not answered in time"
 SWITCHED_OFF = "switched off in the configuration"
+LEADS_ELSEWHERE = "leads to other servers: used when it is configured"
 # Each model is rated at every look: a list without end must not stop everything else.
 MAX_MODELS = MAX_ROWS
 
@@ -365,7 +366,7 @@ def _endpoint_of(endpoint: Endpoint, backend: Backend, config: RouterConfig) -> 
         endpoint = _configured(endpoint, section)
         if not section.enabled:
             return endpoint, SWITCHED_OFF
-    return endpoint, "" if backend.routed else f"{backend.title} leads to other servers: used when it is configured"
+    return endpoint, "" if backend.routed else f"{backend.title} {LEADS_ELSEWHERE}"
 
 
 def _windowed(model: Model, endpoint: Endpoint) -> Model:

@@ -94,7 +94,14 @@ def _wsl_networking(env: Mapping[str, str], root: Path) -> Literal["mirrored", "
 
 def loopback_only(config: RouterConfig, env: Mapping[str, str] = os.environ) -> bool:
     """Whether nothing beyond loopback may be looked for: no host of a container, no gateway, no scan, no beacon."""
-    return config.discovery.loopback_only or env.get("TURNOUT_LOOPBACK_ONLY") == "1"
+    return bool(why_loopback_only(config, env))
+
+
+def why_loopback_only(config: RouterConfig, env: Mapping[str, str] = os.environ) -> str:
+    """The setting that says so, "" when there is none."""
+    if config.discovery.loopback_only:
+        return "discovery.loopback_only"
+    return "TURNOUT_LOOPBACK_ONLY" if env.get("TURNOUT_LOOPBACK_ONLY") == "1" else ""
 
 
 def on_loopback(host: HostInfo) -> HostInfo:

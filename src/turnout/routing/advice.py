@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from turnout.config import RouterConfig, section_of
 from turnout.fleet.catalog import Catalog, EndpointStatus
+from turnout.fleet.discovery import LEADS_ELSEWHERE
 from turnout.types import Health
 
 START_ONE = "start a server such as llama-server or Ollama, or `turnout config init` and name yours"
@@ -21,6 +22,21 @@ def what_to_check(catalog: Catalog, config: RouterConfig) -> str:
     return "; ".join((*found[:_MOST], *((f"and {more} more",) if more > 0 else ())))
 
 
+def how_to_use(status: EndpointStatus, config: RouterConfig) -> str:
+    """What to add to the configuration to use a front end that was only found, "" for all other servers."""
+    endpoint = status.endpoint
+    if endpoint.configured or not status.unused.endswith(LEADS_ELSEWHERE):
+        return ""
+    given = config.services.get(endpoint.kind)
+    if given is not None and given.endpoint:
+        return ""  # its section is another one's
+    section = f"services.{endpoint.kind}"
+    told = f"to use {endpoint.url}, name it in {section}.endpoint"
+    if status.health is Health.NEEDS_KEY:
+        return f"{told}, and {'correct' if endpoint.key else 'give'} its key in {section}.key"
+    return f"{told}: its key alone does not do it" if endpoint.key else told
+
+
 def _advice(status: EndpointStatus, config: RouterConfig) -> str:
     endpoint = status.endpoint
     section = _section(status, config)
@@ -30,7 +46,7 @@ def _advice(status: EndpointStatus, config: RouterConfig) -> str:
         if endpoint.name not in config.services:
             return f"look at {endpoint.url}, or correct {endpoint.name} in the inventory"
     if status.unused:
-        return "" if endpoint.kind in config.services else f"to use {endpoint.url}, name it in {section}.endpoint"
+        return how_to_use(status, config)
     match status.health:
         case Health.NEEDS_KEY:
             return f"{'correct' if endpoint.key else 'set'} {section}.key: {endpoint.url} refuses without the right one"
