@@ -195,7 +195,7 @@ def test_tenants_see_only_their_own(store: SessionStore) -> None:
     store.append("bert", "later", said("his too"))
     assert texts(store.load("anna", "s")) == ["hers"]
     assert store.load("anna", "later") is None
-    assert [name for name, _ in store.list_sessions("bert")] == ["later", "s"]
+    assert [line.id for line in store.list_sessions("bert")] == ["later", "s"]
     assert store.delete("anna", "s")
     assert not store.delete("anna", "s")
     assert store.load("anna", "s") is None
@@ -205,9 +205,10 @@ def test_tenants_see_only_their_own(store: SessionStore) -> None:
 
 def test_a_deleted_session_leaves_no_rows(store: SessionStore, path: Path) -> None:
     store.append("t", "s", said("one", model="m"))
+    store.keep_summary("t", "s", "k", "of one")
     store.delete("t", "s")
     rows = sqlite3.connect(path)
-    for table in ("sessions", "messages", "switches"):
+    for table in ("sessions", "messages", "switches", "summaries"):
         assert rows.execute(f"SELECT COUNT(*) FROM {table}").fetchone() == (0,)
     rows.close()
 

@@ -11,29 +11,24 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from logging import getLogger
 from pathlib import Path
-from typing import Any
 
-import msgspec
-
+from turnout.context.record import (
+    Exchange,
+    SessionLine,
+    SessionRecord,
+    StoredMessage,
+    decode_message,
+    encode_message,
+    metadata_of,
+    speaks,
+)
 from turnout.context.tokens import get_token_counter
 from turnout.errors import StorageError, UsageError
-from turnout.types import (
-    NOTHING,
-    Image,
-    Json,
-    Message,
-    Part,
-    Reasoning,
-    Route,
-    Text,
-    ToolCall,
-    ToolResult,
-    message,
-)
+from turnout.types import Json, Message, Route, message
 
 try:
     import fcntl
@@ -43,6 +38,11 @@ except ImportError:  # Windows: two processes that open the store for the very f
 log = getLogger(__name__)
 
 BUSY_SECONDS = 10.0
+DAY = 86_400.0
+# A clock that has moved on by more days than this, or than the retention, is not believed at once.
+DOUBTFUL_DAYS = 30
+# A longer message is not decoded only to be listed or brought back to a prompt.
+_SHORT_BYTES = 20_000
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _MIGRATIONS = (
@@ -63,60 +63,25 @@ _MIGRATIONS = (
     ALTER TABLE messages ADD COLUMN metadata TEXT NOT NULL DEFAULT '{}';
     CREATE INDEX switches_of_session ON switches (tenant, session);
     """,
+    """
+    ALTER TABLE sessions ADD COLUMN compact_at TEXT NOT NULL DEFAULT '[]';
+    ALTER TABLE sessions ADD COLUMN used INTEGER NOT NULL DEFAULT 0;
+    UPDATE sessions SET used = (SELECT COUNT(*) FROM sessions AS other WHERE other.updated <= sessions.updated);
+    CREATE TABLE summaries (
+        tenant TEXT NOT NULL, session TEXT NOT NULL, key TEXT NOT NULL, text TEXT NOT NULL, time REAL NOT NULL,
+        PRIMARY KEY (tenant, session, key),
+        FOREIGN KEY (tenant, session) REFERENCES sessions (tenant, id) ON DELETE CASCADE);
+    CREATE TABLE upkeep (one INTEGER PRIMARY KEY CHECK (one = 1), time REAL NOT NULL, since REAL NOT NULL);
+    """,
 )
 
 
 @dataclass(frozen=True, slots=True)
-class StoredMessage:
-    """A message with its time (seconds since the epoch), its tokens, and what else is known of it."""
+class Pruned:
+    """What retention did. ``doubtful``: the clock has jumped, so nothing was deleted and ages count from now on."""
 
-    message: Message
-    time: float
-    tokens: int
-    metadata: Mapping[str, Json] = field(default_factory=lambda: NOTHING)
-
-
-@dataclass(frozen=True, slots=True)
-class SessionRecord:
-    """A session as it is kept.
-
-    Attributes:
-        created, updated: seconds since the epoch.
-        compactions: how often its conversation was shortened to fit.
-        messages: the full history, oldest first: what compaction leaves out is still here.
-        model_history: ``(time, model, reason)`` of every switch, oldest first.
-    """
-
-    id: str
-    created: float
-    updated: float
-    system_prompt: str = ""
-    active_model: str = ""
-    compactions: int = 0
-    messages: tuple[StoredMessage, ...] = ()
-    model_history: tuple[tuple[float, str, str], ...] = ()
-
-    @property
-    def total_tokens(self) -> int:
-        """Tokens of all messages."""
-        return sum(m.tokens for m in self.messages)
-
-
-@dataclass(frozen=True, slots=True)
-class Exchange:
-    """What one answered query adds to a session.
-
-    Attributes:
-        model: answered, for ``reason``; "" leaves the model as it is.
-        system_prompt: led the conversation; "" leaves the session's as it is.
-        compacted: what was sent was shortened to fit.
-    """
-
-    messages: tuple[StoredMessage, ...]
-    model: str = ""
-    reason: str = ""
-    system_prompt: str = ""
-    compacted: bool = False
+    deleted: int = 0
+    doubtful: bool = False
 
 
 class SessionStore:
@@ -125,6 +90,7 @@ class SessionStore:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
+        self._opened = 0
         self._db = self._open()
 
     def _open(self, *, check: bool = False) -> sqlite3.Connection:
@@ -145,7 +111,7 @@ class SessionStore:
         self._path.touch(mode=0o600, exist_ok=True)
         db = sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
                 db.execute(f"PRAGMA {pragma}")
             self._migrate(db)
             found = db.execute("PRAGMA quick_check(1)").fetchone()[0] if check else "ok"
@@ -159,6 +125,7 @@ class SessionStore:
                 self._set_aside(error)
             db.close()
             raise
+        self._opened += 1
         return db
 
     def _migrate(self, db: sqlite3.Connection) -> None:
@@ -220,6 +187,7 @@ class SessionStore:
                 "compactions = compactions + excluded.compactions",
                 (*key, now, now, _text(added.system_prompt), int(added.compacted)),
             )
+            _mark_used(db, key)
             _insert_messages(db, key, rows)
             if added.model:
                 _switch(db, key, _text(added.model), _text(added.reason), now)
@@ -236,7 +204,12 @@ class SessionStore:
         facts = (session.created, session.updated, _text(session.system_prompt), _text(session.active_model))
         with self._using("IMMEDIATE") as db:
             db.execute("DELETE FROM sessions WHERE tenant = ? AND id = ?", key)
-            db.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?)", (*key, *facts, session.compactions))
+            db.execute(
+                "INSERT INTO sessions (tenant, id, created, updated, system_prompt, active_model, compactions, "
+                "compact_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (*key, *facts, session.compactions, json.dumps(session.compact_at)),
+            )
+            _mark_used(db, key)
             _insert_messages(db, key, rows)
             db.executemany("INSERT INTO switches VALUES (?, ?, ?, ?, ?)", history)
 
@@ -249,7 +222,7 @@ class SessionStore:
         key = _key(tenant, session_id)
         with self._using("DEFERRED") as db:
             row = db.execute(
-                "SELECT created, updated, system_prompt, active_model, compactions FROM sessions "
+                "SELECT created, updated, system_prompt, active_model, compactions, compact_at FROM sessions "
                 "WHERE tenant = ? AND id = ?",
                 key,
             ).fetchone()
@@ -262,26 +235,125 @@ class SessionStore:
                 "SELECT time, model, reason FROM switches WHERE tenant = ? AND session = ? ORDER BY rowid", key
             ).fetchall()
         try:
-            stored = tuple(StoredMessage(decode_message(b), at, n, _metadata(extra)) for b, at, n, extra in messages)
+            stored = tuple(StoredMessage(decode_message(b), at, n, metadata_of(extra)) for b, at, n, extra in messages)
+            marks = tuple(json.loads(row[-1]))
         except (ValueError, KeyError, TypeError) as error:
             raise StorageError(
                 f"a message of session {session_id} in {self._path} cannot be read: {error}",
                 hint="delete the session, or use another session id",
             ) from error
-        created, updated, prompt, active, compactions = row
-        return SessionRecord(session_id, created, updated, prompt, active, compactions, stored, tuple(history))
+        created, updated, prompt, active, compactions, _ = row
+        return SessionRecord(session_id, created, updated, prompt, active, compactions, stored, tuple(history), marks)
 
-    def list_sessions(self, tenant: str) -> tuple[tuple[str, float], ...]:
-        """``(id, last used)`` of a tenant's sessions, newest first.
+    def version(self) -> tuple[int, int]:
+        """Changes whenever another process, or another opened store of this one, has written. Cheap: no row is read.
+
+        Raises:
+            StorageError: as ``append``.
+        """
+        with self._using("DEFERRED") as db:
+            return self._opened, db.execute("PRAGMA data_version").fetchone()[0]
+
+    def list_sessions(self, tenant: str) -> tuple[SessionLine, ...]:
+        """A tenant's sessions, the last used first, in the order of use and not of the clock.
 
         Raises:
             UsageError, StorageError: as ``append``.
         """
         with self._using("DEFERRED") as db:
-            found = db.execute(
-                "SELECT id, updated FROM sessions WHERE tenant = ? ORDER BY updated DESC, id", (_tenant(tenant),)
+            rows = db.execute(
+                "SELECT s.id, s.created, s.updated, COUNT(m.place), COALESCE(SUM(m.tokens), 0), s.active_model, "
+                "(SELECT body FROM messages WHERE tenant = s.tenant AND session = s.id AND length(body) < ? "
+                "ORDER BY place LIMIT 1) FROM sessions AS s LEFT JOIN messages AS m "
+                "ON m.tenant = s.tenant AND m.session = s.id WHERE s.tenant = ? "
+                "GROUP BY s.tenant, s.id ORDER BY s.used DESC, s.id",
+                (_SHORT_BYTES, _tenant(tenant)),
+            ).fetchall()
+        return tuple(
+            SessionLine(name, created, updated, number, tokens, model, _question(body))
+            for name, created, updated, number, tokens, model, body in rows
+        )
+
+    def questions(self, tenant: str, most: int = 500) -> tuple[str, ...]:
+        """What the tenant asked last, over all sessions, newest first.
+
+        Raises:
+            UsageError, StorageError: as ``append``.
+        """
+        with self._using("DEFERRED") as db:
+            rows = db.execute(
+                "SELECT body FROM messages WHERE tenant = ? AND length(body) < ? ORDER BY rowid DESC LIMIT ?",
+                (_tenant(tenant), _SHORT_BYTES, 2 * most),
+            ).fetchall()
+        return tuple(asked for (body,) in rows if (asked := _question(body)))[:most]
+
+    def undo(self, tenant: str, session_id: str) -> bool:
+        """Take back the last exchange: the last user turn and everything after it, with what was made of it since
+        (summaries, marks to compact). Which model answered stays recorded. False when nothing was asked.
+
+        Raises:
+            UsageError, StorageError: as ``append``.
+        """
+        key = _key(tenant, session_id)
+        with self._using("IMMEDIATE") as db:
+            found = self._last_turn(db, key)
+            if found is None:
+                return False
+            place, at = found
+            db.execute("DELETE FROM messages WHERE tenant = ? AND session = ? AND place >= ?", (*key, place))
+            db.execute("DELETE FROM summaries WHERE tenant = ? AND session = ? AND time >= ?", (*key, at))
+            left = _count(db, key)
+            _set_marks(db, key, [mark for mark in _marks(db, key) if mark <= left])
+        self._empty_journal()
+        return True
+
+    def _last_turn(self, db: sqlite3.Connection, key: tuple[str, str]) -> tuple[int, float] | None:
+        rows = db.execute(
+            "SELECT place, time, body FROM messages WHERE tenant = ? AND session = ? ORDER BY place DESC", key
+        )
+        for place, at, body in rows:
+            try:
+                if speaks(decode_message(body)):
+                    return place, at
+            except (ValueError, KeyError, TypeError):
+                continue  # what cannot be read goes with the turn before it
+        return None
+
+    def mark_compact(self, tenant: str, session_id: str) -> bool:
+        """From here on the conversation is compacted in any case, however much room there is. False: nothing is said.
+
+        Raises:
+            UsageError, StorageError: as ``append``.
+        """
+        key = _key(tenant, session_id)
+        with self._using("IMMEDIATE") as db:
+            here = _count(db, key)
+            if here:
+                _set_marks(db, key, sorted({*_marks(db, key), here}))
+            return here > 0
+
+    def keep_summary(self, tenant: str, session_id: str, key: str, text: str) -> None:
+        """Keep a summary under a key that stands for what it is of. For a session that is not there nothing is kept.
+
+        Raises:
+            UsageError, StorageError: as ``append``.
+        """
+        row = _key(tenant, session_id)
+        with self._using("IMMEDIATE") as db:
+            db.execute(
+                "INSERT OR REPLACE INTO summaries SELECT tenant, id, ?, ?, ? FROM sessions WHERE tenant = ? AND id = ?",
+                (key, _text(text), time.time(), *row),
             )
-            return tuple(found.fetchall())
+
+    def summaries(self, tenant: str, session_id: str) -> Mapping[str, str]:
+        """Every summary of a session by its key.
+
+        Raises:
+            UsageError, StorageError: as ``append``.
+        """
+        key = _key(tenant, session_id)
+        with self._using("DEFERRED") as db:
+            return dict(db.execute("SELECT key, text FROM summaries WHERE tenant = ? AND session = ?", key).fetchall())
 
     def delete(self, tenant: str, session_id: str) -> bool:
         """Remove a session with all its messages; False when there was none.
@@ -291,7 +363,49 @@ class SessionStore:
         """
         key = _key(tenant, session_id)
         with self._using("IMMEDIATE") as db:
-            return db.execute("DELETE FROM sessions WHERE tenant = ? AND id = ?", key).rowcount > 0
+            found = db.execute("DELETE FROM sessions WHERE tenant = ? AND id = ?", key).rowcount > 0
+        self._empty_journal()
+        return found
+
+    def prune(self, days: int, *, daily: bool = False, force: bool = False) -> Pruned:
+        """Delete what was not used for so many days, of every tenant; 0 days delete nothing.
+
+        A clock may be wrong, so what is deleted is never a matter of one look at it. When it was set back by a day or
+        more, or has moved on by more than ``days`` and DOUBTFUL_DAYS since retention last looked at it, and at the
+        very first look, nothing is deleted and every age counts from now on at the earliest. A session that was last
+        used in the future is never deleted.
+
+        Args:
+            days: since the last exchange.
+            daily: do nothing when it was done less than a day ago.
+            force: believe the clock.
+
+        Raises:
+            StorageError: as ``append``.
+        """
+        now = time.time()
+        with self._using("DEFERRED") as db:
+            row = db.execute("SELECT time, since FROM upkeep").fetchone()
+        if not days or (daily and row is not None and abs(now - row[0]) < DAY):
+            return Pruned()
+        with self._using("IMMEDIATE") as db:
+            last, since = db.execute("SELECT time, since FROM upkeep").fetchone() or (float("-inf"), now)
+            doubtful = not -DAY < now - last <= max(days, DOUBTFUL_DAYS) * DAY
+            if doubtful:
+                since = now
+            db.execute("INSERT OR REPLACE INTO upkeep VALUES (1, ?, ?)", (now, since))
+            gone = db.execute(
+                "DELETE FROM sessions WHERE updated <= ? AND MAX(updated, ?) < ?",
+                (now, float("-inf") if force else since, now - days * DAY),
+            ).rowcount
+        if gone:
+            self._empty_journal()
+        return Pruned(gone, doubtful and not force)
+
+    def _empty_journal(self) -> None:
+        """What was deleted is still in the journal: have it written back, and the file cut to nothing."""
+        with self._lock, suppress(sqlite3.Error):  # another process may be reading from it: then it is emptied later
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _failure(self, error: Exception) -> StorageError:
         if isinstance(error, sqlite3.Error) and _is_damage(error):
@@ -358,6 +472,36 @@ def _switch(db: sqlite3.Connection, key: tuple[str, str], model: str, reason: st
         db.execute("INSERT INTO switches VALUES (?, ?, ?, ?, ?)", (*key, now, model, reason))
 
 
+def _mark_used(db: sqlite3.Connection, key: tuple[str, str]) -> None:
+    """The last of all that were used: an order that no clock changes."""
+    db.execute("UPDATE sessions SET used = 1 + (SELECT MAX(used) FROM sessions) WHERE tenant = ? AND id = ?", key)
+
+
+def _count(db: sqlite3.Connection, key: tuple[str, str]) -> int:
+    row = db.execute("SELECT COUNT(*) FROM messages WHERE tenant = ? AND session = ?", key).fetchone()
+    return int(row[0])
+
+
+def _marks(db: sqlite3.Connection, key: tuple[str, str]) -> list[int]:
+    row = db.execute("SELECT compact_at FROM sessions WHERE tenant = ? AND id = ?", key).fetchone()
+    return list(json.loads(row[0]))
+
+
+def _set_marks(db: sqlite3.Connection, key: tuple[str, str], marks: list[int]) -> None:
+    db.execute("UPDATE sessions SET compact_at = ? WHERE tenant = ? AND id = ?", (json.dumps(marks), *key))
+
+
+def _question(body: bytes | None) -> str:
+    """What a stored message asks, "" when it is no question or cannot be read."""
+    if body is None:
+        return ""
+    try:
+        found = decode_message(body)
+    except (ValueError, KeyError, TypeError):
+        return ""
+    return found.text if speaks(found) else ""
+
+
 def open_store(path: Path) -> SessionStore:
     """Open or make the store; a damaged file is kept beside it under another name.
 
@@ -399,14 +543,18 @@ def exchange(request: Sequence[Message], answer: str, route: Route, *, compacted
     Args:
         request: the messages as they were asked, before anything was added or shortened.
         answer: the answer's text.
-        route: the way it went.
+        route: the way it went; the answer's metadata say which model on which service, and the fallback level.
         compacted: what was sent was shortened to fit.
     """
     now = time.time()
     counter = get_token_counter(route.canonical or route.sent_model)
     user = next((m for m in reversed(request) if m.role == "user"), message("user", ""))
-    both = (user, message("assistant", answer))
-    stored = tuple(StoredMessage(m, now, counter.count_message(m)) for m in both)
+    given = message("assistant", answer)
+    by: dict[str, Json] = {"model": route.sent_model, "service": route.service, "level": int(route.level)}
+    stored = (
+        StoredMessage(user, now, counter.count_message(user)),
+        StoredMessage(given, now, counter.count_message(given), by),
+    )
     system = "\n\n".join(m.text for m in request if m.role == "system")
     return Exchange(stored, route.sent_model, route.reason, system, compacted)
 
@@ -418,43 +566,3 @@ def _row(stored: StoredMessage) -> tuple[float, int, bytes, str]:
 def _text(value: str) -> str:
     """SQLite's text has no lone surrogates: they become question marks."""
     return value.encode("utf-8", "replace").decode()
-
-
-_KINDS: dict[str, type[Text | Image | Reasoning | ToolCall | ToolResult]] = {
-    "text": Text, "image": Image, "reasoning": Reasoning, "call": ToolCall, "result": ToolResult
-}  # fmt: skip
-_NAMES = {kind: name for name, kind in _KINDS.items()}
-
-
-def encode_message(value: Message) -> bytes:
-    """A message as JSON in ASCII, with escapes: lone surrogates, large numbers and NaN survive."""
-    parts = [{"kind": _NAMES[type(part)], **_fields(part)} for part in value.parts]
-    return json.dumps({"role": value.role, "parts": parts, "extras": dict(value.extras)}).encode("ascii")
-
-
-def _fields(part: Part) -> dict[str, Json]:
-    values = ((name, getattr(part, name)) for name in type(part).__dataclass_fields__)
-    return {name: value if isinstance(value, str | bool) else dict(value) for name, value in values}
-
-
-def decode_message(body: bytes) -> Message:
-    """The message that ``encode_message`` wrote.
-
-    Raises:
-        ValueError, KeyError, TypeError: it did not write this.
-    """
-    data = _parsed(body)
-    parts = tuple(_KINDS[row.pop("kind")](**row) for row in data["parts"])
-    return Message(data["role"], parts, data["extras"])
-
-
-def _parsed(body: bytes) -> dict[str, Any]:
-    try:
-        return msgspec.json.decode(body, type=dict[str, Any])
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        # Three times slower, for what no strict JSON has: lone surrogates, NaN, numbers beyond every range.
-        return json.loads(body)  # type: ignore[no-any-return]
-
-
-def _metadata(text: str) -> Mapping[str, Json]:
-    return NOTHING if text == "{}" else json.loads(text)
