@@ -179,7 +179,7 @@ async def test_a_session_survives_a_restart(llama: LlamaServer, tmp_path: Path) 
         first = await router.route("Say hello")
     async with LocalLLMRouter(None, config, session_id="s1") as again:
         await again.initialize()
-        history = [m.text for m in again._history]
+        history = [m.text for m in again._session.messages]
     assert history == ["Say hello", first]
 
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Self
 from turnout import config_load
 from turnout.backends import DEFAULT_URLS
 from turnout.build import load, open_router
-from turnout.config import LoadedConfig, RouterConfig, data_dir
+from turnout.config import LoadedConfig, RouterConfig
 from turnout.errors import NoServiceError, UsageError
 from turnout.fleet.agents import detect_coding_agent
 from turnout.fleet.host import detect_os
+from turnout.session import Session, open_sessions
 from turnout.types import (
     ChatRequest,
     Event,
@@ -27,7 +28,6 @@ from turnout.types import (
     Message,
     Notice,
     Position,
-    Principal,
     ReasoningDelta,
     Route,
     Started,
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from turnout.context.store import SessionStore
     from turnout.fleet.catalog import EndpointStatus
     from turnout.router import Router
-
-_LOCAL = Principal()
 
 
 def build_system_prompt(*, agent: str = "", code_intelligence: bool = False) -> str:
@@ -133,7 +131,8 @@ class LocalLLMRouter:
     Args:
         workspace: directory whose code may be read as context, or None.
         config: a RouterConfig, a dict, a path, or None for the usual places.
-        session_id: continue and keep this session in the store; None keeps the conversation in memory only.
+        session_id: continue and keep this session in the store; None keeps the conversation in memory only, and so
+            does ``sessions.store: false`` in the configuration.
 
     Example::
 
@@ -158,7 +157,7 @@ class LocalLLMRouter:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._router: Router | None = None
         self._store: SessionStore | None = None
-        self._history: list[Message] = []
+        self._session = Session(self.session_id, None)
 
     async def initialize(self) -> None:
         """Find the servers and open the session. Called on first use when you do not call it.
@@ -176,20 +175,19 @@ class LocalLLMRouter:
     async def _open(self) -> None:
         self._loop = asyncio.get_running_loop()
         try:
-            store = self._open_store()
+            store = await self._open_store()
             self._router = await self._stack.enter_async_context(open_router(self._loaded, store=store))
         except BaseException:
             await self._close()
             raise
 
-    def _open_store(self) -> SessionStore | None:
+    async def _open_store(self) -> SessionStore | None:
         if not self.session_id:
             return None
-        from turnout.context.store import open_store
-
-        store = self._store = open_store(data_dir() / "sessions.db")
-        saved = store.load(_LOCAL.id, self.session_id)
-        self._history = [m.message for m in saved.messages] if saved else []
+        store = self._store = await asyncio.to_thread(open_sessions, self._loaded)
+        if store is not None:
+            self._session = Session(self.session_id, store)
+            await self._session.refresh()
         return store
 
     async def aclose(self) -> None:
@@ -243,19 +241,14 @@ class LocalLLMRouter:
             raise NoServiceError
         system, user = build_messages(query, workspace=self.workspace, agent=self._agent)
         request = ChatRequest(
-            messages=(system, *self._history, user),
+            messages=(system, user),
             file_context=parse_file_context(file_context),
-            session_id=self.session_id,
             agent=self._agent,
             workspace=self.workspace,
         )
-        answer: list[str] = []
-        async with aclosing(router.route(request, _LOCAL)) as events:
+        async with aclosing(self._session.events(router, request)) as events:
             async for event in events:
-                if isinstance(event, TextDelta):
-                    answer.append(event.text)
                 yield event
-        self._history += [user, message("assistant", "".join(answer))]
 
 
 def parse_file_context(given: Mapping[str, object] | None) -> FileContext | None:

@@ -182,6 +182,24 @@ class ContextConfig(Section, frozen=True, kw_only=True):
     ] = 8000
 
 
+class SessionsConfig(Section, frozen=True, kw_only=True):
+    """What is kept of our own conversations, as plain text (docs/sessions.md). Of the gateway's nothing is kept."""
+
+    store: Annotated[
+        bool,
+        Meta(description="`false` keeps nothing on the disk: a chat lives in memory, and has no history of lines."),
+    ] = True
+    retention_days: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=36_500,
+            description="A conversation that was not used for so long is deleted; 0 keeps it for ever.",
+            extra={"unit": "days"},
+        ),
+    ] = 90
+
+
 class SecurityConfig(Section, frozen=True, kw_only=True):
     """What may be dialled, and what is written down (SPEC SEC-1 to SEC-4). Loopback always may be dialled."""
 
@@ -301,6 +319,7 @@ class RouterConfig(Section, frozen=True, kw_only=True):
     routing: RoutingConfig = RoutingConfig()
     serena: SerenaConfig = SerenaConfig()
     context: ContextConfig = ContextConfig()
+    sessions: SessionsConfig = SessionsConfig()
     security: SecurityConfig = SecurityConfig()
     discovery: DiscoveryConfig = DiscoveryConfig()
     embedded: EmbeddedConfig = EmbeddedConfig()

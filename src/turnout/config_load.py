@@ -535,6 +535,11 @@ context:
   compaction_threshold: 0.8
   compaction_target: 0.5
 
+# Conversations (turnout chat) are kept as plain text for so many days; store: false keeps none (docs/sessions.md).
+sessions:
+  store: true
+  retention_days: 90
+
 # Loopback may always be dialled. A server elsewhere needs its name, address or network here.
 security:
   allow_external: false
