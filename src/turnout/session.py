@@ -49,21 +49,26 @@ def open_sessions(loaded: LoadedConfig) -> SessionStore | None:
     return _open(loaded) if loaded.config.sessions.store else None
 
 
-def kept_sessions(loaded: LoadedConfig) -> SessionStore | None:
+def kept_sessions(loaded: LoadedConfig, *, prune: bool = True) -> SessionStore | None:
     """The store to look into, also when nothing is added to it any more; None when there never was one. Blocking.
+
+    Args:
+        loaded: the configuration.
+        prune: apply retention first.
 
     Raises:
         StorageError: it cannot be read or written.
     """
-    return _open(loaded) if (data_dir() / STORE_FILE).exists() else None
+    return _open(loaded, prune=prune) if (data_dir() / STORE_FILE).exists() else None
 
 
-def _open(loaded: LoadedConfig) -> SessionStore:
+def _open(loaded: LoadedConfig, *, prune: bool = True) -> SessionStore:
     from turnout.context.store import open_store
 
     store = open_store(data_dir() / STORE_FILE)
     try:
-        store.prune(loaded.config.sessions.retention_days, daily=True)
+        if prune:
+            store.prune(loaded.config.sessions.retention_days, daily=True)
     except BaseException:
         store.close()
         raise

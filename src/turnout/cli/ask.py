@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Unpack
 
 import click
@@ -23,18 +23,17 @@ from turnout.cli.output import (
     waiting,
 )
 from turnout.cli.request import Given, build_request, read_query, request_options
-from turnout.errors import AuditError, NoServiceError, QueryFailedError, StreamBrokenError, TurnoutError
+from turnout.errors import AuditError, NoServiceError, QueryFailedError, StreamBrokenError, TurnoutError, UsageError
 from turnout.types import ChatRequest, Event, ExecutionResult, ReasoningDelta, Route, Started, TextDelta
 
 if TYPE_CHECKING:
     from turnout.config import LoadedConfig
-    from turnout.router import Router
     from turnout.types import Json
 
 _OFFER = "No local server answered. Use the bundled demonstration model (SmolLM2 135M, small, for trying out only)?"
 
 
-_NO_END = "the answer was given, but how it ended could not be written to the audit log"
+NO_END = "the answer was given, but how it ended could not be written to the audit log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +78,17 @@ class Screen:
 @request_options
 @click.option("--embedded", is_flag=True, help="Use the bundled demonstration model and look for no server.")
 @click.option("--no-stream", is_flag=True, help="Print the answer when it is complete.")
+@click.option("--session", metavar="NAME", help="Begin or go on with this conversation, and keep what is said.")
 @json_option
 @click.pass_obj
-def ask(config_file: str | None, embedded: bool, no_stream: bool, as_json: bool, **given: Unpack[Given]) -> None:
+def ask(
+    config_file: str | None,
+    embedded: bool,
+    no_stream: bool,
+    session: str | None,
+    as_json: bool,
+    **given: Unpack[Given],
+) -> None:
     """Ask a question and stream the answer of the best local model.
 
     QUERY is the question; `-` reads it from standard input. Text that is piped in is attached after QUERY
@@ -95,6 +102,9 @@ def ask(config_file: str | None, embedded: bool, no_stream: bool, as_json: bool,
     query = read_query(given["query"])
     loaded = loaded_config(config_file)
     request = build_request(loaded, given, query)
+    if session is not None:
+        require_store(loaded, session)
+        request = replace(request, session_id=session)
     stream = not (no_stream or as_json)
     began = time.monotonic()
     try:
@@ -106,25 +116,26 @@ def ask(config_file: str | None, embedded: bool, no_stream: bool, as_json: bool,
             click.echo(safe(error.received))
         raise
     seconds = time.monotonic() - began
-    fields = _result_fields(answer.result, seconds) if as_json else {}
+    fields = {**_result_fields(answer.result, seconds), "session": session} if as_json else {}
     if not as_json:
         if not stream:
             click.echo(safe(answer.result.text))
-        _print_route(answer.result, seconds)
+        for line in route_lines(answer.result, seconds):
+            note(line)
     if answer.alarm is not None:
-        raise PartialError(AuditError(_NO_END, hint=answer.alarm.hint), fields)
+        raise PartialError(AuditError(NO_END, hint=answer.alarm.hint), fields)
     if as_json:
         print_json(fields)
 
 
 def _answer(loaded: LoadedConfig, request: ChatRequest, *, embedded: bool, stream: bool) -> Answer:
     if embedded:
-        return asyncio.run(_run(_only_embedded(loaded), request, embedded=True, stream=stream))
+        return asyncio.run(_run(only_embedded(loaded), request, embedded=True, stream=stream))
     try:
         return asyncio.run(_run(loaded, request, embedded=False, stream=stream))
     except NoServiceError as error:
         if _agreed(loaded):
-            return asyncio.run(_run(_only_embedded(loaded), request, embedded=True, stream=stream))
+            return asyncio.run(_run(only_embedded(loaded), request, embedded=True, stream=stream))
         hint = f"{error.hint}{_install_first()}"
         raise NoServiceError(error.message, hint=hint, probed=error.probed) from error
 
@@ -133,28 +144,48 @@ async def _run(loaded: LoadedConfig, request: ChatRequest, *, embedded: bool, st
     from turnout.api import collect
     from turnout.build import open_router
     from turnout.cli.notes import log_as_notes
+    from turnout.session import Session, open_sessions
 
     with waiting("starting the bundled model" if embedded else "looking for servers") as update:
         screen = Screen(stream, update)
         try:
             with log_as_notes(screen.end_line):
-                async with (
-                    open_router(loaded, embedded=embedded) as router,
-                    aclosing(_seen(router, request, screen)) as events,
-                ):
-                    return Answer(await collect(events), router.audit_alarm)
+                async with AsyncExitStack() as stack:
+                    store = await asyncio.to_thread(open_sessions, loaded) if request.session_id else None
+                    if store is not None:
+                        stack.callback(store.close)
+                    session = Session(request.session_id, store)
+                    await session.refresh()
+                    router = await stack.enter_async_context(open_router(loaded, embedded=embedded, store=store))
+                    async with aclosing(seen(session.events(router, request), screen)) as events:
+                        return Answer(await collect(events), router.audit_alarm)
         finally:
             screen.end_line()
 
 
-async def _seen(router: Router, request: ChatRequest, screen: Screen) -> AsyncGenerator[Event, None]:
-    async with aclosing(router.route(request)) as events:
+async def seen(events: AsyncGenerator[Event, None], screen: Screen) -> AsyncGenerator[Event, None]:
+    """The events, each shown as it comes."""
+    async with aclosing(events):
         async for event in events:
             screen.see(event)
             yield event
 
 
-def _only_embedded(loaded: LoadedConfig) -> LoadedConfig:
+def require_store(loaded: LoadedConfig, session: str) -> None:
+    """Refuse to go on with a conversation that is not to be kept.
+
+    Raises:
+        UsageError: the name is not plain, or nothing is stored.
+    """
+    from turnout.context.store import check_session_id
+
+    check_session_id(session)
+    if not loaded.config.sessions.store:
+        said = f"{loaded.place('sessions.store')} is false: no conversation is kept"
+        raise UsageError(said, hint="set it to true, or leave --session out")
+
+
+def only_embedded(loaded: LoadedConfig) -> LoadedConfig:
     """The same configuration with no server to look for, so that the bundled model is alone and therefore chosen."""
     import msgspec
 
@@ -184,18 +215,19 @@ def _install_first() -> str:
     return "" if can_run() else " (`turnout embedded install` first)"
 
 
-def _print_route(result: ExecutionResult, seconds: float) -> None:
+def route_lines(result: ExecutionResult, seconds: float) -> Iterator[str]:
+    """What is told beside an answer: notices, failed attempts, and the route it took."""
     for notice in result.notices:
         # Fallback notices say what the attempts below say.
         if notice.code != "fallback":
-            note(f"note: {notice.text}")
+            yield f"note: {notice.text}"
     for line, seconds_of_each in _failed_attempts(result).items():
         tries = f"{len(seconds_of_each)} tries, " if len(seconds_of_each) > 1 else ""
-        note(f"tried: {line} ({tries}{sum(seconds_of_each):.2f} s)")
+        yield f"tried: {line} ({tries}{sum(seconds_of_each):.2f} s)"
     if result.finish == "length":
-        note("note: the answer ends at its token limit; --max-tokens raises it")
+        yield "note: the answer ends at its token limit; --max-tokens raises it"
     if result.route is not None:
-        note(f"route: {_route_line(result.route, result, seconds)}")
+        yield f"route: {_route_line(result.route, result, seconds)}"
 
 
 def _failed_attempts(result: ExecutionResult) -> dict[str, list[float]]:

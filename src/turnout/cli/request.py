@@ -1,4 +1,4 @@
-"""What ``ask`` and ``explain`` share: the question, where it stands in the user's code, and which model it wants."""
+"""What ``ask``, ``explain`` and ``chat`` share: the question, where it stands in the user's code, its model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ _MOST_COUNTED = 32 * MAX_QUERY_BYTES
 _PATIENCE = 2.0  # seconds
 
 _OPTIONS = (
-    click.argument("query", required=False),
     click.option("--file", metavar="FILE", help="The file you are in."),
     click.option("--line", type=click.IntRange(min=1), help="The line you are on, from 1."),
     click.option("--column", type=click.IntRange(min=1), help="The column you are at, from 1."),
@@ -41,10 +40,9 @@ _OPTIONS = (
 )
 
 
-class Given(TypedDict):
-    """The values of ``request_options``."""
+class Wanted(TypedDict):
+    """The values of ``question_options``."""
 
-    query: str | None
     file: str | None
     line: int | None
     column: int | None
@@ -54,8 +52,19 @@ class Given(TypedDict):
     max_tokens: int | None
 
 
+class Given(Wanted):
+    """The values of ``request_options``."""
+
+    query: str | None
+
+
 def request_options(command: Callable[..., None]) -> Callable[..., None]:
     """The argument and options that make a request."""
+    return click.argument("query", required=False)(question_options(command))
+
+
+def question_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of a request, whose question comes from elsewhere."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -134,7 +143,7 @@ def _too_large(size: str) -> UsageError:
     return UsageError(f"the query has {size} bytes, the most is {MAX_QUERY_BYTES:,}", hint="ask about a part of it")
 
 
-def build_request(loaded: LoadedConfig, given: Given, query: str) -> ChatRequest:
+def build_request(loaded: LoadedConfig, given: Wanted, query: str) -> ChatRequest:
     """The request that the options describe.
 
     Raises:
@@ -180,7 +189,7 @@ def _here_around(file: str | None) -> Path | None:
     return here if file is not None and Path(file).resolve().is_relative_to(here) else None
 
 
-def _file_context(given: Given, workspace: Path | None) -> FileContext | None:
+def _file_context(given: Wanted, workspace: Path | None) -> FileContext | None:
     name, line, column = given["file"], given["line"], given["column"]
     if name is None:
         if line is not None or column is not None:
