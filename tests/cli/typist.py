@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import re
 import select
+import subprocess
 import sys
 from collections.abc import Callable
 from types import TracebackType
+from typing import Self
 
-PATIENCE = 60.0
+PATIENCE = 15.0
 CTRL_C, CTRL_D, ENTER, ALT_ENTER, UP = "\x03", "\x04", "\r", "\x1b\r", "\x1b[A"
 # The prompt takes pasted blocks as such, and says so to the terminal: that is when it is there, and when it has gone.
 _PROMPT, _GONE = "\x1b[?2004h", "\x1b[?2004l"
+# The terminal is the program's own, so that Ctrl-C is a signal to it.
+_START = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from turnout.cli import main; main()"
 PASTE, PASTED = "\x1b[200~", "\x1b[201~"
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|\x1b[=>]")
 
@@ -23,20 +27,20 @@ class Typist:
     def __init__(self, *args: str, columns: int = 160) -> None:
         import pty
 
-        self.pid, self._terminal = pty.fork()
-        if self.pid == 0:
-            # A real terminal answers where its cursor is; this one cannot.
-            os.environ.update(TERM="xterm", COLUMNS=str(columns), LINES="50", PROMPT_TOOLKIT_NO_CPR="1")
-            os.execv(sys.executable, [sys.executable, "-c", "from turnout.cli import main; main()", *args])
-        self.raw, self._read_until, self.code = "", 0, -1
+        self._terminal, side = pty.openpty()
+        # A real terminal answers where its cursor is; this one cannot.
+        env = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns), "LINES": "50", "PROMPT_TOOLKIT_NO_CPR": "1"}
+        command = [sys.executable, "-c", _START, *args]
+        self._child = subprocess.Popen(command, stdin=side, stdout=side, stderr=side, env=env, start_new_session=True)
+        os.close(side)
+        self.pid, self.raw, self._read_until = self._child.pid, "", 0
 
-    def __enter__(self) -> Typist:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self.code < 0:
-            os.kill(self.pid, 9)
-            os.waitpid(self.pid, 0)
+        self._child.kill()
+        self._child.wait()
         os.close(self._terminal)
 
     def type(self, *pieces: str) -> None:
@@ -64,8 +68,7 @@ class Typist:
         """Wait until the program has ended; its exit code."""
         while self._more("the end"):
             pass
-        self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        return self.code
+        return self._child.wait()
 
     @property
     def shown(self) -> str:

@@ -208,8 +208,10 @@ class Chat:
         self._tell(result, time.monotonic() - began)
 
     def _request(self, question: str) -> ChatRequest:
-        exact = self._model != "auto"
-        given: Wanted = {**self._given, "model": self._model, "category": None if exact else self._given["category"]}
+        if self._model == "auto":
+            given: Wanted = {**self._given, "model": None}
+        else:
+            given = {**self._given, "model": self._model, "category": None}
         return build_request(self._loaded, given, question)
 
     async def _answer(self, request: ChatRequest) -> ExecutionResult:

@@ -31,8 +31,9 @@ def terminal_reader(questions: Callable[[], Sequence[str]], complete: Complete) 
         complete: what Tab offers: every command, with what may follow it.
     """
     from prompt_toolkit import PromptSession
-    from prompt_toolkit.completion import DynamicCompleter, NestedCompleter
-    from prompt_toolkit.history import History, ThreadedHistory
+    from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+    from prompt_toolkit.document import Document
+    from prompt_toolkit.history import History
 
     class Earlier(History):
         def load_history_strings(self) -> Iterator[str]:
@@ -41,14 +42,19 @@ def terminal_reader(questions: Callable[[], Sequence[str]], complete: Complete) 
         def store_string(self, string: str) -> None:
             """Nothing: the store keeps the question with its answer."""
 
-    def completer() -> NestedCompleter:
-        return NestedCompleter.from_nested_dict({name: set(after) or None for name, after in complete().items()})
+    class Commands(Completer):
+        def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
+            typed, offered = document.text_before_cursor, complete()
+            command, space, begun = typed.partition(" ")
+            for word in offered.get(command, ()) if space else offered:
+                if word.startswith(begun if space else typed):
+                    yield Completion(word, start_position=-len(begun if space else typed))
 
     session = PromptSession[str](
-        history=ThreadedHistory(Earlier()),
+        history=Earlier(),
         multiline=True,
         key_bindings=_keys(),
-        completer=DynamicCompleter(completer),
+        completer=Commands(),
         complete_while_typing=False,
     )
 
