@@ -59,6 +59,9 @@ INVENTORY = "fleet/test_inventory.py::"
 HOST = "fleet/test_host.py::"
 WARM = "test_residency.py::"
 SHOWN = "cli/test_fleet.py::"
+TALKS = "cli/test_session.py::"
+SESSION = "test_session.py::"
+UPKEEP = "context/test_upkeep.py::"
 IDENTITY = "backends/test_identity.py::"
 HEALTH = "fleet/test_health.py::"
 WATCH = "fleet/test_watch.py::"
@@ -499,6 +502,19 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
     ),
     (
         "CTX-2",
+        "metadata of messages: which model on which service answered, at which level",
+        by(TALKS + "test_hand_overs_are_shown_with_time_model_and_reason", code="turnout.context.store:exchange"),
+    ),
+    (
+        "CTX-2",
+        "several processes continue one session, each with what the others added",
+        by(
+            SESSION + "test_two_routers_that_continue_one_session_read_each_other",
+            code=("turnout.session:Session._read", "turnout.context.store:SessionStore.version"),
+        ),
+    ),
+    (
+        "CTX-2",
         "bad input: session ids that are paths, a clock that jumps, lone surrogates, processes that migrate at once",
         by(
             BAD + "test_a_session_id_that_is_no_name_is_refused_before_a_model_is_asked",
@@ -508,7 +524,20 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
             code="turnout.context.store:open_store",
         ),
     ),
-    ("CTX-2", "metadata of messages: the store keeps it, nothing writes any yet", CONTEXT),
+    (
+        "CTX-2",
+        "retention, which no clock that jumps misleads",
+        by(
+            UPKEEP + "test_retention_deletes_what_was_not_used_for_so_long",
+            UPKEEP + "test_a_clock_that_jumps_and_comes_back_deletes_nothing",
+            code="turnout.context.store:SessionStore.prune",
+        ),
+    ),
+    (
+        "CTX-2",
+        "nothing is on the disk when nothing is to be stored",
+        by(SESSION + "test_nothing_is_stored_when_nothing_is_to_be", code="turnout.session:open_sessions"),
+    ),
     (
         "CTX-2",
         "the conversation as a value: total tokens, counted anew for another model",
@@ -552,6 +581,22 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
             "test_long_conversation.py::test_a_session_of_sixty_turns[short]",
             "test_long_conversation.py::test_an_agent_that_resends_sixty_turns_with_tools[short]",
             code=("turnout.fitting:Fitter.fit", "turnout.context.compaction:_cut"),
+        ),
+    ),
+    (
+        "CTX-4",
+        "reversible: what is left out of a request is still shown by turnout session show --full",
+        by(
+            TALKS + "test_show_is_what_would_be_sent_and_full_is_the_original",
+            code=("turnout.session:outlook", "turnout.cli.session:markdown"),
+        ),
+    ),
+    (
+        "CTX-5",
+        "the hand-over between models of a session is kept and shown with time and reason",
+        by(
+            TALKS + "test_hand_overs_are_shown_with_time_model_and_reason",
+            code=("turnout.context.store:_switch", "turnout.cli.session:markdown"),
         ),
     ),
     (
@@ -873,6 +918,50 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "UI-1",
         "turnout top, live on a terminal",
         by("cli/test_top.py::test_a_frame_shows_what_is_loaded_and_what_changed", code="turnout.cli.top:_frame"),
+    ),
+    (
+        "UI-1",
+        "turnout chat",
+        by(
+            "cli/test_chat.py::test_from_a_pipe_each_line_is_a_question_and_stdout_the_answers",
+            code=("turnout.cli.chat:chat", "turnout.cli.chat:Chat.take", "turnout.cli.chat:Chat.undo"),
+        ),
+    ),
+    (
+        "UI-1",
+        "turnout ask --session",
+        by(TALKS + "test_ask_begins_and_continues_a_conversation", code="turnout.cli.ask:require_store"),
+    ),
+    (
+        "UI-1",
+        "turnout session list",
+        by(TALKS + "test_conversations_are_listed_and_the_nearest_is_named", code="turnout.cli.session:list_"),
+    ),
+    (
+        "UI-1",
+        "turnout session show and export",
+        by(
+            TALKS + "test_export_is_whole_exact_in_json_and_harmless_in_markdown",
+            code=("turnout.cli.session:show", "turnout.cli.session:export"),
+        ),
+    ),
+    (
+        "UI-1",
+        "turnout session delete",
+        by(TALKS + "test_delete_says_what_is_gone", code="turnout.cli.session:delete"),
+    ),
+    (
+        "UI-1",
+        "turnout session resume",
+        by(TALKS + "test_resume_goes_on", code="turnout.cli.session:resume"),
+    ),
+    (
+        "UI-1",
+        "turnout session prune",
+        by(
+            TALKS + "test_retention_is_applied_when_the_store_is_opened_and_by_prune",
+            code="turnout.cli.session:prune",
+        ),
     ),
     ("UI-1", "completion tested in shells", "deferred: no issue filed yet"),
     ("UI-2", "dashboard", LATER),

@@ -15,7 +15,13 @@ def test_the_page_is_up_to_date() -> None:
 
 def test_the_page_has_every_command_and_option() -> None:
     page = reference()
-    for heading in ("## turnout ask", "## turnout config init", "## turnout embedded status", "## turnout serve"):
+    for heading in (
+        "## turnout ask",
+        "## turnout config init",
+        "## turnout embedded status",
+        "## turnout serve",
+        "## turnout session prune",
+    ):
         assert f"\n{heading}\n" in page
     assert "`--line INTEGER RANGE` | The line you are on, from 1. |" in page
     assert '    git diff | turnout ask "Review this change"\n' in page

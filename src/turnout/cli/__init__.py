@@ -25,7 +25,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 # Name -> (module in this package, what --help says). The module holds a command of that name and help text.
 COMMANDS: dict[str, tuple[str, str]] = {
     "ask": ("ask", "Ask a question and stream the answer of the best local model."),
-    "chat": ("chat", "Have a conversation: lines that can be edited, /commands, Ctrl-C cancels an answer."),
+    "chat": ("chat", "Have a conversation: what was said is sent along, shortened when it must be."),
     "session": ("session", "List, show, resume, export or delete conversations."),
     "explain": ("decide", "Show which model a question would go to, with every candidate and why; runs nothing."),
     "classify": ("decide", "Show what kind of work a question is."),
