@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 
@@ -11,10 +12,10 @@ import pytest
 from tests.fakes.base import running
 from tests.fakes.llm import WORDS, openai_app
 from turnout.api import LocalLLMRouter
-from turnout.context.store import open_store
+from turnout.context.store import Exchange, StoredMessage, open_store
 from turnout.errors import StorageError
 from turnout.session import Session, new_session_id
-from turnout.types import ChatRequest, message
+from turnout.types import ChatRequest, Event, Principal, TextDelta, message
 
 ANSWER = "".join(WORDS)
 
@@ -61,6 +62,27 @@ async def test_an_answer_that_is_cut_short_leaves_nothing_in_the_conversation(tm
             app.state.fake.fault = ""
             await router.route("c")
     assert users(app.state.fake.seen[2]) == ["a", "c"]
+
+
+async def test_a_turn_that_is_cut_short_once_it_was_kept_is_read_from_the_store(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "sessions.db")
+
+    class CutShort:
+        """A router whose caller leaves while the exchange is written."""
+
+        async def route(self, request: ChatRequest, principal: Principal) -> AsyncGenerator[Event, None]:
+            yield TextDelta("x")
+            both = (request.messages[-1], message("assistant", "x"))
+            store.append(principal.id, request.session_id, Exchange(tuple(StoredMessage(m, 0, 1) for m in both)))
+            raise asyncio.CancelledError
+
+    session = Session("s", store)
+    with pytest.raises(asyncio.CancelledError):
+        async for _ in session.events(CutShort(), ChatRequest((message("user", "a"),))):  # type: ignore[arg-type]
+            pass
+    await session.refresh()
+    assert [m.text for m in session.messages] == ["a", "x"]
+    store.close()
 
 
 async def test_an_exchange_that_the_disk_refuses_stays_in_this_conversation(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,7 +106,7 @@ async def test_a_conversation_with_a_real_model(llama: LlamaServer) -> None:
             assert "Ctrl-D or /quit leaves" in chat.prompt()
             chat.type("half a line")
             chat.see("half a line")
-            chat.type(CTRL_C, CTRL_D)
+            chat.type(CTRL_C, "/quit", ENTER)
             assert chat.end() == 0
 
         shown = await at_terminal(first, "--session", "s", "--max-tokens", "300")

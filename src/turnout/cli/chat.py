@@ -19,7 +19,7 @@ from turnout.backends.base import clean
 from turnout.cli.ask import NO_END, Screen, only_embedded, require_store, route_lines, seen
 from turnout.cli.output import cell, loaded_config, note, report_error, table, waiting
 from turnout.cli.request import Wanted, build_request, question_options
-from turnout.errors import EXIT_DONE, AuditError, TurnoutError, UsageError
+from turnout.errors import EXIT_DONE, AuditError, StorageError, TurnoutError, UsageError
 from turnout.types import ChatRequest, message
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ class Chat:
     def _greet(self) -> None:
         kept = self._session.kept
         if kept is not None and kept.messages:
-            last = next(m.message.text for m in reversed(kept.messages) if m.message.role == "user")
+            last = next((m.message.text for m in reversed(kept.messages) if m.message.role == "user"), "")
             self._aside(f"conversation {self._session.id}: {len(kept.messages)} messages; you last asked: {last[:100]}")
         else:
             where = f"conversation {self._session.id}" if self._store else "this conversation is not stored"
@@ -169,7 +169,10 @@ class Chat:
     def _questions(self) -> Sequence[str]:
         from turnout.router import LOCAL
 
-        return self._store.questions(LOCAL.id) if self._store is not None else ()
+        try:
+            return self._store.questions(LOCAL.id) if self._store is not None else ()
+        except StorageError:  # said with the next question, which needs the store more than the arrow keys do
+            return ()
 
     def _completions(self) -> Mapping[str, Sequence[str]]:
         models = [model.id for status in self._router.catalog.serving for model in status.models]
@@ -383,8 +386,12 @@ def _ctrl_c_cancels(task: asyncio.Task[Any]) -> Iterator[None]:
     loop, usual = asyncio.get_running_loop(), signal.getsignal(signal.SIGINT)
     ending = {n: signal.getsignal(n) for n in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))}
 
+    def cancel() -> None:
+        if not task.cancelling():  # once: a second Ctrl-C must not cut short what the first makes it tidy up
+            task.cancel()
+
     def stop(*_: object) -> None:
-        loop.call_soon_threadsafe(task.cancel)
+        loop.call_soon_threadsafe(cancel)
 
     def end(number: int, frame: Any) -> None:
         signal.signal(signal.SIGINT, usual)

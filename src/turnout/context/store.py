@@ -395,8 +395,8 @@ class SessionStore:
                 since = now
             db.execute("INSERT OR REPLACE INTO upkeep VALUES (1, ?, ?)", (now, since))
             gone = db.execute(
-                "DELETE FROM sessions WHERE updated <= ? AND MAX(updated, ?) < ?",
-                (now, float("-inf") if force else since, now - days * DAY),
+                "DELETE FROM sessions WHERE MAX(updated, ?) < ?",  # what is in the future is not below either
+                (float("-inf") if force else since, now - days * DAY),
             ).rowcount
         if gone:
             self._empty_journal()
