@@ -249,8 +249,14 @@ async def outlook(router: Router, request: ChatRequest, config: ContextConfig) -
     counter = get_token_counter(candidate.canonical or candidate.model.id)
     room = answer_room(request, candidate.window)
     system = counter.count_messages(m for m in request.messages if m.role == "system")
-    target = int(candidate.window * config.compaction_target) if request.compact_at else None
-    fitted = fit(asked.messages, window=candidate.window, reserve=room, counter=counter, config=config, target=target)
+    fitted = fit(
+        asked.messages,
+        window=candidate.window,
+        reserve=room,
+        counter=counter,
+        config=config,
+        compact_at=request.compact_at,
+    )
     return Outlook(
         candidate=candidate,
         system=system,

@@ -188,8 +188,6 @@ class ChatRequest:
         file_context: the user's file and cursor, or None.
         session_id: the session of ours that this belongs to, or "".
         agent: the calling coding agent's name, or "".
-        compact_at: after so many messages of the conversation, system messages not counted, it is compacted to the
-            target in any case: the user asked for it there.
         own_history: the client keeps and resends its history itself, so for an exact model it is never shortened.
         compact_at: after so many messages, system messages not counted, the conversation is compacted in any case.
         workspace: absolute path whose code may be read as context, or ""; set by us, never by a client.
@@ -211,7 +209,6 @@ class ChatRequest:
     category: TaskCategory | None = None
     file_context: FileContext | None = None
     session_id: str = ""
-    compact_at: tuple[int, ...] = ()
     agent: str = ""
     workspace: str = ""
     own_history: bool = False

@@ -108,6 +108,7 @@ async def test_a_conversation_with_a_real_model(llama: LlamaServer) -> None:
             chat.see("half a line")
             chat.type(CTRL_C, "/quit", ENTER)
             assert chat.end() == 0
+            assert chat.shown.count("Ctrl-D or /quit leaves") == 1, "half a line is dropped without a word"
 
         shown = await at_terminal(first, "--session", "s", "--max-tokens", "300")
         one, two, story, four = map(sent, seen)
