@@ -259,24 +259,38 @@ def long_session(name: str = "s", turns: int = 10) -> list[str]:
 
 
 async def test_compact_is_for_good_and_undo_takes_it_back(llama: LlamaServer) -> None:
-    long_session(turns=5)
-    configure(llama.url, context={"preserve_recent_messages": 2})
+    said = long_session(turns=5)
+    async with recorded(llama.url) as (url, seen):
+        configure(url, context={"preserve_recent_messages": 2})
 
-    def use(chat: Typist) -> None:
-        chat.prompt()
-        chat.ask("/context", r"sent next +everything as it is")
-        chat.ask("/compact", r"from now on: \d+ older messages summarised; about 1,[\d,]+ tokens become \d{3}\n")
-        chat.ask("/context", r"sent next +\d+ older messages summarised: about \d{3} tokens")
-        assert kept().compact_at == (10,)  # type: ignore[union-attr]
-        chat.ask("/undo", "taken back: Question 8. blue")
-        assert kept().compact_at == ()  # type: ignore[union-attr]
-        chat.ask("/new", "a new conversation: ")
-        chat.ask("/compact", "nothing was said yet")
-        chat.ask("/undo", "nothing was asked yet")
-        chat.ask("/sessions", r"s +2001-09-0\d|s +20\d\d-")
+        def use(chat: Typist) -> None:
+            chat.prompt()
+            chat.ask("/context", r"sent next +everything as it is")
+            chat.ask("/compact", r"from now on: \d+ older messages summarised; about 1,[\d,]+ tokens become \d{3}\n")
+            chat.ask("/context", r"sent next +\d+ older messages summarised: about \d{3} tokens")
+            assert marks() == (10,)
+            chat.ask("And now?", r"note: \d+ older messages summarised\n")
+            chat.ask("/undo", "taken back: And now?")
+            assert marks() == (10,)
+            chat.ask("/undo", "taken back: Question 8. blue")
+            assert marks() == ()
+            chat.ask("/new", "a new conversation: ")
+            chat.ask("/compact", "nothing was said yet")
+            chat.ask("/undo", "nothing was asked yet")
+            chat.ask("/sessions", r"s +20\d\d-.* +8 .*smol +Question 0\. blue")
 
-    await at_terminal(use, "--session", "s")
-    assert len(texts()) == 8
+        await at_terminal(use, "--session", "s", "--max-tokens", "10")
+    (asked,) = map(sent, seen)
+    assert asked[0][1].startswith("[Previous conversation summary]")
+    assert [text for _, text in asked[-3:]] == [*said[-2:], "And now?"]
+    assert len(asked) < len(said)
+    assert texts() == said[:8], "the original"
+
+
+def marks() -> tuple[int, ...]:
+    session = kept()
+    assert session is not None
+    return session.compact_at
 
 
 async def test_from_a_pipe_each_line_is_a_question_and_stdout_the_answers(fakes: Fakes) -> None:
@@ -342,7 +356,7 @@ async def test_nothing_is_on_the_disk_when_nothing_is_to_be_stored() -> None:
         ["the-secret-word", ANSWER, "the end"],
     ]
     files = sorted(path for path in data().rglob("*") if path.is_file())
-    assert {path.name for path in files} <= {"audit.log", "audit.key"}
+    assert {path.name for path in files} <= {"audit.log", "audit.key", "learned.json"}
     assert b"secret" not in b"".join(path.read_bytes() for path in files)
     for refused in (("chat", "--session", "s"), ("ask", "hi", "--session", "s")):
         result = await run_beside(*refused, stdin=b"")
