@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from turnout.config import ContextConfig, LoadedConfig, data_dir
+from turnout.context.calibration import from_json
 from turnout.context.compaction import Fitted, fit
 from turnout.context.record import SessionRecord, speaks
 from turnout.context.tokens import get_token_counter
@@ -246,7 +247,8 @@ async def outlook(router: Router, request: ChatRequest, config: ContextConfig) -
     asked = replace(request, messages=(*request.messages, _NEXT), workspace="", file_context=None)
     explanation = await router.explain(asked)
     candidate = explanation.attempts[0].candidate
-    counter = get_token_counter(candidate.canonical or candidate.model.id)
+    name = candidate.canonical or candidate.model.id
+    counter = get_token_counter(name, from_json(router.fleet.learned.counts(name), name))
     room = answer_room(request, candidate.window)
     system = counter.count_messages(m for m in request.messages if m.role == "system")
     fitted = fit(
