@@ -15,6 +15,7 @@ from tests.test_fitting import ask, talk
 from turnout.api import load_any
 from turnout.build import open_router
 from turnout.context.compaction import SUMMARY_MARK
+from turnout.context.store import open_store
 from turnout.router import Router
 from turnout.types import Message, message
 
@@ -140,3 +141,21 @@ async def test_a_model_that_is_not_loaded_is_not_loaded_for_it() -> None:
             await ask(router, *talk(6000), model=f"{BIG}@big")
     assert small.seen == []
     assert not small.models[0].resident
+
+
+async def test_what_was_decided_for_a_session_is_there_for_the_next_process(tmp_path: Path) -> None:
+    big, small = Fake([FakeModel(BIG, window=4096)]), Fake([FakeModel(SMALL, window=8192)])
+    history = talk(6000)
+    async with running(vllm.app(big)) as one, running(vllm.app(small)) as other:
+        custom = [{"name": n, "endpoint": url, "api_style": "native"} for n, url in (("big", one), ("small", other))]
+        config = load_any({"custom_endpoints": custom, "discovery": {"enabled": False}})
+        for asked in range(3):
+            store = open_store(tmp_path / "sessions.db")
+            async with open_router(config, store=store) as router:
+                more = (message("assistant", "Yes."), message("user", f"And {asked}?")) if asked else ()
+                await ask(router, *history, *more, model=f"{BIG}@big", session_id="s")
+            store.close()
+    # The first is decided before the session is there: only from the second on there is a place to keep it.
+    first, second, third = (summary_in(body) for body in chats(big))
+    assert first == second == third == WRITTEN
+    assert len(chats(small)) == 2

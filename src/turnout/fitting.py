@@ -15,21 +15,22 @@ from typing import TYPE_CHECKING
 
 from turnout.backends import BY_KIND
 from turnout.context.calibration import MARGIN, Calibration, from_json, observe, to_json
-from turnout.context.compaction import Fitted, Form, conversation_key, fit
+from turnout.context.compaction import NOTHING_KNOWN, Fitted, fit
 from turnout.context.tokens import TokenCounter, get_token_counter, request_features
 from turnout.errors import BackendError, ContextOverflowError
 from turnout.request import answer_room
-from turnout.types import Attempt, Candidate, ChatRequest, Image, Message, Notice, Usage
+from turnout.types import Attempt, Candidate, ChatRequest, FallbackLevel, Image, Message, Notice, Usage
 
 if TYPE_CHECKING:
     from turnout.config import ContextConfig
+    from turnout.decided import Decided
     from turnout.fleet.watch import Fleet
     from turnout.guard.network import HttpClient
     from turnout.summary import Summarizer
 
 # A model's first reports are all learned from, and one of so many later: each costs more than a short answer's routing.
 LEARNED_FIRST, LEARNED_LATER = 40, 128
-MAX_EXACT, MAX_CONVERSATIONS, MAX_FORMS = 512, 512, 64  # remembered
+MAX_EXACT = 512  # remembered counts
 NEAR_A_CUT = 0.6  # of the room, from where on a server that would say nothing is asked for its count
 LEAST_ANSWER = 64  # tokens of an answer that are worth asking for
 # A report that is so much lower than our count comes from a prompt that was cut, or from a server that leaves out what
@@ -96,10 +97,11 @@ class Refusals:
 class Fitter:
     """Fits requests, and learns from answers; made once for a router."""
 
-    def __init__(self, client: HttpClient, config: ContextConfig, fleet: Fleet, summarizer: Summarizer) -> None:
-        self._client, self._config, self._fleet, self._summarizer = client, config, fleet, summarizer
-        # What was decided, by conversation: it is sent again as it was.
-        self._decided: OrderedDict[bytes, dict[bytes, Form]] = OrderedDict()
+    def __init__(
+        self, client: HttpClient, config: ContextConfig, fleet: Fleet, summarizer: Summarizer, decided: Decided
+    ) -> None:
+        self._client, self._config, self._fleet = client, config, fleet
+        self._summarizer, self._decided = summarizer, decided
         self._exact: OrderedDict[bytes, int] = OrderedDict()
         self._counters: dict[str, tuple[Calibration, TokenCounter]] = {}
         self._reports = 0
@@ -141,8 +143,21 @@ class Fitter:
         window = self._allocated[key]
         return attempt if window == candidate.window else replace(attempt, candidate=replace(candidate, window=window))
 
-    async def fit(self, request: ChatRequest, attempt: Attempt, refusals: Refusals) -> Fit:
+    async def preview(self, request: ChatRequest, candidate: Candidate, tenant: str) -> Fit:
+        """What would be sent, by our count alone; no server is asked, and nothing decided or learned.
+
+        Raises:
+            ContextOverflowError: it cannot be made to fit.
+        """
+        await self._decided.recall(tenant, request)
+        attempt = Attempt(FallbackLevel.PRIMARY, candidate)
+        return self._compacted(request, attempt, candidate.window, 1.0, Refused())
+
+    async def fit(self, request: ChatRequest, attempt: Attempt, refusals: Refusals, tenant: str) -> Fit:
         """What to send of a request to the candidate of an attempt.
+
+        Args:
+            tenant: whose session it is.
 
         Raises:
             ContextOverflowError: it does not fit and may not be compacted, or cannot be.
@@ -158,17 +173,18 @@ class Fitter:
             return Fit(Fitted(request.messages, 0, 0))
         if not request.compactable:
             return await self._as_it_is(request, candidate, window)
+        await self._decided.recall(tenant, request)
         found, scale = await self._surely(request, attempt, window, told)
         if told.scale > 1.0 or found.fitted.decided is None or not found.fitted.new:
             return _with_limit(request, found, window)
         key, form = found.fitted.decided
-        self._remember(request, window, key, form)
+        await self._decided.remember(tenant, request, window, key, form)
         if found.fitted.left_out and (text := await self._summarizer.write(found.fitted.left_out, candidate)):
-            self._remember(request, window, key, replace(form, text=text))
+            await self._decided.remember(tenant, request, window, key, replace(form, text=text))
             written = self._compacted(request, attempt, window, scale, told)
             if not written.fitted.new:
                 return _with_limit(request, written, window)
-            self._remember(request, window, key, form)  # with that summary it does not fit
+            await self._decided.remember(tenant, request, window, key, form)  # with that summary it does not fit
         return _with_limit(request, found, window)
 
     async def _surely(self, request: ChatRequest, attempt: Attempt, window: int, told: Refused) -> tuple[Fit, float]:
@@ -187,15 +203,6 @@ class Fitter:
             exact = await self._count(request, candidate, found.fitted.messages)
         return replace(found, estimate=exact or found.estimate, exact=bool(exact)), scale
 
-    def _remember(self, request: ChatRequest, window: int, key: bytes, form: Form) -> None:
-        name = _name(request, window)
-        forms = {**self._decided.pop(name, {}), key: form}
-        if len(forms) > MAX_FORMS:
-            del forms[next(iter(forms))]
-        self._decided[name] = forms  # the newest last
-        if len(self._decided) > MAX_CONVERSATIONS:
-            self._decided.popitem(last=False)
-
     def _compacted(self, request: ChatRequest, attempt: Attempt, window: int, scale: float, told: Refused) -> Fit:
         """A fit by our count, with ``scale`` tokens of the server's for each of ours.
 
@@ -212,7 +219,7 @@ class Fitter:
             counter=counter,
             config=self._config,
             target=int(room * self._config.compaction_target) if was_refused else None,
-            known={} if was_refused else self._decided.get(_name(request, window), {}),
+            known=NOTHING_KNOWN if was_refused else self._decided.of(request, window),
             compact_at=request.compact_at,
         )
         return Fit(fitted, estimate=fitted.tokens_after + tools, margin=counter.margin)
@@ -311,11 +318,6 @@ class Fitter:
             if not usage.cached_tokens:
                 rate = min(rate, last.prefill or BELIEVED_PREFILL)
             learned.learn_speed(candidate.endpoint, model, prefill=rate)
-
-
-def _name(request: ChatRequest, window: int) -> bytes:
-    """What a conversation is known by in so large a window."""
-    return conversation_key(request.messages) + window.to_bytes(8, "big")
 
 
 def _with_limit(request: ChatRequest, fit: Fit, window: int) -> Fit:

@@ -17,7 +17,8 @@ from turnout.backends import BY_KIND
 from turnout.backends.lanes import event_lane, raw_lane
 from turnout.code.provider import not_gathered_because, room_for
 from turnout.config import RouterConfig
-from turnout.context.tokens import get_token_counter
+from turnout.context.tokens import TokenCounter, get_token_counter
+from turnout.decided import Decided
 from turnout.errors import (
     AuditError,
     BackendError,
@@ -152,7 +153,7 @@ class Router:
         self._selector, self._pins = Selector(config, table, pins), pins
         limit = config.context.summary_timeout / 1000
         writer = Summarizer(client, fleet, table, lambda: self._selector.pool(self.catalog), limit, self._tell_summary)
-        self._fitter = Fitter(client, config.context, fleet, writer)
+        self._fitter = Fitter(client, config.context, fleet, writer, Decided(store))
         self._audit = audit
         self._budget = RetryBudget()
         self._running: Counter[str] = Counter()  # our requests, by the endpoint's URL
@@ -246,6 +247,17 @@ class Router:
         why = not_gathered_because(self._config.serena, request, task) or "the workspace could not be read in time"
         note = f"{context.provider}: {context.note}" if context else f"none: {why}"
         return Explanation(task, selection, self._plan(request, selection), self._tokens(request), note)
+
+    async def preview(
+        self, request: ChatRequest, candidate: Candidate, principal: Principal = LOCAL
+    ) -> tuple[Fit, TokenCounter]:
+        """What would be sent of ``request`` to ``candidate``, and the counter of its model; no server is asked.
+
+        Raises:
+            ContextOverflowError: it cannot be made to fit.
+        """
+        fit = await self._fitter.preview(request, candidate, principal.id)
+        return fit, self._fitter.counter(candidate)
 
     # Steps of the pipeline, in its order.
 
@@ -365,7 +377,7 @@ class Router:
         candidate = attempt.candidate
         self._running[candidate.endpoint.url] += 1
         try:
-            fit = await self._fitter.fit(request, attempt, run.refusals)
+            fit = await self._fitter.fit(request, attempt, run.refusals, run.principal.id)
             async with aclosing(self._lane(request, candidate, fit)) as events:
                 async for event in events:
                     if not first:

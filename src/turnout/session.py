@@ -14,10 +14,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from turnout.config import ContextConfig, LoadedConfig, data_dir
-from turnout.context.calibration import from_json
-from turnout.context.compaction import Fitted, fit
+from turnout.context.compaction import Fitted
 from turnout.context.record import SessionRecord, speaks
-from turnout.context.tokens import get_token_counter
 from turnout.request import answer_room
 from turnout.router import LOCAL
 from turnout.routing.classify import classify_task
@@ -247,18 +245,9 @@ async def outlook(router: Router, request: ChatRequest, config: ContextConfig) -
     asked = replace(request, messages=(*request.messages, _NEXT), workspace="", file_context=None)
     explanation = await router.explain(asked)
     candidate = explanation.attempts[0].candidate
-    name = candidate.canonical or candidate.model.id
-    counter = get_token_counter(name, from_json(router.fleet.learned.counts(name), name))
-    room = answer_room(request, candidate.window)
+    fit, counter = await router.preview(asked, candidate)
+    fitted, room = fit.fitted, answer_room(request, candidate.window)
     system = counter.count_messages(m for m in request.messages if m.role == "system")
-    fitted = fit(
-        asked.messages,
-        window=candidate.window,
-        reserve=room,
-        counter=counter,
-        config=config,
-        compact_at=request.compact_at,
-    )
     return Outlook(
         candidate=candidate,
         system=system,

@@ -91,6 +91,7 @@ def test_a_place_that_cannot_be_written_costs_nothing_but_a_line(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
+    caplog.set_level("INFO", "turnout")
     learned = Learned(tmp_path / "file" / "learned.json")
     learned.learn_window(BOX, HIDDEN, 2000)
     learned.save()

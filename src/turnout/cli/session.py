@@ -6,7 +6,7 @@ import asyncio
 import difflib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Unpack
@@ -191,11 +191,16 @@ def _ahead(loaded: LoadedConfig, found: SessionRecord) -> Outlook | None:
 
 async def _outlook(loaded: LoadedConfig, found: SessionRecord) -> Outlook:
     from turnout.build import open_router
-    from turnout.session import outlook
+    from turnout.session import kept_sessions, outlook
 
     system = (message("system", found.system_prompt),) if found.system_prompt else ()
-    request = ChatRequest((*system, *(m.message for m in found.messages)), compact_at=found.compact_at)
-    async with open_router(loaded, whole=True) as router:
+    messages = (*system, *(m.message for m in found.messages))
+    request = ChatRequest(messages, session_id=found.id, compact_at=found.compact_at)
+    async with AsyncExitStack() as stack:
+        store = await asyncio.to_thread(kept_sessions, loaded, prune=False)
+        if store is not None:
+            stack.callback(store.close)
+        router = await stack.enter_async_context(open_router(loaded, whole=True, store=store))
         served = {model.id for status in router.catalog.serving for model in status.models}
         model = found.active_model if found.active_model in served else "auto"
         return await outlook(router, replace(request, model=model), loaded.config.context)

@@ -234,9 +234,13 @@ class _History:
         if known:
             for end in reversed(self.ends):
                 form = known.get(self.key(end))
-                if form is not None and form.cut <= end and self.tokens(form, end) <= room:
+                if form is not None and self._holds(form, end) and self.tokens(form, end) <= room:
                     return end, form
         return 0, Form()
+
+    def _holds(self, form: Form, end: int) -> bool:
+        """Whether a form that was kept somewhere can be one of the first ``end`` messages."""
+        return 0 <= form.cut <= end and form.stubbed <= self._results[end] and {*form.kept} <= {*self.starts}
 
     def key(self, end: int) -> bytes:
         """What the first ``end`` messages are known by."""

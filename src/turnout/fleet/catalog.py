@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 
 from turnout.types import Details, Endpoint, Health, Model
 
+LEADS_ELSEWHERE = "leads to other servers: used when it is configured"  # why a front end is not used
+
 
 @dataclass(frozen=True, slots=True)
 class EndpointStatus:

@@ -18,7 +18,7 @@ from turnout.backends import BACKENDS, BY_KIND
 from turnout.backends.base import MAX_LOOK_BYTES, MAX_ROWS, Backend, Identity, Inspection, at_root, clean, get
 from turnout.config import CustomEndpoint, RouterConfig, ServiceConfig
 from turnout.errors import BackendError, EndpointDownError, GuardError, NonsenseError, PhaseTimeoutError, UsageError
-from turnout.fleet.catalog import EndpointStatus, address_of
+from turnout.fleet.catalog import LEADS_ELSEWHERE, EndpointStatus, address_of
 from turnout.fleet.host import HostInfo, candidate_urls, detect_os
 from turnout.guard.allow import HOSTS_FILE_NAMES
 from turnout.guard.network import Reply
@@ -36,7 +36,6 @@ GENERIC = BY_KIND["openai"]
 # On a busy machine what tells a server apart may be what came too late: it is looked at anew, not taken as known.
 HURRIED = "; some probes were not answered in time"
 SWITCHED_OFF = "switched off in the configuration"
-LEADS_ELSEWHERE = "leads to other servers: used when it is configured"
 # Each model is rated at every look: a list without end must not stop everything else.
 MAX_MODELS = MAX_ROWS
 

@@ -128,7 +128,7 @@ class Learned:
         self._changed.add((section, key))
 
     def save(self) -> None:
-        """Write what is new into the file, beside what others wrote. Blocking; what cannot be kept is logged."""
+        """Write what is new into the file, beside what others wrote. Blocking; what cannot be kept is learned again."""
         if self._path is None or not self._changed:
             return
         changed, self._changed = self._changed, set()
@@ -143,7 +143,7 @@ class Learned:
             finally:
                 unlock_folder(folder)
         except OSError as error:
-            log.warning("what was learned cannot be kept in %s: %s", self._path, error.strerror or error)
+            log.info("what was learned cannot be kept in %s: %s", self._path, error.strerror or error)
 
 
 @asynccontextmanager

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from turnout.config import RouterConfig, section_of
-from turnout.fleet.catalog import Catalog, EndpointStatus
-from turnout.fleet.discovery import LEADS_ELSEWHERE
+from turnout.fleet.catalog import LEADS_ELSEWHERE, Catalog, EndpointStatus
 from turnout.types import Health
 
 START_ONE = "start a server such as llama-server or Ollama, or `turnout config init` and name yours"

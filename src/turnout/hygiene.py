@@ -1,0 +1,80 @@
+"""Prefix hygiene: what agents put into prompts that changes from request to request is made constant (SPEC PRICE-2).
+
+A server's prefix cache holds up to the first byte that differs; one volatile line in a system prompt costs the whole
+prompt's reading with every turn (facts/routing.md, Placement). Chat templates also want system messages first. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from turnout.types import ChatRequest, Message, Part, Text
+
+# Claude Code's first system block, which older versions give a hash of the request (facts/agents.md section 3).
+_BILLING = re.compile(r"^x-anthropic-billing-header:[^\n]*\n?", re.MULTILINE)
+# A time of day beside its date: the date stays, which changes once a day.
+_TIME = re.compile(r"(\b\d{4}-\d\d-\d\d)[T ]\d\d:\d\d(?::\d\d(?:[.,]\d{1,9})?)?(?: ?(?:Z|UTC|GMT|[+-]\d\d:?\d\d)\b)?")
+REMINDER, REMINDER_END = "<system-reminder>\n", "\n</system-reminder>"
+
+
+def tidy(request: ChatRequest) -> ChatRequest:
+    """The request as servers should see it; the same object when there is nothing to tidy.
+
+    System messages before the first answer join the leading one; later ones, which must not change what is in a cache
+    already, become a reminder in the user's turn where they stand. What was changed is not forwarded as raw bytes.
+    """
+    messages = _system_first(_without_volatile(request.messages))
+    if messages == request.messages:
+        return request
+    return replace(request, messages=messages, raw=None)
+
+
+def _without_volatile(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    found = [_constant(m) if m.role == "system" else m for m in messages]
+    return tuple(m for m in found if m.parts or m.role != "system")
+
+
+def _constant(m: Message) -> Message:
+    parts: list[Part] = []
+    for part in m.parts:
+        if not isinstance(part, Text):
+            parts.append(part)
+            continue
+        text = _TIME.sub(r"\1", _BILLING.sub("", part.text))
+        if text or not part.text:
+            parts.append(part if text == part.text else replace(part, text=text))
+    return m if tuple(parts) == m.parts else replace(m, parts=tuple(parts))
+
+
+def _system_first(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    lead = next((i for i, m in enumerate(messages) if m.role != "system"), len(messages))
+    if all(m.role != "system" for m in messages[lead:]):
+        return messages
+    answered = next((i for i, m in enumerate(messages) if m.role == "assistant"), len(messages))
+    system = [m for m in messages[:answered] if m.role == "system"]
+    rest = [m for m in messages[:answered] if m.role != "system"]
+    for m in messages[answered:]:
+        if m.role != "system":
+            rest.append(m)
+        elif rest and rest[-1].role == "user":
+            rest[-1] = replace(rest[-1], parts=(*rest[-1].parts, Text(_reminder(m))))
+        else:
+            rest.append(Message("user", (Text(_reminder(m)),)))
+    return (*_joined(system), *rest)
+
+
+def _reminder(m: Message) -> str:
+    return f"{REMINDER}{_text(m)}{REMINDER_END}"
+
+
+def _joined(system: list[Message]) -> tuple[Message, ...]:
+    """One message: templates that know a system message know one."""
+    if len(system) < 2:
+        return tuple(system)
+    texts = [text for m in system if (text := _text(m))]
+    return (replace(system[0], parts=(Text("\n\n".join(texts)),)),)
+
+
+def _text(m: Message) -> str:
+    return "\n\n".join(part.text for part in m.parts if isinstance(part, Text) and part.text)
