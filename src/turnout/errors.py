@@ -22,16 +22,19 @@
         ├── ServerFailedError      5xx that is none of the above
         ├── NonsenseError          the answer is not what the protocol allows
         ├── PhaseTimeoutError      connect, first byte, silence or total limit passed (the phase is named)
-        └── StreamBrokenError      the answer broke off after output had begun: never retried, carries what came
+        ├── StreamBrokenError      the answer broke off after output had begun: never retried, carries what came
+        └── CallerLeftError        whoever asked left meanwhile: never raised, it is in the attempt's record
 
 Every message says what happened, where, and (``hint``) what to do next. ``exit_code`` is the command line's.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Self
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from turnout.types import AttemptRecord
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_NO_SERVICE, EXIT_REFUSED = 0, 1, 2, 3, 4
@@ -185,33 +188,44 @@ class BackendError(TurnoutError):
         message: what the server said or what happened, one line, already shortened.
         endpoint: the endpoint's name.
         status: HTTP status, or 0 when there was none.
-        hint: what to do next.
+        hint: what to do next; without one, the advice of the class.
     """
 
     code = "backend"
     http_status = 502
+    advice: ClassVar[str] = "`turnout discover` shows the state of each server"  # ``{where}`` is the endpoint
 
     def __init__(self, message: str, *, endpoint: str = "", status: int = 0, hint: str = "") -> None:
-        super().__init__(message, hint=hint)
+        super().__init__(message, hint=hint or self.advice.format(where=endpoint or "the server"))
         self.endpoint, self.status = endpoint, status
+
+    def saying(self, message: str) -> Self:
+        """The same error in other words."""
+        other = type(self).__new__(type(self), message)
+        other.__dict__.update(self.__dict__)
+        other.message = message
+        return other
 
 
 class EndpointDownError(BackendError):
     """Nothing listens there, or the connection was cut before the first byte."""
 
     code = "endpoint_down"
+    advice = "see whether {where} runs and what its log says; `turnout discover` shows what answers"
 
 
 class EndpointLoadingError(BackendError):
     """The server is up and still loading a model. ``retry_after`` in seconds, 0 when not told."""
 
     code = "loading"
+    advice = "ask again in a moment: {where} answers when its model is loaded"
     http_status = 503
 
     def __init__(
         self, message: str, *, endpoint: str = "", status: int = 0, hint: str = "", retry_after: float = 0.0
     ) -> None:
-        super().__init__(message, endpoint=endpoint, status=status, hint=hint)
+        told = f"ask again in {retry_after:g} s" if retry_after else ""
+        super().__init__(message, endpoint=endpoint, status=status, hint=hint or told)
         self.retry_after = retry_after
 
 
@@ -219,18 +233,21 @@ class EndpointBusyError(EndpointLoadingError):
     """The server has no room for this request now. ``retry_after`` in seconds, 0 when not told."""
 
     code = "busy"
+    advice = "ask again later, or add a server; `turnout top` shows which are busy"
 
 
 class KeyRefusedError(BackendError):
     """The server refused our key (401, 403)."""
 
     code = "key_refused"
+    advice = "set the key of {where} in the configuration"
 
 
 class UnknownModelError(BackendError):
     """The server does not have the model that was asked for."""
 
     code = "model_not_found"
+    advice = "`turnout models` shows which models each server has"
     http_status = 404
 
 
@@ -243,6 +260,7 @@ class ContextOverflowError(BackendError):
     """
 
     code = "context_length_exceeded"
+    advice = "shorten or compact the conversation"
     http_status = 400
 
     def __init__(
@@ -263,6 +281,7 @@ class RequestRefusedError(BackendError):
     """The server calls the request invalid; sending it there again cannot help."""
 
     code = "invalid_request"
+    advice = "change the request: {where} would refuse the same again"
     http_status = 400
 
 
@@ -270,12 +289,14 @@ class ServerFailedError(BackendError):
     """The server failed on its side (5xx)."""
 
     code = "server_failed"
+    advice = "look at the log of {where}"
 
 
 class NonsenseError(BackendError):
     """The server's answer is not what its protocol allows."""
 
     code = "nonsense"
+    advice = "see whether the address of {where} is that of an LLM server, and its log"
 
 
 class PhaseTimeoutError(BackendError):
@@ -283,17 +304,44 @@ class PhaseTimeoutError(BackendError):
 
     code = "timeout"
     http_status = 504
+    advice_of_phase: ClassVar[Mapping[str, str]] = {
+        "connect": "see whether {where} is overloaded or behind a firewall",
+        "first byte": "see whether {where} is overloaded; its `first_byte_timeout` is how long it is waited for",
+        "silence": "ask again; if {where} only pauses so long, raise its `timeout`",
+        "total": "ask for a shorter answer, or raise the `total_timeout` of {where}",
+    }
 
     def __init__(self, message: str, *, phase: str, endpoint: str = "", hint: str = "") -> None:
-        super().__init__(message, endpoint=endpoint, hint=hint)
+        advice = self.advice_of_phase.get(phase, self.advice).format(where=endpoint or "the server")
+        super().__init__(message, endpoint=endpoint, hint=hint or advice)
         self.phase = phase
 
 
 class StreamBrokenError(BackendError):
-    """The answer broke off after output had begun. ``received`` is the text that had come."""
+    """The answer broke off after output had begun.
+
+    Args:
+        received: the text that had come. Of bytes that were handed on as they are the client has all, and it is "".
+        attempts: every attempt of the request, this one last; empty below the pipeline.
+    """
 
     code = "stream_broken"
+    advice = "ask again; the log of {where} may say why"
 
-    def __init__(self, message: str, *, endpoint: str = "", hint: str = "", received: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        endpoint: str = "",
+        hint: str = "",
+        received: str = "",
+        attempts: tuple[AttemptRecord, ...] = (),
+    ) -> None:
         super().__init__(message, endpoint=endpoint, hint=hint)
-        self.received = received
+        self.received, self.attempts = received, attempts
+
+
+class CallerLeftError(BackendError):
+    """Whoever asked left before the answer was complete. Only ever in the record of an attempt."""
+
+    code = "cancelled"

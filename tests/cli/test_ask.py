@@ -153,10 +153,11 @@ async def test_a_broken_stream_keeps_what_came(fakes: Fakes) -> None:
         assert result.exit_code == 1
         assert result.stdout == "".join(WORDS[:2]) + "\n"
         assert result.stderr.startswith("Error: ")
-        assert result.stderr.splitlines()[-1] == "Hint: ask again"
+        assert result.stderr.splitlines()[-1] == "Hint: ask again; the log of fake0 may say why"
     failure = json.loads((await run_beside("ask", "hello", "--json", stdin=b"")).stdout)
     assert failure["text"] == "".join(WORDS[:2])
     assert failure["error"]["code"] == "stream_broken"
+    assert [a["error"]["code"] for a in failure["attempts"]] == ["stream_broken"]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])

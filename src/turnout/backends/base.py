@@ -504,8 +504,7 @@ def classify_error(endpoint: Endpoint, status: int, headers: Mapping[str, str], 
         # Ollama, at whichever of its paths: the model is another machine's.
         return UnknownModelError(f"{endpoint.name}: {text}", **where)  # type: ignore[arg-type]
     if status in (401, 403, 407):
-        hint = f"set the key of {endpoint.name} in the configuration"
-        return KeyRefusedError(f"{endpoint.name} refused the key: {text}", hint=hint, **where)  # type: ignore[arg-type]
+        return KeyRefusedError(f"{endpoint.name} refused the key: {text}", **where)  # type: ignore[arg-type]
     if status in (400, 413, 422, 500) and _OVERFLOW.search(text):
         prompt, window = overflow_counts(body, text)
         return ContextOverflowError(

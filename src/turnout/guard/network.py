@@ -480,8 +480,7 @@ def _mapped(error: Exception, endpoint: str) -> BackendError | GuardError:
         return EndpointDownError(f"the host name of {endpoint} is unknown here", endpoint=endpoint)
     if isinstance(error, aiohttp.ClientConnectorError):
         reason = os.strerror(error.errno).lower() if error.errno else "no connection"
-        hint = "is the server running?"
-        return EndpointDownError(f"nothing answers at {endpoint}: {reason}", endpoint=endpoint, hint=hint)
+        return EndpointDownError(f"nothing answers at {endpoint}: {reason}", endpoint=endpoint)
     if isinstance(error, aiohttp.ClientResponseError | aiohttp.ClientPayloadError):
         return NonsenseError(f"{endpoint} does not speak HTTP as it should", endpoint=endpoint)
     if isinstance(error, ValueError):
