@@ -32,6 +32,7 @@ from turnout.errors import (
     EndpointDownError,
     EndpointLoadingError,
     KeyRefusedError,
+    PhaseTimeoutError,
     QueryFailedError,
     RequestRefusedError,
     ServerFailedError,
@@ -416,7 +417,8 @@ def attempt_at(
         (EndpointBusyError("x", retry_after=2), ["a-other", "b", "a again"]),
         (EndpointLoadingError("x"), ["a-other", "b", "a again"]),
         (ServerFailedError("x"), ["a-other", "b", "a again"]),
-        (ContextOverflowError("x", window=4096), ["b", "a reduced"]),
+        (ContextOverflowError("x", window=4096), ["b", "a reduced", "a-other reduced"]),
+        (PhaseTimeoutError("x", phase="first byte"), ["b", "a-other"]),
         (StreamBrokenError("x"), ["b"]),
     ],
 )
@@ -426,13 +428,11 @@ def test_what_an_error_does_to_the_plan(error: BackendError, expected: list[str]
     left = after_error(rest, failed, error, 0)
 
     def shown(attempt: Attempt) -> str:
-        name = attempt.candidate.endpoint.name
+        name = attempt.candidate.endpoint.name + ("-other" if attempt.candidate.model.id == "other" else "")
         if attempt.reduced:
             assert attempt.level is FallbackLevel.REDUCED_CONTEXT
             return f"{name} reduced"
-        if attempt.tries:
-            return f"{name} again"
-        return f"{name}-other" if attempt.candidate.model.id == "other" else name
+        return f"{name} again" if attempt.tries else name
 
     assert [shown(a) for a in left] == expected
     if isinstance(error, EndpointBusyError):

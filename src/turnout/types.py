@@ -472,6 +472,7 @@ class Attempt:
         target_window: tokens to fit into; 0 means the candidate's window.
         tries: how often this very step has failed already.
         wait: seconds to wait before it starts (busy, backoff).
+        waited: seconds waited before its earlier tries.
         retry: the same failed here before, and trying it again counts against the budget of retries.
         reason: why it is in the plan, for ``explain``.
     """
@@ -482,19 +483,27 @@ class Attempt:
     target_window: int = 0
     tries: int = 0
     wait: float = 0.0
+    waited: float = 0.0
     retry: bool = False
     reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptRecord:
-    """An attempt that was made: ``error`` is None when it answered; ``seconds`` is its duration."""
+    """An attempt that was made.
+
+    Attributes:
+        error: None when it answered.
+        seconds: its duration.
+        waited: seconds waited before it, because its server had asked for that or had failed before.
+    """
 
     level: FallbackLevel
     model: str
     service: str
     error: BackendError | None
     seconds: float
+    waited: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,8 @@ from turnout.errors import (
 from turnout.types import Attempt, Candidate, FallbackLevel
 
 FIRST_BACKOFF, BACKOFF_GROWTH, LONGEST_WAIT = 0.25, 2.0, 10.0
-LONGEST_TOLD_WAIT = 30.0  # a Retry-After that is longer is cut to this
-LOADING_WAIT = 1.0
+LONGEST_TOLD_WAIT = 30.0  # of a server that asks for more the client is told instead
+LOADING_WAIT, LOADING_GROWTH, LONGEST_LOADING_WAIT = 1.0, 1.25, 5.0
 RETRY_SHARE, MOST_RETRIES = 0.2, 10.0  # of all requests; saved up to so many
 
 
@@ -61,15 +61,18 @@ def after_error(rest: Sequence[Attempt], failed: Attempt, error: BackendError, t
     """What is left of the plan after ``failed`` ended with ``error``.
 
     Only a context overflow leads to level 2. A refused key and an endpoint that is dead, or died before any output,
-    take the endpoint out; busy, loading and server failures are tried elsewhere first and here again later, at most
-    ``max_retries`` times. Never called once output has begun.
+    take the endpoint out; one that let a time limit pass comes last; busy, loading and server failures are tried
+    elsewhere first and here again later, at most ``max_retries`` times. Never called once output has begun.
     """
     if isinstance(error, ContextOverflowError):
         return _after_overflow(rest, failed, error, target)
+    here = failed.candidate.endpoint
     if isinstance(error, KeyRefusedError | EndpointDownError | StreamBrokenError) or (
         isinstance(error, PhaseTimeoutError) and error.phase == "connect"
     ):
-        return tuple(a for a in rest if a.candidate.endpoint != failed.candidate.endpoint)
+        return tuple(a for a in rest if a.candidate.endpoint != here)
+    if isinstance(error, PhaseTimeoutError):
+        return tuple(sorted(rest, key=lambda a: a.candidate.endpoint == here))
     if isinstance(error, EndpointLoadingError | ServerFailedError | NonsenseError):
         return _again_later(rest, failed, error)
     return tuple(rest)
@@ -79,35 +82,44 @@ def _after_overflow(
     rest: Sequence[Attempt], failed: Attempt, error: ContextOverflowError, target: int
 ) -> tuple[Attempt, ...]:
     window = error.window or failed.candidate.window
-    larger = [a for a in rest if not a.reduced and a.candidate.window > window]
-    reduced = [a for a in rest if a.reduced]
-    if not failed.reduced:
-        return (*larger, _reduced(failed.candidate, target, "the server said the prompt is too long"), *reduced)
-    if failed.tries < 1:
+    if failed.reduced:
+        # A count of our own has nothing to add to itself.
         again = replace(failed, tries=failed.tries + 1, reason="still too long by the server's count")
-        return (*larger, again, *reduced)
-    return (*larger, *reduced)
+        return (again, *rest) if failed.tries < 1 and error.status else tuple(rest)
+    larger = [a for a in rest if not a.reduced and a.candidate.window > window]
+    others = [a for a in rest if not a.reduced and a.candidate.window <= window]
+    return (
+        *larger,
+        _reduced(failed.candidate, target, "the server said the prompt is too long"),
+        *(replace(a, level=FallbackLevel.REDUCED_CONTEXT, reduced=True, target_window=target) for a in others),
+        *(a for a in rest if a.reduced),
+    )
 
 
 def _again_later(rest: Sequence[Attempt], failed: Attempt, error: BackendError) -> tuple[Attempt, ...]:
-    limit = failed.candidate.endpoint.limits.max_retries
-    if isinstance(error, EndpointLoadingError) and not isinstance(error, EndpointBusyError):
-        # A load takes seconds to minutes: it is awaited for as long as a first byte would be.
-        limit = max(limit, int(failed.candidate.endpoint.limits.first_byte / LOADING_WAIT))
-    if failed.tries >= limit:
+    """The same step once more: after everything that fits the request, and before the smallest model has to do. A load
+    takes seconds to minutes: it comes last, and is awaited for as long as a first byte would be."""
+    wait, limits = wait_before(failed, error), failed.candidate.endpoint.limits
+    again = replace(failed, tries=failed.tries + 1, wait=wait, waited=failed.waited + wait, retry=True)
+    if _loads(error):
+        return (*rest, replace(again, retry=False)) if again.waited <= limits.first_byte else tuple(rest)
+    if failed.tries >= limits.max_retries or wait > LONGEST_TOLD_WAIT:
         return tuple(rest)
-    loading = isinstance(error, EndpointLoadingError) and not isinstance(error, EndpointBusyError)
-    again = replace(failed, tries=failed.tries + 1, wait=wait_before(failed, error), retry=not loading)
-    return (*rest, again)
+    before = [a for a in rest if a.level < FallbackLevel.SMALLEST]
+    return (*before, again, *(a for a in rest if a.level >= FallbackLevel.SMALLEST))
+
+
+def _loads(error: BackendError) -> bool:
+    return isinstance(error, EndpointLoadingError) and not isinstance(error, EndpointBusyError)
 
 
 def wait_before(failed: Attempt, error: BackendError) -> float:
     """Seconds to wait before the same step: what the server said, else growing backoff (jitter is the caller's)."""
     told = error.retry_after if isinstance(error, EndpointLoadingError) else 0.0
     if told:
-        return min(told, LONGEST_TOLD_WAIT)
-    if isinstance(error, EndpointLoadingError) and not isinstance(error, EndpointBusyError):
-        return LOADING_WAIT
+        return told
+    if _loads(error):
+        return min(LONGEST_LOADING_WAIT, LOADING_WAIT * LOADING_GROWTH**failed.tries)
     return min(LONGEST_WAIT, FIRST_BACKOFF * BACKOFF_GROWTH**failed.tries)
 
 
