@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import platform
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -283,6 +285,7 @@ async def collect(events: AsyncIterator[Event]) -> ExecutionResult:
     usage = Usage()
     finish: FinishReason = "stop"
     route: Route | None = None
+    started = 0.0
     async for event in events:
         match event:
             case TextDelta(piece):
@@ -298,9 +301,13 @@ async def collect(events: AsyncIterator[Event]) -> ExecutionResult:
             case Notice():
                 notices.append(event)
             case Started(taken):
-                route = taken
+                route, started = taken, time.monotonic()
             case _:
                 pass
+    if route is not None:  # its last attempt had only begun
+        *failed, answered = route.attempts
+        answered = replace(answered, seconds=answered.seconds + time.monotonic() - started)
+        route = replace(route, attempts=(*failed, answered))
     return _result("".join(text), "".join(reasoning), tuple(calls.values()), usage, finish, notices, route)
 
 

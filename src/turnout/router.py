@@ -22,10 +22,12 @@ from turnout.decided import Decided
 from turnout.errors import (
     AuditError,
     BackendError,
+    CallerLeftError,
     ContextOverflowError,
     EndpointLoadingError,
     NoServiceError,
     NoSuitableModelError,
+    PhaseTimeoutError,
     QueryFailedError,
     StorageError,
     StreamBrokenError,
@@ -340,34 +342,34 @@ class Router:
         while plan and run.failures < MAX_ATTEMPTS:
             attempt, *rest = plan
             endpoint, book = attempt.candidate.endpoint, self.fleet.book
-            if rest and book.bars(endpoint):
+            if (rest and book.bars(endpoint)) or (attempt.retry and not self._budget.take()):
                 plan = tuple(rest)
                 continue
-            if attempt.retry and not self._budget.take():
-                plan = tuple(rest)
-                continue
-            if attempt.wait:
-                await asyncio.sleep(attempt.wait * random.uniform(0.8, 1.2))  # noqa: S311
-            began, begun = time.monotonic(), False
+            attempt = await _in_its_time(attempt)
+            began, tried = time.monotonic(), len(run.attempts)
+            ended: BackendError | None = BackendError("was given up; the query says why", endpoint=endpoint.name)
             book.begin(endpoint)
             try:
                 async with aclosing(self._attempt(run, request, attempt)) as events:
                     async for event in events:
-                        begun = True
                         yield event
+                ended = None
             except BackendError as error:
-                book.attempt(endpoint, error)
-                if begun:
-                    run.attempts[-1] = _record_of(attempt, error, began)
-                    raise _broken(error, run) from error
-                run.attempts.append(_record_of(attempt, error, began))
-                plan = after_error(rest, attempt, error, selection.target)
-                if not request.compactable:
-                    plan = tuple(a for a in plan if not a.reduced)
-                continue
-            book.attempt(endpoint, None)
-            run.attempts[-1] = _record_of(attempt, None, began)
-            return
+                ended = error
+            except (asyncio.CancelledError, GeneratorExit):
+                ended = CallerLeftError("whoever asked left before the answer was complete", endpoint=endpoint.name)
+                raise
+            finally:
+                begun = len(run.attempts) > tried
+                run.attempts[tried:] = [_record_of(attempt, ended, began)]
+            book.attempt(endpoint, ended)
+            if ended is None:
+                return
+            if begun:
+                raise _broken(ended, run) from ended
+            plan = after_error(rest, attempt, ended, selection.target)
+            if not request.compactable:
+                plan = tuple(a for a in plan if not a.reduced)
         raise _failed(run)
 
     async def _attempt(self, run: Run, request: ChatRequest, attempt: Attempt) -> AsyncGenerator[Event, None]:
@@ -435,11 +437,7 @@ class Router:
         heads: list[Event] = [Started(route)]
         if fitted.changed:
             heads.append(Notice("compacted", "; ".join(fitted.steps)))
-        heads += [
-            Notice("fallback", f"{a.model} @ {a.service} did not answer: {a.error.message}")
-            for a in run.attempts
-            if a.error is not None
-        ]
+        heads += [Notice("fallback", text) for text in _tried(run.attempts, " did not answer: ")]
         return heads
 
     def _notices(
@@ -502,9 +500,19 @@ class Router:
         )
 
 
+async def _in_its_time(attempt: Attempt) -> Attempt:
+    """The attempt when its wait is over. A little longer than was asked for, and never sooner: many may have been told
+    the same."""
+    if not attempt.wait:
+        return attempt
+    seconds = attempt.wait * random.uniform(1.0, 1.25)  # noqa: S311
+    await asyncio.sleep(seconds)
+    return replace(attempt, wait=seconds)
+
+
 def _record_of(attempt: Attempt, error: BackendError | None, began: float) -> AttemptRecord:
-    candidate = attempt.candidate
-    return AttemptRecord(attempt.level, candidate.model.id, candidate.endpoint.name, error, time.monotonic() - began)
+    model, endpoint = attempt.candidate.model, attempt.candidate.endpoint
+    return AttemptRecord(attempt.level, model.id, endpoint.name, error, time.monotonic() - began, attempt.wait)
 
 
 def _reason(attempt: Attempt, tried: Sequence[AttemptRecord]) -> str:
@@ -513,27 +521,51 @@ def _reason(attempt: Attempt, tried: Sequence[AttemptRecord]) -> str:
     return f"{attempt.reason}; {failed.model} @ {failed.service} did not answer" if failed else attempt.reason
 
 
+def _tried(attempts: Sequence[AttemptRecord], between: str) -> list[str]:
+    """What failed and why, each once, with the number of tries."""
+    failures = Counter(
+        f"{a.model} @ {a.service}{between}{a.error.message.removeprefix(f'{a.service}: ')}"
+        for a in attempts
+        if a.error is not None
+    )
+    return [f"{text} ({tries} tries)" if tries > 1 else text for text, tries in failures.items()]
+
+
 def _broken(error: BackendError, run: Run) -> StreamBrokenError:
+    cause = error.__cause__ if isinstance(error.__cause__, PhaseTimeoutError) else error
     return StreamBrokenError(
         error.message,
         endpoint=error.endpoint,
         received="".join(run.text),
-        hint="ask again",
+        attempts=tuple(run.attempts),
+        hint=cause.hint,
     )
 
 
 def _failed(run: Run) -> QueryFailedError:
-    failures = Counter(f"{a.model} @ {a.service}: {a.error.message}" for a in run.attempts if a.error)
-    shown = list(failures.items())[:MAX_SHOWN_ATTEMPTS]
-    more = len(run.attempts) - sum(tries for _, tries in shown)
-    tried = ", ".join(f"{text} ({tries} tries)" if tries > 1 else text for text, tries in shown)
-    tried += f", and {more} more" if more else ""
-    errors = [a.error for a in run.attempts if a.error is not None]
-    overflow = next((e for e in errors if isinstance(e, ContextOverflowError)), None)
-    cause = overflow or (errors[0] if errors else None)
+    tried = _tried(run.attempts, ": ")
+    shown = tried[:MAX_SHOWN_ATTEMPTS]
+    shown += [f"and {len(tried) - len(shown)} more"] if len(tried) > len(shown) else []
+    cause = _cause(run.attempts)
     return QueryFailedError(
-        f"no model answered; tried {len(run.attempts)}: {tried}",
+        f"no model answered; tried {len(run.attempts)}: {', '.join(shown)}",
         attempts=tuple(run.attempts),
         cause=cause,
-        hint=cause.hint if cause and cause.hint else "`turnout discover` shows the state of each server",
+        hint=cause.hint if cause else BackendError.advice,
     )
+
+
+def _cause(attempts: Sequence[AttemptRecord]) -> BackendError | None:
+    """The failure that decided: of each candidate the last one counts, and of those the best candidate's. But a prompt
+    that somebody would have taken had it been shorter is what its sender can change."""
+    last = {(a.model, a.service): a for a in attempts if a.error is not None}
+    best = next(iter(last.values()), None)
+    for record in last.values():
+        if isinstance(record.error, ContextOverflowError) and record.level <= FallbackLevel.FALLBACK:
+            best = record
+            break
+    if best is None:
+        return None
+    if isinstance(best.error, ContextOverflowError):  # the first has the server's numbers
+        return next(a.error for a in attempts if isinstance(a.error, ContextOverflowError))
+    return best.error

@@ -289,7 +289,7 @@ def _result_fields(result: ExecutionResult, seconds: float) -> dict[str, Json]:
 
 
 def _failure_fields(error: TurnoutError) -> dict[str, Json]:
-    attempts = error.attempts if isinstance(error, QueryFailedError) else ()
+    attempts = error.attempts if isinstance(error, QueryFailedError | StreamBrokenError) else ()
     return {
         "text": error.received if isinstance(error, StreamBrokenError) else "",
         "attempts": [attempt_fields(attempt) for attempt in attempts],

@@ -182,4 +182,5 @@ def attempt_fields(attempt: AttemptRecord) -> dict[str, Json]:
         "service": attempt.service,
         "error": {"code": error.code, "message": error.message} if error else None,
         "seconds": round(attempt.seconds, 3),
+        "waited": round(attempt.waited, 3),
     }
