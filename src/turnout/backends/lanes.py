@@ -123,7 +123,7 @@ async def raw_lane(
                     held += scanner.feed(data)
                     if scanner.done:
                         reply.expect_end()
-                    if not held or (backend.silent_overflow and not begun and not _speaks(held)):
+                    if not held or (not begun and not _begins(held, earnest=backend.silent_overflow)):
                         continue
                     if not begun:
                         begun = True
@@ -136,9 +136,7 @@ async def raw_lane(
             except BackendError as error:
                 _raise_unless(scanner.done or bool(scanner.finish), error, backend, endpoint, begun)
             if not begun:
-                ended = scanner.done or scanner.finish
-                empty = NonsenseError(f"{endpoint.name} answered with an empty stream", endpoint=endpoint.name)
-                raise _silent_overflow(endpoint) if backend.silent_overflow and ended else empty
+                raise _nothing_said(backend, endpoint, held, ended=scanner.done or bool(scanner.finish))
         if peek.stream and not scanner.done and not scanner.finish:
             raise StreamBrokenError(f"{endpoint.name} ended its answer without an end mark", endpoint=endpoint.name)
     if scanner.usage is not None:
@@ -162,8 +160,18 @@ async def _raise_refusal(backend: Backend, endpoint: Endpoint, reply: StreamRepl
 
 def _raise_unless(finished: bool, error: BackendError, backend: Backend, endpoint: Endpoint, begun: bool) -> None:
     """An error after the finish reason or the end mark is none: the answer is complete."""
-    if not finished:
-        raise _after_output(error, endpoint) if begun else _in_its_words(error, backend, endpoint) from error
+    if finished:
+        return
+    if begun:
+        raise _after_output(error, endpoint) from error
+    raise _in_its_words(error, backend, endpoint) from error
+
+
+def _named(error: BackendError, endpoint: Endpoint) -> BackendError:
+    """What a parser found, who knows no endpoint."""
+    if error.endpoint or not isinstance(error, NonsenseError | ServerFailedError):
+        return error
+    return type(error)(f"{endpoint.name}: {error.message}", endpoint=endpoint.name)
 
 
 def _rendered(backend: Backend, request: ChatRequest, model: Model, window: int) -> bytes:
@@ -187,16 +195,17 @@ def _problem(backend: Backend, endpoint: Endpoint, body: bytes, *, answered: boo
     if answered:
         return _silent_overflow(endpoint) if backend.silent_overflow and not _WORD.search(body) else None
     if base.json_object(body).get("error"):
-        return backend.error(endpoint, 400 if base.is_overflow(body) else 500, {}, body)
+        told = f"the server reports: {base.error_text(body)}"
+        return _in_its_words(ServerFailedError(told), backend, endpoint)
     return NonsenseError(f"{endpoint.name} did not answer with a chat completion", endpoint=endpoint.name)
 
 
 def _in_its_words(error: BackendError, backend: Backend, endpoint: Endpoint) -> BackendError:
     """An error that a server reports under 200 before any output, in the class its words mean."""
     if not isinstance(error, ServerFailedError):
-        return error
+        return _named(error, endpoint)
     told = backend.error(endpoint, 400, {}, error.message.encode("utf-8", "replace"))
-    return error if isinstance(told, RequestRefusedError) else told
+    return _named(error, endpoint) if isinstance(told, RequestRefusedError) else told
 
 
 def _room(backend: Backend, window: int, sent: int) -> int:
@@ -209,9 +218,17 @@ def _room(backend: Backend, window: int, sent: int) -> int:
     return max(min(backend.answer_limit, window // 4), window - sent // 3)
 
 
-def _speaks(held: bytes) -> bool:
-    """Whether an answer has begun in earnest; one that goes on without a word is handed on all the same."""
-    return len(held) > ERROR_BYTES or bool(_WORD.search(held))
+def _begins(held: bytes, *, earnest: bool) -> bool:
+    """Whether an answer has begun: with an event, and ``earnest`` with a word. One that goes on without is handed on
+    all the same."""
+    return len(held) > ERROR_BYTES or bool(_WORD.search(held) if earnest else b"data:" in held)
+
+
+def _nothing_said(backend: Backend, endpoint: Endpoint, held: bytes, *, ended: bool) -> BackendError:
+    if backend.silent_overflow and ended:
+        return _silent_overflow(endpoint)
+    what = "nothing that its protocol knows" if held.strip() else "with an empty stream"
+    return NonsenseError(f"{endpoint.name} answered {what}", endpoint=endpoint.name)
 
 
 def _silent_overflow(endpoint: Endpoint) -> ContextOverflowError:
@@ -222,4 +239,4 @@ def _silent_overflow(endpoint: Endpoint) -> ContextOverflowError:
 def _after_output(error: BackendError, endpoint: Endpoint) -> BackendError:
     if isinstance(error, StreamBrokenError):
         return error
-    return StreamBrokenError(f"the answer broke off: {error.message}", endpoint=endpoint.name)
+    return StreamBrokenError(f"the answer broke off: {_named(error, endpoint).message}", endpoint=endpoint.name)
