@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import ModuleType
 
+import msgspec
 from starlette.responses import Response
 from starlette.types import Scope
 
-from turnout.errors import EndpointLoadingError, QueryFailedError, TurnoutError, UsageError
+from turnout.errors import EndpointLoadingError, QueryFailedError, StreamBrokenError, TurnoutError, UsageError
 from turnout.wire import anthropic as anthropic_wire
 from turnout.wire import openai_chat as openai_wire
+from turnout.wire.base import encode
+
+MAX_OTHERS = 4
 
 
 class HttpError(UsageError):
@@ -28,10 +32,14 @@ def wire_of(scope: Scope) -> ModuleType:
 
 
 def cause_of(error: TurnoutError) -> TurnoutError:
-    """What to tell the client: of a failed plan, the error that decided."""
-    if isinstance(error, QueryFailedError) and error.cause is not None:
+    """What to tell the client: of a failed plan the error that decided, and what else was tried."""
+    if not isinstance(error, QueryFailedError) or error.cause is None:
+        return error
+    others = dict.fromkeys(a.error.message for a in error.attempts if a.error is not None)
+    others.pop(error.cause.message, None)
+    if not others:
         return error.cause
-    return error
+    return error.cause.saying(f"{error.cause.message}; also tried: {'; '.join(list(others)[:MAX_OTHERS])}")
 
 
 def refusal(error: TurnoutError, wire: ModuleType) -> Response:
@@ -39,7 +47,15 @@ def refusal(error: TurnoutError, wire: ModuleType) -> Response:
     cause = cause_of(error)
     known, headers = (error.status, dict(error.headers)) if isinstance(error, HttpError) else (0, {})
     status, body = wire.render_error(cause, known)
+    if isinstance(cause, StreamBrokenError) and cause.received:
+        body = _with(body, received=cause.received)
     if status in (503, 529):
         wait = cause.retry_after if isinstance(cause, EndpointLoadingError) else 0.0
         headers["Retry-After"] = str(max(1, round(wait)))
     return Response(body, status_code=status, headers=headers, media_type="application/json")
+
+
+def _with(body: bytes, **more: str) -> bytes:
+    told = msgspec.json.decode(body, type=dict[str, object])
+    error = told["error"]
+    return encode({**told, "error": {**error, **more} if isinstance(error, dict) else error})
