@@ -10,10 +10,10 @@ import asyncio
 import json
 import os
 import tempfile
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, aclosing, contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from unittest.mock import patch
 
@@ -75,6 +75,10 @@ BIG, OTHER, SMALL = "qwen2.5-coder-32b-instruct", "llama-3.1-70b-instruct", "qwe
 TOLD = 0.02  # seconds that a busy server asks for
 REFUSED, SWALLOWED = "refused", "swallowed"  # done to the server before it is asked
 
+NO_KEY = refusing(401, "Invalid API key")
+OVERFLOW = refusing(
+    400, "exceeds the available context size", "exceed_context_size_error", n_prompt_tokens=3000, n_ctx=1500
+)
 FAULTS: Mapping[str, Fault | str] = {
     "nothing listens": REFUSED,
     "connections are not accepted": SWALLOWED,
@@ -84,11 +88,9 @@ FAULTS: Mapping[str, Fault | str] = {
     "is busy, with Retry-After": refusing(503, "no free slot", headers=f"Retry-After: {TOLD}\r\n"),
     "is busy for minutes": refusing(429, "no free slot", headers="Retry-After: 240\r\n"),
     "is busy, for how long it does not say": refusing(503, "no free slot"),
-    "refuses the key": refusing(401, "Invalid API key"),
+    "refuses the key": NO_KEY,
     "does not have the model": refusing(404, "model not found"),
-    "overflow, with numbers": refusing(
-        400, "exceeds the available context size", "exceed_context_size_error", n_prompt_tokens=3000, n_ctx=1500
-    ),
+    "overflow, with numbers": OVERFLOW,
     "overflow, without numbers": refusing(400, "the prompt exceeds the context window"),
     "calls the request invalid": refusing(422, "top_k must be positive"),
     "fails with a 500": refusing(500, "CUDA error"),
@@ -112,7 +114,6 @@ LIMITS: Mapping[str, Mapping[str, int]] = {
     "words without end": {"total_timeout": 400},
     "is loading its model": {"first_byte_timeout": 500},
 }
-OVERFLOW = FAULTS["overflow, with numbers"]
 
 
 @dataclass(frozen=True)
@@ -124,12 +125,14 @@ class Place:
     models: tuple[str, ...] = (BIG,)  # one server each, the first is the faulty one but for level 3
     long: bool = False
     faulty: int = 0
+    also: tuple[str, ...] = ()  # models that the faulty server has as well
 
 
 PLACES: Mapping[str, Place] = {
     "once": Place("the only server, once: the next question there would be answered", "FG"),
     "alone": Place("the only server, always", "F"),
     "primary": Place("the primary, always; another server has a fallback model", "F", (BIG, OTHER)),
+    "both": Place("the only server, which has a fallback model as well, always", "F", also=(OTHER,)),
     "reduced": Place(
         "at level 2: the only server refuses the prompt as too long, then it always does this", "OF", long=True
     ),
@@ -191,13 +194,14 @@ def config_of(servers: list[Scripted], place: Place, fault: str, audit: Path) ->
 async def play(fault: str, where: str, way: str, audit: Path) -> Seen:
     """Ask once."""
     place, what = PLACES[where], FAULTS[fault]
-    step: Mapping[str, object] = {"F": good if isinstance(what, str) else what, "O": OVERFLOW, "G": good}
-    servers = [
-        Scripted((model,), 2048 if model == SMALL else 8192, script=[step[s] for s in place.script])  # type: ignore[misc]
-        if n == place.faulty
-        else Scripted((model,), 2048 if model == SMALL else 8192, [FAULTS["refuses the key"] if place.faulty else good])  # type: ignore[list-item]
-        for n, model in enumerate(place.models)
-    ]
+    step: dict[str, Fault] = {"F": good if isinstance(what, str) else what, "O": OVERFLOW, "G": good}
+    beside = NO_KEY if place.faulty else good
+    servers = []
+    for number, model in enumerate(place.models):
+        faulty = number == place.faulty
+        script = [step[letter] for letter in place.script] if faulty else [beside]
+        window = 2048 if model == SMALL else 8192
+        servers.append(Scripted((model, *(place.also if faulty else ())), window, script))
     async with scripted(*servers), open_router(load_any(config_of(servers, place, fault, audit))) as router:
         if what == REFUSED:
             await servers[place.faulty].stop()
@@ -316,13 +320,9 @@ def row(fault: str, ways: tuple[str, ...], seen: Seen, all_ways: tuple[str, ...]
 
 
 def tries(seen: Seen) -> list[str]:
-    found = []
-    for key, same in groupby(
-        seen.attempts, lambda a: (int(a.level), a.service, a.error.code if a.error else "answers")
-    ):
-        count = len(list(same))
-        found.append(f"{key[0]} {key[1]}: {key[2]}" + (f" ({count} times)" if count > 1 else ""))
-    return found
+    """Each kind of attempt where it first came, with how often it came."""
+    found = Counter(f"{int(a.level)} {a.service}: {a.error.code if a.error else 'answers'}" for a in seen.attempts)
+    return [f"{what} ({count} times)" if count > 1 else what for what, count in found.items()]
 
 
 def client_sees(seen: Seen) -> str:
@@ -341,7 +341,7 @@ def waits(seen: Seen) -> str:
     before: dict[tuple[str, str], BackendError | None] = {}
     for attempt in seen.attempts:
         last = before.get((attempt.model, attempt.service))
-        if attempt.waited:
+        if last is not None and last.code != "context_length_exceeded":
             told = isinstance(last, EndpointLoadingError) and last.retry_after
             loads = isinstance(last, EndpointLoadingError) and not isinstance(last, EndpointBusyError)
             found.append("waits for Retry-After" if told else "waits while it loads" if loads else "backs off")
@@ -437,6 +437,12 @@ async def test_a_busy_server_is_waited_for_as_long_as_it_says_and_no_shorter(tmp
     assert [a.waited >= TOLD for a in seen.attempts] == [False, True, True, True]
 
 
+async def test_what_is_waited_for_one_model_has_passed_for_the_other_as_well(tmp_path: Path) -> None:
+    seen = await play("is busy, with Retry-After", "both", "events", tmp_path / "a.log")
+    assert len(seen.attempts) == 2 * 4
+    assert sum(a.waited for a in seen.attempts) < 5 * TOLD, "both asked for three times as much, at the same time"
+
+
 async def test_the_duration_of_the_answer_is_that_of_the_whole_answer(tmp_path: Path) -> None:
     async def slowly(asked: Asked) -> None:
         await asked.say(CHUNKED + chunk(event("word")))
@@ -461,7 +467,7 @@ async def test_who_leaves_is_in_the_audit_log_with_the_server_that_was_asked(tmp
         came.set()
         await hang(asked)
 
-    servers = [Scripted((BIG,), script=[FAULTS["refuses the key"]]), Scripted((OTHER,), script=[hang_and_tell])]  # type: ignore[list-item]
+    servers = [Scripted((BIG,), script=[NO_KEY]), Scripted((OTHER,), script=[hang_and_tell])]
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(scripted(*servers))
         config = config_of(servers, PLACES["primary"], "", tmp_path / "a")
@@ -511,6 +517,14 @@ async def test_a_failed_plan_tells_a_client_what_else_was_tried(tmp_path: Path) 
     told = cause_of(seen.error)
     assert (told.code, type(told)) == ("key_refused", KeyRefusedError)
     assert "also tried: beta failed with HTTP 500: CUDA error" in told.message
+
+
+def test_every_class_of_error_is_on_the_page() -> None:
+    def below(kind: type[BackendError]) -> set[str]:
+        return {kind.code}.union(*map(below, kind.__subclasses__()))
+
+    never = {"backend", "cancelled"}  # the base, and what stands in a record alone
+    assert {code for code in below(BackendError) - never if f": {code}" not in committed()} == set()
 
 
 async def _page() -> str:

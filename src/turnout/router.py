@@ -44,7 +44,7 @@ from turnout.residency import the_one, unload, warm
 from turnout.routing.advice import BUNDLED, what_to_check
 from turnout.routing.capabilities import CapabilityTable
 from turnout.routing.classify import classify_task
-from turnout.routing.fallback import LOADING_WAIT, RetryBudget, after_error, plan_attempts
+from turnout.routing.fallback import LOADING_WAIT, RetryBudget, after_error, plan_attempts, sooner
 from turnout.routing.patience import first_byte_limit
 from turnout.routing.select import Needs, Selection, Selector, unsuitable
 from turnout.summary import Summarizer
@@ -367,6 +367,7 @@ class Router:
                 return
             if begun:
                 raise _broken(ended, run) from ended
+            rest = sooner(rest, attempt.wait + time.monotonic() - began)
             plan = after_error(rest, attempt, ended, selection.target)
             if not request.compactable:
                 plan = tuple(a for a in plan if not a.reduced)

@@ -59,6 +59,7 @@ class Scripted:
         script: what it does to the first question, the second, and so on; the last one holds for all that follow.
         asked: the questions that came.
         heard: set by the test when some of an answer has reached the asker.
+        silent: connections are accepted and nothing is answered any more, the listing included.
     """
 
     models: tuple[str, ...] = ("qwen2.5-coder-7b-instruct",)
@@ -66,6 +67,7 @@ class Scripted:
     script: Sequence[Fault] = (good,)
     asked: list[dict[str, object]] = field(default_factory=list)
     heard: asyncio.Event = field(default_factory=asyncio.Event)
+    silent: bool = False
     url: str = ""
     _server: asyncio.Server | None = None
     _tasks: set[asyncio.Task[object]] = field(default_factory=set)
@@ -116,6 +118,8 @@ class Scripted:
         lines = head.lower().split(b"\r\n")
         length = next((int(line.partition(b":")[2]) for line in lines if line.startswith(b"content-length:")), 0)
         body = await reader.readexactly(length)
+        if self.silent:
+            await asyncio.Event().wait()
         method, path = head.split()[:2]
         if (method, path.decode()) != (b"POST", CHAT):
             known = method == b"GET" and path == b"/v1/models"

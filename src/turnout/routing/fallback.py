@@ -113,6 +113,11 @@ def _loads(error: BackendError) -> bool:
     return isinstance(error, EndpointLoadingError) and not isinstance(error, EndpointBusyError)
 
 
+def sooner(plan: Sequence[Attempt], seconds: float) -> list[Attempt]:
+    """The plan after so many seconds: a wait runs also while others are waited for or asked."""
+    return [replace(a, wait=max(0.0, a.wait - seconds)) if a.wait else a for a in plan]
+
+
 def wait_before(failed: Attempt, error: BackendError) -> float:
     """Seconds to wait before the same step: what the server said, else growing backoff (jitter is the caller's)."""
     told = error.retry_after if isinstance(error, EndpointLoadingError) else 0.0
