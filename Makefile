@@ -54,6 +54,7 @@ bench: $(VENV)/.dev weights
 	$(BIN)/python bench/budgets.py
 	$(BIN)/python bench/fleet.py
 	$(BIN)/python bench/context.py
+	$(BIN)/python bench/fallback.py
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -49,6 +49,8 @@ CONF = "test_config.py::"
 NAMES = "routing/test_names.py::"
 HELD_OUT = "routing/test_held_out.py::"
 PARTS = "test_parts.py::"
+FALL = "test_fallback.py::"
+PLAN = "routing/test_fallback.py::"
 LLAMACPP = "backends/test_llamacpp.py::"
 OLLAMA = "backends/test_ollama.py::"
 KINDS = "backends/test_conformance.py::test_behaviour"
@@ -619,6 +621,34 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         by(REAL + "test_a_second_server_takes_over_before_the_first_byte", code="turnout.router:Router._execute"),
     ),
     (
+        "FB-1",
+        "the five levels: primary, fallback, reduced context, smallest, failed",
+        by(
+            FALL + "test_an_error_does_what_the_page_says[primary-fails with a 500]",
+            FALL + "test_an_error_does_what_the_page_says[reduced-refuses the key]",
+            FALL + "test_an_error_does_what_the_page_says[before-fails with a 500]",
+            FALL + "test_an_error_does_what_the_page_says[alone-fails with a 500]",
+            code=("turnout.routing.fallback:plan_attempts", "turnout.routing.fallback:after_error"),
+        ),
+    ),
+    (
+        "FB-1",
+        "the result and the audit log have each attempt with its error and its duration, also one that was left",
+        by(
+            FALL + "test_who_leaves_is_in_the_audit_log_with_the_server_that_was_asked",
+            FALL + "test_the_duration_of_the_answer_is_that_of_the_whole_answer",
+            code=("turnout.router:Router._execute", "turnout.router:_record_of"),
+        ),
+    ),
+    (
+        "FB-1",
+        "who asked learns which failure decided, and what else was tried",
+        by(
+            FALL + "test_a_failed_plan_tells_a_client_what_else_was_tried",
+            code=("turnout.router:_cause", "turnout.gateway.refusal:cause_of"),
+        ),
+    ),
+    (
         "FB-2",
         "only overflow leads to level 2",
         by(REAL + "test_a_real_overflow_leads_to_level_2_and_succeeds", code="turnout.routing.fallback:after_error"),
@@ -627,6 +657,58 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "FB-2",
         "each class of error prunes the plan",
         by(PARTS + "test_what_an_error_does_to_the_plan", code="turnout.routing.fallback:after_error"),
+    ),
+    (
+        "FB-2",
+        "a refused key is not retried",
+        by(
+            FALL + "test_an_error_does_what_the_page_says[alone-refuses the key]",
+            code=("turnout.router:Router._execute", "turnout.routing.fallback:after_error"),
+        ),
+    ),
+    (
+        "FB-2",
+        "a busy server is tried elsewhere, then waited for as it says, before the smallest model has to do",
+        by(
+            FALL + "test_an_error_does_what_the_page_says[primary-is busy, with Retry-After]",
+            FALL + "test_an_error_does_what_the_page_says[before-is busy, with Retry-After]",
+            FALL + "test_a_busy_server_is_waited_for_as_long_as_it_says_and_no_shorter",
+            code="turnout.routing.fallback:_again_later",
+        ),
+    ),
+    (
+        "FB-2",
+        "a server that is busy for minutes is not waited for, and the client is told",
+        by(
+            FALL + "test_an_error_does_what_the_page_says[alone-is busy for minutes]",
+            PLAN + "test_an_error_keeps_retries_before_the_smallest_model_and_a_load_behind_it",
+            code="turnout.routing.fallback:_again_later",
+        ),
+    ),
+    (
+        "FB-3",
+        "time limits by phase: connect, first byte, silence, total",
+        by(
+            FALL + "test_an_error_does_what_the_page_says[alone-connections are not accepted]",
+            FALL + "test_an_error_does_what_the_page_says[alone-no first byte]",
+            FALL + "test_an_error_does_what_the_page_says[alone-silence after two words]",
+            FALL + "test_an_error_does_what_the_page_says[alone-words without end]",
+            code="turnout.guard.network:_too_long",
+        ),
+    ),
+    (
+        "FB-3",
+        "an answer that breaks off ends with an error that carries what came, and is not retried",
+        by(
+            FALL + "test_an_error_does_what_the_page_says[alone-the connection is cut after two words]",
+            FALL + "test_a_broken_answer_brings_a_client_what_had_come",
+            code="turnout.router:_broken",
+        ),
+    ),
+    (
+        "FB-3",
+        "all retries together are bounded",
+        by("test_fitting.py::test_all_retries_together_are_bounded", code="turnout.routing.fallback:RetryBudget.take"),
     ),
     (
         "FB-3",
