@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from turnout.context import calibration, tokens
 from turnout.context.calibration import (
+    DROPPABLE,
     FAMILY_RATIOS,
     OTHER_RATIO,
     REFERENCE,
@@ -107,7 +108,7 @@ def test_tools_are_counted_with_their_schema() -> None:
         }),
         ("aB, (CdE) 7F", {
             "lower": 2, "upper": 4, "digit": 1, "punctuation": 3, "space": 2, "punctuation_space": 2,
-            "punctuation_upper": 1, "lower_upper": 2, "upper_lower_upper": 1, "digit_upper": 1,
+            "lower_upper": 2, "upper_lower_upper": 1, "digit_upper": 1,
         }),
         ("x;y==\n Z", {
             "lower": 2, "upper": 1, "punctuation": 3, "space": 1, "newline": 1, "newline_space": 1,
@@ -154,8 +155,7 @@ TOOLS = (Tool("read_file", "Reads a file.", {"type": "object", "properties": {"p
 
 @given(MESSAGES, st.sampled_from([(), TOOLS]))
 def test_a_request_costs_what_its_features_weigh(messages: list[Message], tools: tuple[Tool, ...]) -> None:
-    weights = calibration.prior("qwen").weights
-    weighed = sum(w * f for w, f in zip(weights, request_features(messages, tools), strict=True))
+    weighed = calibration.prior("qwen").expect(request_features(messages, tools))
     counted = get_token_counter("qwen").count_request(messages, tools)
     texts = sum(len(m.parts) for m in messages) * 2 + 5
     # Rounded for each text, at least one token, at most its bytes.
@@ -164,14 +164,16 @@ def test_a_request_costs_what_its_features_weigh(messages: list[Message], tools:
 
 
 def test_the_features_of_a_request_name_its_parts() -> None:
-    found = dict(zip(REQUEST_FEATURES, request_features(CONVERSATION, TOOLS)[len(TEXT_FEATURES) :], strict=True))
-    texts = {name: found.pop(name) for name in ("call_text", "tool_text", "reasoning_text")}
+    measured = request_features(CONVERSATION, TOOLS)
+    found = dict(zip(REQUEST_FEATURES, measured[-len(REQUEST_FEATURES) :], strict=True))
     assert found == {
         "message": 5, "call": 1, "result": 1, "tool": 1, "image": 0, "request": 1, "no_system": 0, "has_tools": 1
     }  # fmt: skip
-    assert all(n > 2 for n in texts.values())
-    bare = dict(zip(REQUEST_FEATURES, request_features([message("user", "x")])[len(TEXT_FEATURES) :], strict=True))
-    assert (bare["no_system"], bare["has_tools"], bare["tool_text"]) == (1, 0, 0)
+    kinds = [measured[n * len(TEXT_FEATURES) :][: len(TEXT_FEATURES)] for n in range(1 + len(DROPPABLE))]
+    assert kinds[1] == tuple(map(sum, zip(features("read_file"), features('{"path": "main.py"}'), strict=True)))
+    assert kinds[3] == features("I must read it.")
+    bare = request_features([message("user", "x")])
+    assert bare == (*features("x"), *[0] * 3 * len(TEXT_FEATURES), 1, 0, 0, 0, 0, 1, 1, 0)
 
 
 def test_a_counter_counts_by_what_was_learned() -> None:

@@ -22,74 +22,75 @@ OTHER_RATIO = 4.0
 # What is counted of texts, in this order; `turnout.context.tokens.features` says what each is.
 TEXT_FEATURES = (
     "lower", "upper", "digit", "punctuation", "space", "newline", "lower_space", "newline_space", "punctuation_space",
-    "punctuation_lower", "punctuation_upper", "punctuation_punctuation", "lower_upper", "upper_lower_upper",
-    "digit_upper", "half", "symbol", "whole", "emoji",
+    "punctuation_lower", "punctuation_punctuation", "lower_upper", "upper_lower_upper", "digit_upper", "half", "symbol",
+    "whole", "emoji",
 )  # fmt: skip
-# And of requests: how many there are, whether it is so, and the tokens (by `other`) of texts that templates may drop.
-REQUEST_FEATURES = (
-    "message", "call", "result", "tool", "image", "request", "no_system", "has_tools", "call_text", "tool_text",
-    "reasoning_text",
-)  # fmt: skip
-TEXTS, SIZE = len(TEXT_FEATURES), len(TEXT_FEATURES) + len(REQUEST_FEATURES)
+# And of requests: how many there are of it, or whether it is so.
+REQUEST_FEATURES = ("message", "call", "result", "tool", "image", "request", "no_system", "has_tools")
+# Texts that a template may drop, or repeat. Their weight is a share of what they would cost elsewhere.
+DROPPABLE = ("call_text", "tool_text", "reasoning_text")
+TEXTS, COUNTS, SHARES = len(TEXT_FEATURES), len(REQUEST_FEATURES), len(DROPPABLE)
+SIZE = TEXTS + COUNTS + SHARES
 IMAGES = TEXTS + REQUEST_FEATURES.index("image")
 
 # Tokens per count, in the order of TEXT_FEATURES, fitted by `bench/token_weights.py` to the tokenizers of Qwen 2.5,
 # Llama 3.2, Gemma 3, Mistral NeMo and DeepSeek V3 (and SmolLM2 for `other`) so that REFERENCE costs the start value.
 TEXT_WEIGHTS: dict[str, tuple[float, ...]] = {
     "qwen": (
-        0.099, 0.11, 1.511, 0.134, 0.023, 0.269, 1.169, 0.95, 1.166, 0.82,
-        1.194, 0.224, 0.135, 0.541, 1.24, 0.472, 1.118, 0.775, 0.501,
+        0.099, 0.18, 1.476, 0.253, 0.021, 0.243, 1.155, 0.961, 1.25, 0.674,
+        0.03, 0.17, 0.263, 1.663, 0.392, 1.214, 0.742, 0.785,
     ),
     "llama": (
-        0.094, 0.145, 0.974, 0.147, 0.039, 0.47, 0.979, 0.869, 1.135, 0.897,
-        0.956, 0.223, 0.109, 0.575, 2.441, 0.432, 1.633, 0.831, 1.446,
+        0.092, 0.201, 0.868, 0.265, 0.037, 0.454, 0.972, 0.82, 1.225, 0.793,
+        0.028, 0.109, 0.135, 2.712, 0.368, 1.488, 0.81, 1.977,
     ),
     "gemma": (
-        0.099, 0.209, 1.427, 0.212, 0.055, 0.838, 0.642, 1.058, 1.111, 1.417,
-        1.356, 0.0, 0.326, 0.405, 1.397, 0.342, 1.035, 0.622, 1.517,
+        0.1, 0.278, 1.398, 0.234, 0.057, 0.902, 0.621, 1.058, 1.185, 1.372,
+        0.0, 0.452, 0.618, 1.441, 0.282, 1.306, 0.584, 2.009,
     ),
     "mistral": (
-        0.1, 0.315, 1.497, 0.181, 0.047, 0.664, 0.731, 0.736, 1.041, 0.95,
-        0.725, 0.194, 0.134, 0.789, 0.486, 0.383, 1.475, 1.11, 2.937,
+        0.097, 0.362, 1.461, 0.247, 0.046, 0.686, 0.736, 0.779, 1.121, 0.88,
+        0.011, 0.108, 0.457, 1.189, 0.373, 0.508, 1.125, 3.238,
     ),
     "deepseek": (
-        0.101, 0.255, 0.936, 0.202, 0.05, 0.672, 0.733, 0.729, 1.052, 1.108,
-        1.061, 0.066, 0.176, 0.287, 3.365, 0.419, 1.305, 0.616, 0.0,
+        0.1, 0.332, 0.823, 0.284, 0.05, 0.675, 0.719, 0.622, 1.088, 1.057,
+        0.0, 0.155, 0.032, 2.663, 0.349, 0.889, 0.6, 0.802,
     ),
     "smollm2": (
-        0.112, 0.331, 1.651, 0.275, 0.042, 1.052, 0.514, 0.0, 1.053, 1.429,
-        0.975, 0.0, 0.055, 0.879, 1.465, 1.007, 1.257, 1.701, 0.108,
+        0.113, 0.351, 1.653, 0.329, 0.045, 1.069, 0.506, 0.0, 0.976, 1.345,
+        0.0, 0.283, 0.366, 1.868, 0.882, 2.315, 1.642, 0.012,
     ),
     "other": (
-        0.102, 0.265, 1.249, 0.223, 0.055, 0.72, 0.685, 0.764, 1.035, 1.165,
-        1.01, 0.039, 0.201, 0.447, 2.078, 0.413, 1.318, 0.822, 1.373,
+        0.101, 0.328, 1.161, 0.266, 0.057, 0.756, 0.675, 0.7, 1.099, 1.138,
+        0.0, 0.219, 0.271, 2.044, 0.344, 1.142, 0.807, 2.058,
     ),
 }  # fmt: skip
 # Counts per character of plain prose: half English paragraphs, half README files with their markup.
 REFERENCE: tuple[float, ...] = (
-    0.7293, 0.03054, 0.005964, 0.06369, 0.1535, 0.01688, 0.1213, 0.001753, 0.01941, 0.01483,
-    0.002698, 0.01183, 0.001369, 6.449e-05, 3.081e-05, 7.81e-05, 5.073e-05, 3.009e-05, 5.732e-06,
+    0.7344, 0.02661, 0.00635, 0.06429, 0.151, 0.01725, 0.1195, 0.002014, 0.01986, 0.01483,
+    0.01173, 0.001584, 9.674e-05, 4.144e-05, 3.885e-05, 4.762e-05, 9.066e-06, 5.181e-06,
 )  # fmt: skip
 
 # Of REQUEST_FEATURES: what templates of the field add.
-REQUEST_WEIGHTS = (4.0, 8.0, 4.0, 8.0, 800.0, 3.0, 10.0, 40.0, 0.0, 0.0, 0.0)
+REQUEST_WEIGHTS = (4.0, 8.0, 4.0, 8.0, 800.0, 3.0, 10.0, 40.0)
 
 # How uncertain a family's weights are, as standard deviations: all of them together and each by itself, as shares; of
-# characters beyond ASCII, of which vocabularies differ most; of REQUEST_WEIGHTS, in their units.
-TOGETHER, ALIKE, APART, LEAST_APART, BEYOND_ASCII = 0.1, 0.3, 0.15, 0.02, 0.2
-REQUEST_SPREAD = (2.0, 8.0, 4.0, 8.0, 400.0, 10.0, 15.0, 50.0, 0.3, 0.5, 0.5)
-REQUEST_LEAST = (0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0, -1.0, -1.0)
-REQUEST_MOST = (30.0, 60.0, 60.0, 100.0, 6000.0, 100.0, 200.0, 600.0, 1.0, 1.5, 1.0)
+# characters beyond ASCII, of which vocabularies differ most; of REQUEST_WEIGHTS and shares, in their units.
+TOGETHER, ALIKE, APART, LEAST_APART, BEYOND_ASCII = 0.05, 0.3, 0.15, 0.02, 0.5
+REQUEST_SPREAD = (3.0, 12.0, 4.0, 12.0, 400.0, 10.0, 15.0, 80.0)
+REQUEST_LEAST = (0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+REQUEST_MOST = (30.0, 60.0, 60.0, 100.0, 6000.0, 100.0, 200.0, 600.0)
+SHARE_SPREAD, MOST_SHARE = 1.0, 2.0
 # A weight stays between these multiples of its start, and plain prose between these of its cost.
 LEAST_WEIGHT, MOST_WEIGHT, SPARE_WEIGHT = 0.2, 4.0, 0.3
 LEAST_COST, MOST_COST = 0.6, 2.0
 # By how much a report differs although the weights are right: a share, tokens, and tokens for each image.
 NOISE_SHARE, NOISE, NOISE_IMAGE = 0.05, 4.0, 400.0
 # In standard deviations: how far a report may move the weights, and from where on it is doubted.
-BELIEVED, DOUBTED = 1.0, 3.5
+BELIEVED, DOUBTED = 2.0, 3.5
 # So many doubted reports in a row that agree are believed: fewer when they say that we count too little.
 TOO_LITTLE, TOO_MUCH, AGREEING = 4, 6, 1.25
-FORGOTTEN = 0.003  # with each report, of what was learned about how certain the weights are
+FORGOTTEN, MOST_FORGOTTEN = 0.003, 0.5  # with each report, of what was learned about how certain the weights are
 RESIDUALS, SMALL = 20, 256  # reports remembered for the margin; tokens below which errors are taken as if of so many
 MARGIN, LEAST_MARGIN, MOST_MARGIN, TRIAL = 0.15, 0.03, 0.5, 10
 
@@ -103,7 +104,7 @@ class Calibration:
 
     Attributes:
         family: whose start weights it began with.
-        weights: tokens per count, in the order of TEXT_FEATURES and REQUEST_FEATURES.
+        weights: tokens per count, in the order of TEXT_FEATURES and REQUEST_FEATURES, then the shares of DROPPABLE.
         covariance: how uncertain they are.
         observations: reports that were learned from.
         ignored: reports that were not.
@@ -123,18 +124,16 @@ class Calibration:
     def margin(self) -> float:
         """The share by which a true count may exceed the estimate: 0.15 at first, then what the reports showed.
 
-        The second largest error of the latest twenty, so that a single lie does not widen it.
+        Half as much again as the second largest error of the latest twenty: a single lie does not widen it.
         """
         seen = sorted(self.residuals)[-2:]
-        shown = 1.2 * seen[0] if len(seen) == 2 else 0.0
+        shown = 1.5 * seen[0] if len(seen) == 2 else 0.0
         trust = min(1.0, self.observations / TRIAL)
         return min(MOST_MARGIN, max(LEAST_MARGIN, shown, MARGIN * (1.0 - trust)))
 
-    def share(self, name: str) -> float:
-        """How many tokens a droppable text, as REQUEST_FEATURES names it, costs for each that it would elsewhere."""
-        added = self.weights[TEXTS + REQUEST_FEATURES.index(name)]
-        costs = _dot(self.weights, REFERENCE)
-        return max(0.0, 1.0 + added * _dot(TEXT_WEIGHTS["other"], REFERENCE) / costs)
+    def expect(self, features: Sequence[float]) -> float:
+        """The tokens of a request, by ``tokens.request_features``."""
+        return _dot(self.weights[: TEXTS + COUNTS], _slope(self.weights, features))
 
 
 def prior(model_name: str) -> Calibration:
@@ -147,7 +146,7 @@ def of_ratio(ratio: float) -> Calibration:
     no spaces."""
     share = 1.0 / ratio
     weights = [share] * 6 + [0.0] * (TEXTS - 10) + [0.5, 1.0, 1.0, 1.0]
-    return replace(_prior("other"), weights=(*weights, *REQUEST_WEIGHTS))
+    return replace(_prior("other"), weights=(*weights, *_prior("other").weights[TEXTS:]))
 
 
 def observe(calibration: Calibration, features: Sequence[float], reported: float) -> Calibration:
@@ -158,21 +157,24 @@ def observe(calibration: Calibration, features: Sequence[float], reported: float
         reported: all tokens of the prompt, those from a cache included. Whatever it is, nothing is raised.
     """
     start = _prior(calibration.family)
-    least, most = _bounds(calibration.family)
-    if not _dot(least, features) <= reported <= _dot(most, features) + NOISE:
+    least, most = (replace(start, weights=bound).expect(features) for bound in _bounds(calibration.family))
+    if not least <= reported <= most + NOISE:
         return replace(calibration, ignored=calibration.ignored + 1)
-    expected = max(1.0, _dot(calibration.weights, features))
+    slope = _slope(calibration.weights, features)
+    expected = max(1.0, calibration.expect(features))
     error = reported - expected
-    noise = (NOISE_SHARE * expected) ** 2 + NOISE**2 + (NOISE_IMAGE * features[IMAGES]) ** 2
-    spread = [_dot(row, features) for row in calibration.covariance]
-    variance = max(0.0, _dot(spread, features)) + noise
+    noise = (NOISE_SHARE * expected) ** 2 + NOISE**2 + (NOISE_IMAGE * slope[IMAGES]) ** 2
+    spread = [_dot(row, slope) for row in calibration.covariance]
+    variance = max(0.0, _dot(spread, slope)) + noise
     seen = (*calibration.residuals, error / max(SMALL, expected))[-RESIDUALS:]
     if error * error > DOUBTED * DOUBTED * variance:
-        return _doubt(replace(calibration, residuals=seen), features, reported / expected)
+        return _doubt(replace(calibration, residuals=seen), reported / expected)
     moved = math.copysign(min(abs(error), BELIEVED * math.sqrt(variance)), error) / variance
-    kept, scaled = 1.0 - FORGOTTEN, [s / variance for s in spread]
+    scaled = [s / variance for s in spread]
+    # What surprises says that less was known than it seemed: a lie that was believed is outweighed by what follows.
+    forgotten = min(MOST_FORGOTTEN, FORGOTTEN * max(1.0, (error * error / variance) ** 2))
     covariance = tuple(
-        tuple([kept * (c - a * b) + FORGOTTEN * q for c, b, q in zip(row, spread, begun, strict=True)])
+        tuple([c - a * b + forgotten * (q - c + a * b) for c, b, q in zip(row, spread, begun, strict=True)])
         for row, begun, a in zip(calibration.covariance, start.covariance, scaled, strict=True)
     )
     return Calibration(
@@ -186,7 +188,7 @@ def observe(calibration: Calibration, features: Sequence[float], reported: float
     )
 
 
-def _doubt(calibration: Calibration, features: Sequence[float], share: float) -> Calibration:
+def _doubt(calibration: Calibration, share: float) -> Calibration:
     """Ignore a report, unless the last ones have all said the same: then begin anew from what they say."""
     doubted = (*calibration.doubted, share)[-TOO_MUCH:]
     latest = doubted[-(TOO_LITTLE if share > 1 else TOO_MUCH) :]
@@ -220,6 +222,8 @@ def from_json(value: object, model_name: str) -> Calibration:
     if not isinstance(value, dict) or value.get("family") != start.family:
         return start
     weights, triangle, residuals = map(_numbers, map(value.get, ("weights", "covariance", "residuals")))
+    if weights is None or triangle is None or residuals is None:
+        return start
     observations, ignored = map(_count, map(value.get, ("observations", "ignored")))
     if len(weights) != SIZE or len(triangle) != SIZE * (SIZE + 1) // 2 or len(residuals) > RESIDUALS:
         return start
@@ -240,9 +244,9 @@ def from_json(value: object, model_name: str) -> Calibration:
     )
 
 
-def _numbers(value: object) -> Vector:
+def _numbers(value: object) -> Vector | None:
     if not isinstance(value, list) or not all(type(n) in (int, float) and abs(n) < 1e12 for n in value):
-        return ()
+        return None
     return tuple(map(float, value))
 
 
@@ -261,7 +265,7 @@ def _family(model_name: str) -> str:
 
 @lru_cache(maxsize=16)
 def _prior(family: str) -> Calibration:
-    weights = (*TEXT_WEIGHTS[family], *REQUEST_WEIGHTS)
+    weights = (*TEXT_WEIGHTS[family], *REQUEST_WEIGHTS, *[1.0] * SHARES)
     ascii_only = TEXT_FEATURES.index("half")
     spreads = [
         *(
@@ -269,10 +273,11 @@ def _prior(family: str) -> Calibration:
             for i, w in enumerate(weights[:TEXTS])
         ),
         *REQUEST_SPREAD,
+        *[SHARE_SPREAD] * SHARES,
     ]
     # Families differ from each other in some ways, and so may a model from its family.
     ways = [[w - o for w, o in zip(each, TEXT_WEIGHTS["other"], strict=True)] for each in TEXT_WEIGHTS.values()]
-    ways = [[ALIKE * d for d in way] + [0.0] * len(REQUEST_FEATURES) for way in ways]
+    ways = [[ALIKE * d for d in way] + [0.0] * (SIZE - TEXTS) for way in ways]
     ways.append([TOGETHER * w if i < TEXTS else 0.0 for i, w in enumerate(weights)])
     covariance = tuple(
         tuple(sum(way[i] * way[j] for way in ways) + (spreads[i] ** 2 if i == j else 0.0) for j in range(SIZE))
@@ -285,9 +290,22 @@ def _prior(family: str) -> Calibration:
 def _bounds(family: str) -> tuple[Vector, Vector]:
     texts = TEXT_WEIGHTS[family]
     return (
-        (*(LEAST_WEIGHT * w for w in texts), *REQUEST_LEAST),
-        (*(MOST_WEIGHT * w + SPARE_WEIGHT for w in texts), *REQUEST_MOST),
+        (*(LEAST_WEIGHT * w for w in texts), *REQUEST_LEAST, *[0.0] * SHARES),
+        (*(MOST_WEIGHT * w + SPARE_WEIGHT for w in texts), *REQUEST_MOST, *[MOST_SHARE] * SHARES),
     )
+
+
+def _slope(weights: Vector, features: Sequence[float]) -> Vector:
+    """By how much the count changes with each weight: the features, those of droppable texts by their share."""
+    texts = features[:TEXTS]
+    costs = []
+    for n in range(SHARES):
+        dropped = features[TEXTS * (n + 1) : TEXTS * (n + 2)]
+        costs.append(_dot(weights, dropped))
+        if costs[-1]:
+            share = weights[n - SHARES]
+            texts = [t + share * d for t, d in zip(texts, dropped, strict=True)]
+    return (*texts, *features[TEXTS * (SHARES + 1) :], *costs)
 
 
 def _bounded(weights: Iterable[float], family: str) -> Vector:

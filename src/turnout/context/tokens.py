@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import chain
 from operator import mul
 
 import msgspec
 
 from turnout.context.calibration import (
+    DROPPABLE,
     FAMILY_RATIOS,
     OTHER_RATIO,
     REQUEST_FEATURES,
-    TEXT_WEIGHTS,
     TEXTS,
     Calibration,
     of_ratio,
@@ -25,15 +26,15 @@ from turnout.types import Image, Message, Part, Reasoning, Text, Tool, ToolCall,
 
 __all__ = ["FAMILY_RATIOS", "OTHER_RATIO", "TokenCounter", "features", "get_token_counter", "request_features"]
 
-MAX_CACHED, LEAST_CACHED = 4096, 400  # texts, characters
+MAX_CACHED, LEAST_CACHED = 4096, 64  # texts, characters
 
 
 def _classes() -> bytes:
     """The class of each byte of UTF-8.
 
-    A lower-case letter is ``a``, an upper-case one ``A``, a digit ``0``, other ASCII ``p`` except white space, of which
-    a tab counts as a line break: both begin an indentation. By its first byte each other character: ``h`` to U+07FF,
-    ``s`` for U+2000 to U+2FFF and U+F000 to U+FFFF, ``e`` from U+10000, ``w`` for what is left.
+    A lower-case letter is ``a``, an upper-case one ``A``, a digit ``0``, other ASCII ``p`` except white space, of
+    which a tab counts as a line break: both begin an indentation. By its first byte each other character: ``h`` up to
+    U+07FF, ``s`` for U+2000 to U+2FFF and U+F000 to U+FFFF, ``e`` from U+10000, ``w`` for what is left.
     """
     table = bytearray(b"p" * 256)
     for ranges, kind in (
@@ -79,19 +80,22 @@ _cache: dict[tuple[int, int], tuple[int, ...]] = {}
 def _features(text: str) -> tuple[int, ...]:
     kinds = text.encode("utf-8", "surrogatepass").translate(_CLASSES, _CONTINUED)
     count = kinds.count
-    other = (0, 0, 0, 0) if text.isascii() else (count(b"h"), count(b"s"), count(b"w"), count(b"e"))
+    # What is frequent is counted by taking it out, which takes the same time however frequent it is.
+    not_lower = kinds.translate(None, b"a")
+    not_space = not_lower.translate(None, b" ")
+    rest = not_space.translate(None, b"p")
+    other = (0, 0, 0, 0) if text.isascii() else (rest.count(b"h"), rest.count(b"s"), rest.count(b"w"), rest.count(b"e"))
     return (
-        len(kinds) - len(kinds.translate(None, b"a")),
-        count(b"A"),
-        count(b"0"),
-        count(b"p"),
-        count(b" "),
-        count(b"\n"),
+        len(kinds) - len(not_lower),
+        rest.count(b"A"),
+        rest.count(b"0"),
+        len(not_space) - len(rest),
+        len(not_lower) - len(not_space),
+        rest.count(b"\n"),
         count(b"a "),
         count(b"\n "),
         count(b"p "),
         count(b"pa"),
-        count(b"pA"),
         count(b"pp"),
         count(b"aA"),
         count(b"AaA"),
@@ -101,15 +105,15 @@ def _features(text: str) -> tuple[int, ...]:
 
 
 def request_features(messages: Iterable[Message], tools: Sequence[Tool] = ()) -> tuple[float, ...]:
-    """What ``calibration.observe`` wants to know of a request: the features of all its texts, then REQUEST_FEATURES."""
-    texts = [0] * TEXTS
+    """What ``calibration.observe`` wants to know of a request.
+
+    The features of its texts, those of each kind of text in DROPPABLE, then REQUEST_FEATURES.
+    """
+    texts = {kind: [0] * TEXTS for kind in ("", *DROPPABLE)}
     counts = dict.fromkeys(REQUEST_FEATURES, 0.0)
 
-    def add(text: str, droppable: str = "") -> None:
-        measured = features(text)
-        texts[:] = map(int.__add__, texts, measured)
-        if droppable:
-            counts[droppable] += sum(map(mul, TEXT_WEIGHTS["other"], measured))
+    def add(text: str, kind: str = "") -> None:
+        texts[kind] = list(map(int.__add__, texts[kind], features(text)))
 
     instructed = False
     for message in messages:
@@ -137,7 +141,7 @@ def request_features(messages: Iterable[Message], tools: Sequence[Tool] = ()) ->
     counts["request"] = 1.0
     counts["no_system"] = float(not instructed)
     counts["has_tools"] = float(bool(tools))
-    return (*texts, *counts.values())
+    return (*chain.from_iterable(texts.values()), *counts.values())
 
 
 class TokenCounter:
@@ -157,10 +161,7 @@ class TokenCounter:
         known = calibration or of_ratio(ratio)
         self.margin = known.margin
         self._texts = known.weights[:TEXTS]
-        self._each = dict(zip(REQUEST_FEATURES, known.weights[TEXTS:], strict=True))
-        # A template may drop such texts, or repeat them: what is added of their count, by that count.
-        shares = {name: known.share(name) for name in ("call_text", "tool_text", "reasoning_text")}
-        self._call, self._tool, self._reasoning = shares["call_text"], shares["tool_text"], shares["reasoning_text"]
+        self._each = dict(zip((*REQUEST_FEATURES, *DROPPABLE), known.weights[TEXTS:], strict=True))
 
     def count(self, text: str) -> int:
         """Tokens of a text: at least one when it is not empty, never more than its UTF-8 bytes."""
@@ -182,7 +183,7 @@ class TokenCounter:
         if not tools:
             return 0
         texts = sum(self.count(t.name) + self.count(t.description) + self.count(_schema_text(t)) for t in tools)
-        return round(self._each["has_tools"] + texts * self._tool + len(tools) * self._each["tool"])
+        return round(self._each["has_tools"] + texts * self._each["tool_text"] + len(tools) * self._each["tool"])
 
     def count_request(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> int:
         """Tokens of a whole request: messages, tools, and what a template adds once to each."""
@@ -196,9 +197,10 @@ class TokenCounter:
             case Text(text=text):
                 return self.count(text)
             case Reasoning(text=text):
-                return self.count(text) * self._reasoning
+                return self.count(text) * self._each["reasoning_text"]
             case ToolCall():
-                return (self.count(part.name) + self.count(part.arguments)) * self._call + self._each["call"]
+                texts = self.count(part.name) + self.count(part.arguments)
+                return texts * self._each["call_text"] + self._each["call"]
             case ToolResult():
                 return self.count(part.content) + self._each["result"]
             case Image():
