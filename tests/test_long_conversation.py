@@ -169,7 +169,7 @@ HEAVY = (pytest.mark.heavy, pytest.mark.timeout(900))
 
 @pytest.mark.parametrize(
     ("window", "words", "compactions"),
-    [pytest.param(512, 2, (4, 18), id="short"), pytest.param(2048, 60, (3, 10), id="long", marks=HEAVY)],
+    [pytest.param(512, 2, (4, 14), id="short"), pytest.param(2048, 60, (3, 10), id="long", marks=HEAVY)],
 )
 async def test_a_session_of_sixty_turns(
     llama_factory: LlamaFactory, tmp_path: Path, data_dir: Path, window: int, words: int, compactions: tuple[int, int]

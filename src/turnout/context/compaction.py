@@ -43,6 +43,8 @@ STUB_MARK = "[Tool output truncated - "
 ACKNOWLEDGED = message("assistant", "Understood.")
 _PLAIN = get_token_counter("")
 SUMMARY_POINTS, POINT_CHARS = 10, 100
+# In a small window ten points would leave the conversation no room to grow before the next cut.
+LEAST_POINTS, TOKENS_A_POINT = 2, 80
 _STUB = re.compile(re.escape(STUB_MARK) + r".*\] \(was \d+ characters\)")
 # Of text in lower case, which is searched in less than half of the time that IGNORECASE takes.
 _DECIDED = re.compile(
@@ -140,9 +142,9 @@ def fit(
     threshold = min(room, int(window * config.compaction_threshold))
     if before <= threshold and (target is None or before <= target) and not known and not compact_at:
         return Fitted(given, before, before)
-    history = _History(given, counter, config)
     # Below the threshold by the same share also where a long answer's room lowers it: else every message compacts.
     goal = int(min(window, room / config.compaction_threshold) * config.compaction_target)
+    history = _History(given, counter, config, points=min(SUMMARY_POINTS, max(LEAST_POINTS, goal // TOKENS_A_POINT)))
     begin, old = history.remembered(known, room)
     at, form = _replay(history, begin, old, _Aims(threshold, goal, room, tuple(compact_at)))
     size = len(history.body)
@@ -215,10 +217,12 @@ class _History:
     tool call with everything up to its last result.
     """
 
-    def __init__(self, messages: tuple[Message, ...], counter: TokenCounter, config: ContextConfig) -> None:
+    def __init__(
+        self, messages: tuple[Message, ...], counter: TokenCounter, config: ContextConfig, points: int
+    ) -> None:
         lead = next((i for i, m in enumerate(messages) if m.role != "system"), len(messages))
         self.given, self.head, self.body = messages, messages[:lead], messages[lead:]
-        self._counter, self._config = counter, config
+        self._counter, self._config, self._most_points = counter, config, points
         self.head_tokens = counter.count_messages(self.head)
         self.costs = [counter.count_message(m) for m in self.body]
         self.starts, self._result_names = _grouped(self.body)
@@ -411,8 +415,8 @@ class _History:
             return message("user", f"{SUMMARY_MARK}\n{form.text}")
         until = bisect_left(self._points, (form.cut, ""))
         told = (i for i in range(until) if self._points[i][0] not in kept)
-        newest = list(islice((i for i in reversed(range(until)) if self._points[i][0] not in kept), SUMMARY_POINTS))
-        chosen = sorted({*newest[: SUMMARY_POINTS - 1], *islice(told, 1)})
+        newest = list(islice((i for i in reversed(range(until)) if self._points[i][0] not in kept), self._most_points))
+        chosen = sorted({*newest[: self._most_points - 1], *islice(told, 1)})
         lines = (self._points[i][1] for i in chosen)
         # A user's message: many templates refuse a system message that is not the first one.
         return message("user", "\n".join((SUMMARY_MARK, *lines)))
