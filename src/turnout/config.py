@@ -53,6 +53,13 @@ HiddenWindow: TypeAlias = Annotated[
         "Modelfile says, else 16384."
     ),
 ]
+Slots: TypeAlias = Annotated[
+    Annotated[int, Meta(ge=1, le=100_000)] | None,
+    Meta(
+        description="Requests that it serves at once; more wait in a queue of ours. Default: what the server tells, "
+        "else 1 for Ollama, Jan, KoboldCpp, GPT4All, text-generation-webui and MLX-LM, and no limit for others."
+    ),
+]
 ModelNames: TypeAlias = tuple[Annotated[str, Meta(pattern=r"\S")], ...]
 
 
@@ -84,6 +91,7 @@ class ServiceConfig(Section, frozen=True, kw_only=True):
     max_retries: Retries = 3
     key: Key = None
     window: HiddenWindow = None
+    slots: Slots = None
     first_byte_timeout: FirstByte = None
     total_timeout: Total = 1_800_000
 
@@ -109,6 +117,7 @@ class CustomEndpoint(Section, frozen=True, kw_only=True):
         None
     )
     window: HiddenWindow = None
+    slots: Slots = None
     first_byte_timeout: FirstByte = None
     total_timeout: Total = 1_800_000
 

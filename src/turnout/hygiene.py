@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import lru_cache
 
 from turnout.types import ChatRequest, Message, Part, Text
 
@@ -41,10 +42,15 @@ def _constant(m: Message) -> Message:
         if not isinstance(part, Text):
             parts.append(part)
             continue
-        text = _TIME.sub(r"\1", _BILLING.sub("", part.text))
+        text = _constant_text(part.text)
         if text or not part.text:
             parts.append(part if text == part.text else replace(part, text=text))
     return m if tuple(parts) == m.parts else replace(m, parts=tuple(parts))
+
+
+@lru_cache(maxsize=128)  # an agent sends its system prompt with every request
+def _constant_text(text: str) -> str:
+    return _TIME.sub(r"\1", _BILLING.sub("", text))
 
 
 def _system_first(messages: tuple[Message, ...]) -> tuple[Message, ...]:

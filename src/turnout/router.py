@@ -39,6 +39,8 @@ from turnout.fleet.catalog import Catalog
 from turnout.fleet.pins import Pin
 from turnout.guard.audit import AuditLog, QueryEnd, QueryStart
 from turnout.guard.trail import Trail
+from turnout.hygiene import tidy
+from turnout.placement import Placement
 from turnout.request import answer_room, capabilities_of, check, classify, enrich, query_of
 from turnout.residency import the_one, unload, warm
 from turnout.routing.advice import BUNDLED, what_to_check
@@ -119,6 +121,7 @@ class Run:
     error: str = "cancelled"
     compacted: bool = False  # what was sent to the model that answers
     refusals: Refusals = field(default_factory=Refusals)
+    place: bytes = b""  # what its conversation is known by
 
     @property
     def failures(self) -> int:
@@ -158,7 +161,7 @@ class Router:
         self._fitter = Fitter(client, config.context, fleet, writer, Decided(store))
         self._audit = audit
         self._budget = RetryBudget()
-        self._running: Counter[str] = Counter()  # our requests, by the endpoint's URL
+        self._placement = Placement(fleet)
 
     def _tell_summary(self, label: str) -> None:
         if self._audit is not None:
@@ -214,6 +217,7 @@ class Router:
         self._budget.earn()
         try:
             self._check(request)
+            request = tidy(request) if request.own_history else request
             run.task = classify(request)
             if not self.catalog.serving:
                 await self.fleet.refresh(whole=False)  # a server may have been started a moment ago
@@ -224,6 +228,8 @@ class Router:
             context = await self._gather(request, run.task)
             request = enrich(request, context)
             selection = self._select(request, run.task)
+            category = run.task.category if run.task else None
+            selection, run.place = self._placement.order(request, principal.id, selection, category)
             for notice in self._notices(request, run.task, context):
                 yield notice
             async with aclosing(self._execute(run, request, selection)) as events:
@@ -375,26 +381,27 @@ class Router:
 
     async def _attempt(self, run: Run, request: ChatRequest, attempt: Attempt) -> AsyncGenerator[Event, None]:
         """Ask one candidate. The first event is the head of its answer: from there on nothing is tried again."""
-        fit, usage, began, first = None, Usage(), time.monotonic(), 0.0
         attempt = await self._fitter.settled(attempt)
-        candidate = attempt.candidate
-        self._running[candidate.endpoint.url] += 1
+        candidate, tenant = attempt.candidate, run.principal.id
+        fit, usage, first = None, Usage(), 0.0
+        aside = self._placement.is_aside(request, tenant)
         try:
-            fit = await self._fitter.fit(request, attempt, run.refusals, run.principal.id)
-            async with aclosing(self._lane(request, candidate, fit)) as events:
-                async for event in events:
-                    if not first:
-                        first = time.monotonic() - began
-                        for head in self._heads(run, request, attempt, fit, began):
-                            yield head
-                    if isinstance(event, UsageReport):
-                        usage = event.usage
-                    yield event
+            async with self._placement.admitted(candidate, aside=aside):
+                began = time.monotonic()
+                fit = await self._fitter.fit(request, attempt, run.refusals, tenant)
+                async with aclosing(self._lane(request, candidate, fit)) as events:
+                    async for event in events:
+                        if not first:
+                            first = time.monotonic() - began
+                            for head in self._heads(run, request, attempt, fit, began):
+                                yield head
+                        if isinstance(event, UsageReport):
+                            usage = event.usage
+                        yield event
         except BackendError as error:
             self._fitter.refused(candidate, request, error, fit, run.refusals)
             raise
-        finally:
-            self._running[candidate.endpoint.url] -= 1
+        self._placement.answered(run.place, candidate, usage.prompt_tokens or fit.estimate, first)
         if cut := self._fitter.answered(candidate, request, fit, usage, first):
             log.warning("%s", cut.text)
             yield cut
@@ -404,7 +411,7 @@ class Router:
         if limits.adaptive:
             tokens = fit.estimate or (len(request.raw.body) // 3 if request.raw else 0)
             speed = self.fleet.learned.speed(candidate.endpoint, candidate.model)
-            others = self._running[candidate.endpoint.url] - 1
+            others = self._placement.others(candidate)
             limits = replace(limits, first_byte=first_byte_limit(candidate, tokens, speed, others))
         endpoint = replace(candidate.endpoint, limits=limits)
         same_format = request.raw is not None and request.raw.format is backend.wire is WireFormat.OPENAI_CHAT

@@ -188,6 +188,7 @@ class ChatRequest:
         file_context: the user's file and cursor, or None.
         session_id: the session of ours that this belongs to, or "".
         agent: the calling coding agent's name, or "".
+        conversation: what the client calls the conversation that this belongs to, or "".
         own_history: the client keeps and resends its history itself, so for an exact model it is never shortened.
         compact_at: after so many messages, system messages not counted, the conversation is compacted in any case.
         workspace: absolute path whose code may be read as context, or ""; set by us, never by a client.
@@ -210,6 +211,7 @@ class ChatRequest:
     file_context: FileContext | None = None
     session_id: str = ""
     agent: str = ""
+    conversation: str = ""
     workspace: str = ""
     own_history: bool = False
     compact_at: tuple[int, ...] = ()
@@ -369,6 +371,7 @@ class Endpoint:
         chat_path, models_path: paths that the user set for a custom endpoint, or that the server was found to have;
             "" means the kind's own.
         window: tokens the user says it has allocated, or 0.
+        slots: requests that the user says it serves at once, or 0.
     """
 
     name: str
@@ -383,6 +386,7 @@ class Endpoint:
     chat_path: str = ""
     models_path: str = ""
     window: int = 0
+    slots: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ class Gpt4All(OpenAICompatible):
     kind = "gpt4all"
     title = "GPT4All"
     default_urls = ("http://127.0.0.1:4891",)
+    default_slots = 1
     probes = ("/v1/models", "/v1/chat/completions")
     streams = False
 

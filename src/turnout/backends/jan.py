@@ -30,6 +30,7 @@ class Jan(OpenAICompatible):
     kind = "jan"
     title = "Jan"
     default_urls = ("http://127.0.0.1:1337",)
+    default_slots = 1
     key_headers = ("Authorization", "X-Api-Key")
     probes = ("/openapi.json", "/v1/models")
 

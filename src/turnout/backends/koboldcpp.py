@@ -38,6 +38,7 @@ class KoboldCpp(OpenAICompatible):
     kind = "koboldcpp"
     title = "KoboldCpp"
     default_urls = ("http://127.0.0.1:5001",)
+    default_slots = 1
     probes = ("/.well-known/serviceinfo",)
     cuts_silently = True
     answer_limit = 896  # --defaultgenamt; 1536 since a version of 2026

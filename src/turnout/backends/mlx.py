@@ -32,6 +32,7 @@ class Mlx(OpenAICompatible):
     kind = "mlx"
     title = "MLX-LM"
     default_urls = ("http://127.0.0.1:8080",)
+    default_slots = 1
     probes = ("/v1/models", "/")
 
     def identify(self, replies: Mapping[str, Reply]) -> Identity | None:

@@ -49,6 +49,7 @@ class Ollama(Backend):
     kind = "ollama"
     title = "Ollama"
     default_urls = ("http://127.0.0.1:11434",)
+    default_slots = 1
     wire = WireFormat.OLLAMA
     from_root = True
     probes = ("/", "/api/version", "/api/status", "/api/tags")

@@ -37,6 +37,7 @@ class TextGen(OpenAICompatible):
     kind = "textgen"
     title = "text-generation-webui"
     default_urls = ("http://127.0.0.1:5000",)
+    default_slots = 1
     probes = (INFO,)
     cuts_silently = True
 

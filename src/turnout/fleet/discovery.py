@@ -97,6 +97,7 @@ def _custom(custom: CustomEndpoint) -> Target:
         chat_path=custom.chat_path or "",
         models_path=custom.models_path or "",
         window=custom.window or 0,
+        slots=custom.slots or 0,
     )
     return Target(endpoint, style=custom.api_style)
 
@@ -109,6 +110,7 @@ def _configured(endpoint: Endpoint, section: ServiceConfig) -> Endpoint:
         key=section.key or "",
         host_header=_host_header(endpoint.url),
         window=section.window or 0,
+        slots=section.slots or 0,
     )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from types import ModuleType
 
 import msgspec
@@ -25,6 +26,10 @@ PATIENCE_SECONDS = 5.0
 WATCH_AFTER_SECONDS = 0.05
 _SSE = b"text/event-stream; charset=utf-8"
 _JSON = b"application/json"
+# Claude Code, Codex, opencode.
+_CONVERSATION = frozenset(
+    {b"x-claude-code-session-id", b"session-id", b"session_id", b"thread-id", b"x-session-id", b"x-session-affinity"}
+)
 
 
 async def list_models(request: Request) -> Response:
@@ -95,8 +100,16 @@ class ChatEndpoint:
         except TurnoutError as error:
             await refusal(error, self.wire)(scope, receive, send)
             return
+        if name := conversation_of(scope["headers"]):
+            chat = replace(chat, conversation=name)
         with _WhilePresent(receive):
             await ChatAnswer(state.router, chat, self.wire).send(scope, receive, send)
+
+
+def conversation_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """What the client calls its conversation, in a header that its agent sends anyway (facts/agents.md section 7b)."""
+    found = next((value for name, value in headers if name in _CONVERSATION), b"")
+    return found[:200].decode("latin-1")
 
 
 openai_chat = ChatEndpoint(openai_wire)
