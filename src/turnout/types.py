@@ -139,12 +139,17 @@ def message(role: Role, text: str) -> Message:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function the model may call. ``schema`` is the JSON schema of its arguments."""
+    """A function the model may call. ``schema`` is the JSON schema of its arguments.
+
+    ``name`` is the whole name that a model sees, here and in every call; ``namespace`` the group that the Responses
+    format puts it in, which is then the beginning of the name.
+    """
 
     name: str
     description: str = ""
     schema: Mapping[str, Json] = field(default_factory=_nothing)
     extras: Mapping[str, Json] = field(default_factory=_nothing)
+    namespace: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +197,8 @@ class ChatRequest:
         own_history: the client keeps and resends its history itself, so for an exact model it is never shortened.
         compact_at: after so many messages, system messages not counted, the conversation is compacted in any case.
         workspace: absolute path whose code may be read as context, or ""; set by us, never by a client.
-        extras: fields of the client's format that the neutral form has no place for.
+        extras: fields of the client's format that the neutral form has no place for; a server may know them.
+        client_fields: fields that mean something in the client's format alone: for its answer, sent to no server.
     """
 
     messages: tuple[Message, ...]
@@ -216,6 +222,7 @@ class ChatRequest:
     own_history: bool = False
     compact_at: tuple[int, ...] = ()
     extras: Mapping[str, Json] = field(default_factory=_nothing)
+    client_fields: Mapping[str, Json] = field(default_factory=_nothing)
 
     @property
     def compactable(self) -> bool:

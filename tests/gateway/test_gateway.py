@@ -242,7 +242,10 @@ async def test_the_model_list_satisfies_both_sdks_and_tells_the_window(llama: Ll
     assert rows["smol"]["context_length"] == rows["smol"]["max_model_len"] == 2048
 
 
-ENDPOINTS = "POST /v1/chat/completions, POST /v1/messages, GET /v1/models, GET /v1/models/{id}, GET /health, GET /"
+ENDPOINTS = (
+    "POST /v1/chat/completions, POST /v1/messages, POST /v1/responses, DELETE /v1/responses/{id},"
+    " GET /v1/responses/{id}, GET /v1/models, GET /v1/models/{id}, GET /health, GET /"
+)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +257,8 @@ ENDPOINTS = "POST /v1/chat/completions, POST /v1/messages, GET /v1/models, GET /
         ("POST", "/v1/models", 405),
         ("DELETE", "/v1/models/a", 405),
         ("POST", "/", 405),
-        ("POST", "/v1/responses", 404),
+        ("GET", "/v1/responses", 405),
+        ("POST", "/v1/responses/resp_1", 405),
         ("POST", "/v1/messages/count_tokens", 404),
         ("POST", "/v1/chat/completions/", 404),
         ("GET", "/favicon.ico", 404),

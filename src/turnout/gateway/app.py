@@ -23,8 +23,8 @@ from turnout.build import open_router
 from turnout.config import LoadedConfig
 from turnout.errors import UsageError
 from turnout.fleet.catalog import Catalog
-from turnout.gateway import completions
-from turnout.gateway.refusal import HttpError, refusal, wire_of
+from turnout.gateway import completions, responses
+from turnout.gateway.refusal import HttpError, format_of, refusal
 from turnout.gateway.transport import GatheringProtocol
 from turnout.guard.listen import listen
 from turnout.router import Router
@@ -43,6 +43,7 @@ _JSON_TYPE = re.compile(rb"application/(?:[\w.-]+\+)?json[ \t]*(?:;.*)?", re.IGN
 CHAT: dict[str, ASGIApp] = {
     "/v1/chat/completions": completions.openai_chat,
     "/v1/messages": completions.anthropic_messages,
+    "/v1/responses": responses.ResponsesEndpoint(),
 }
 
 
@@ -56,6 +57,7 @@ def create_app(router: Router, *, max_body_bytes: int = 32_000_000) -> Gateway:
     app = Gateway(
         routes=[
             *(Route(path, endpoint, methods=["POST"]) for path, endpoint in CHAT.items()),
+            Route("/v1/responses/{id}", responses.kept_response, methods=["GET", "DELETE"]),
             Route("/v1/models", completions.list_models, methods=["GET"]),
             Route("/v1/models/{id:path}", completions.show_model, methods=["GET"]),
             Route("/health", health, methods=["GET"]),
@@ -66,6 +68,7 @@ def create_app(router: Router, *, max_body_bytes: int = 32_000_000) -> Gateway:
     # A redirect would be followed by some clients without their body.
     app.router.redirect_slashes = False
     app.state.router = router
+    app.state.responses = responses.Shelves()
     app.state.max_body_bytes = max_body_bytes
     return app
 
@@ -80,7 +83,7 @@ class Gateway(Starlette):
             return
         chat = CHAT.get(scope["path"]) if scope["method"] == "POST" else None
         if error := _foreign(scope["headers"], chat=chat is not None):
-            await refusal(error, wire_of(scope))(scope, receive, send)
+            await refusal(error, format_of(scope))(scope, receive, send)
         elif chat is None:
             await super().__call__(scope, receive, send)
         else:
@@ -104,7 +107,7 @@ async def no_endpoint(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path, hint = request.url.path[:200], f"there are: {', '.join(_endpoints(request.app))}"
     said = f"there is no {path}" if error.status_code == 404 else f"{path} does not take {request.method}"
-    return refusal(HttpError(error.status_code, said, hint=hint, headers=error.headers), wire_of(request.scope))
+    return refusal(HttpError(error.status_code, said, hint=hint, headers=error.headers), format_of(request.scope))
 
 
 def _endpoints(app: Starlette) -> list[str]:

@@ -1,4 +1,4 @@
-"""Chat over HTTP: OpenAI chat completions and Anthropic messages, over the one pipeline."""
+"""Chat over HTTP in any wire format, over the one pipeline."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing, suppress
 from dataclasses import replace
-from types import ModuleType
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
@@ -15,11 +14,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from turnout.errors import NoSuitableModelError, TurnoutError
-from turnout.gateway.refusal import HttpError, cause_of, refusal, wire_of
+from turnout.gateway.formats import ANTHROPIC, OPENAI_CHAT, Format
+from turnout.gateway.refusal import HttpError, cause_of, format_of, refusal
 from turnout.router import Router
 from turnout.types import VIRTUAL_MODELS, ChatRequest, Event, Principal, RawChunk, RawHead, Route, Started
-from turnout.wire import anthropic as anthropic_wire
-from turnout.wire import openai_chat as openai_wire
 
 KEEP_ALIVE_SECONDS = 10.0
 PATIENCE_SECONDS = 5.0
@@ -52,7 +50,7 @@ async def show_model(request: Request) -> Response:
     if row is None:
         served = ", ".join(str(row["id"]) for row in rows[:8])
         error = NoSuitableModelError(f"no server has the model {wanted[:200]!r}", hint=f"there are: {served}")
-        return refusal(error, wire_of(request.scope))
+        return refusal(error, format_of(request.scope))
     return Response(msgspec.json.encode(row), media_type="application/json")
 
 
@@ -87,23 +85,27 @@ class ChatEndpoint:
     The answer runs in the server's own task; a client that leaves cancels it, which frees the backend.
     """
 
-    def __init__(self, wire: ModuleType) -> None:
-        self.wire = wire
+    def __init__(self, spoken: Format) -> None:
+        self._format = spoken
+
+    def format_of(self, scope: Scope) -> Format:
+        """The format in which this request is read and answered."""
+        return self._format
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read, parse, answer; the query string (``?beta=true``) is ignored."""
-        state = scope["app"].state
+        state, spoken = scope["app"].state, self.format_of(scope)
         try:
-            chat: ChatRequest = self.wire.parse_request(await _read(scope, receive, state.max_body_bytes))
+            chat = spoken.parse(await _read(scope, receive, state.max_body_bytes))
         except ClientDisconnect:
             return
         except TurnoutError as error:
-            await refusal(error, self.wire)(scope, receive, send)
+            await refusal(error, spoken)(scope, receive, send)
             return
         if name := conversation_of(scope["headers"]):
             chat = replace(chat, conversation=name)
         with _WhilePresent(receive):
-            await ChatAnswer(state.router, chat, self.wire).send(scope, receive, send)
+            await ChatAnswer(state.router, chat, spoken).send(scope, receive, send)
 
 
 def conversation_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
@@ -112,8 +114,13 @@ def conversation_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
     return found[:200].decode("latin-1")
 
 
-openai_chat = ChatEndpoint(openai_wire)
-anthropic_messages = ChatEndpoint(anthropic_wire)
+openai_chat = ChatEndpoint(OPENAI_CHAT)
+anthropic_messages = ChatEndpoint(ANTHROPIC)
+
+
+def principal_of(scope: Scope) -> Principal:
+    """Who asks: as long as there are no keys, everybody is the person at this machine."""
+    return Principal()
 
 
 async def _read(scope: Scope, receive: Receive, limit: int) -> bytes:
@@ -177,12 +184,12 @@ class _WhilePresent:
 class ChatAnswer:
     """One answer on its way to the client."""
 
-    def __init__(self, router: Router, chat: ChatRequest, wire: ModuleType) -> None:
-        self.router, self.chat, self.wire = router, chat, wire
+    def __init__(self, router: Router, chat: ChatRequest, spoken: Format) -> None:
+        self.router, self.chat, self.format = router, chat, spoken
 
     async def send(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the pipeline and hand its events on, as a stream or as a whole."""
-        async with aclosing(self.router.route(self.chat, Principal())) as events:
+        async with aclosing(self.router.route(self.chat, principal_of(scope))) as events:
             if self.chat.stream:
                 await self._stream(events, scope, receive, send)
             else:
@@ -197,7 +204,7 @@ class ChatAnswer:
                     route = event.route
                 collected.append(event)
         except TurnoutError as error:
-            await refusal(error, self.wire)(scope, receive, send)
+            await refusal(error, self.format)(scope, receive, send)
             return
         raw = [event.data for event in collected if isinstance(event, RawChunk)]
         body = b"".join(raw) if raw else self._render(collected, route)
@@ -208,8 +215,7 @@ class ChatAnswer:
 
     def _render(self, events: list[Event], route: Route | None) -> bytes:
         model = route.sent_model if route else self.chat.model
-        body: bytes = self.wire.render_response(events, model, route.request_id if route else "")
-        return body
+        return self.format.whole(events, self.chat, model, route.request_id if route else "")
 
     async def _stream(self, events: AsyncIterator[Event], scope: Scope, receive: Receive, send: Send) -> None:
         """The status line waits for the first output, or a short patience; failures before it have a status."""
@@ -223,7 +229,7 @@ class ChatAnswer:
             if stream.begun:
                 await stream.fail(error)
             else:
-                await refusal(error, self.wire)(scope, receive, send)
+                await refusal(error, self.format)(scope, receive, send)
         finally:
             pulse.cancel()
             with suppress(asyncio.CancelledError):
@@ -240,13 +246,7 @@ class _Stream:
         self._whole_event = True
         self._written, self._last_pulse = 0, -1
         self.begun = False
-        chat = answer.chat
-        self._renderer: openai_wire.StreamRenderer | anthropic_wire.StreamRenderer
-        if answer.wire is openai_wire:
-            include = chat.raw is not None and openai_wire.peek(chat.raw.body).include_usage
-            self._renderer = openai_wire.StreamRenderer(chat.model, _new_id(), include)
-        else:
-            self._renderer = anthropic_wire.StreamRenderer(chat.model, _new_id())
+        self._renderer = answer.format.renderer(answer.chat, _new_id())
 
     async def pulse(self) -> None:
         """Keep the client's patience while nothing comes: a comment or ping, never inside an event."""

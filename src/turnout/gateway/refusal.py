@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import ModuleType
 
 import msgspec
 from starlette.responses import Response
 from starlette.types import Scope
 
 from turnout.errors import EndpointLoadingError, QueryFailedError, StreamBrokenError, TurnoutError, UsageError
-from turnout.wire import anthropic as anthropic_wire
-from turnout.wire import openai_chat as openai_wire
+from turnout.gateway.formats import ANTHROPIC, OPENAI_CHAT, RESPONSES, Format
 from turnout.wire.base import encode
 
 MAX_OTHERS = 4
@@ -25,10 +23,12 @@ class HttpError(UsageError):
         self.status, self.headers = status, headers or {}
 
 
-def wire_of(scope: Scope) -> ModuleType:
-    """The format of whoever sent this: Anthropic's clients always say their version, all others speak OpenAI."""
-    says = any(name == b"anthropic-version" for name, _ in scope["headers"])
-    return anthropic_wire if says or scope["path"].startswith("/v1/messages") else openai_wire
+def format_of(scope: Scope) -> Format:
+    """The format of whoever sent this: Anthropic's clients always say their version, the path tells of the others."""
+    path: str = scope["path"]
+    if any(name == b"anthropic-version" for name, _ in scope["headers"]) or path.startswith("/v1/messages"):
+        return ANTHROPIC
+    return RESPONSES if path.startswith("/v1/responses") else OPENAI_CHAT
 
 
 def cause_of(error: TurnoutError) -> TurnoutError:
@@ -42,16 +42,16 @@ def cause_of(error: TurnoutError) -> TurnoutError:
     return error.cause.saying(f"{error.cause.message}; also tried: {'; '.join(list(others)[:MAX_OTHERS])}")
 
 
-def refusal(error: TurnoutError, wire: ModuleType) -> Response:
+def refusal(error: TurnoutError, spoken: Format) -> Response:
     """The whole answer to a request that failed before any output."""
     cause = cause_of(error)
     known, headers = (error.status, dict(error.headers)) if isinstance(error, HttpError) else (0, {})
-    status, body = wire.render_error(cause, known)
+    status, body = spoken.error(cause, known)
     if isinstance(cause, StreamBrokenError) and cause.received:
         body = _with(body, received=cause.received)
     if status in (503, 529):
         wait = cause.retry_after if isinstance(cause, EndpointLoadingError) else 0.0
-        headers["Retry-After"] = str(max(1, round(wait)))
+        headers.setdefault("Retry-After", str(max(1, round(wait))))
     return Response(body, status_code=status, headers=headers, media_type="application/json")
 
 

@@ -53,6 +53,7 @@ __all__ = [
     "StreamRenderer",
     "collect_calls",
     "edit_request",
+    "image_of",
     "overflow_text",
     "parse_request",
     "parse_response",
@@ -154,13 +155,14 @@ def _content(value: Json) -> list[Part]:
             parts.append(Text(text, extras))
         elif kind == "image_url":
             image = row.get("image_url")
-            parts.append(_image(as_text(as_dict(image).get("url")) or as_text(image)))
+            parts.append(image_of(as_text(as_dict(image).get("url")) or as_text(image)))
         else:
             raise UsageError(f"a message has a part of type {kind[:40]!r}, which is not supported")
     return parts
 
 
-def _image(url: str) -> Image:
+def image_of(url: str) -> Image:
+    """An image from a ``data:`` URL, else one by address."""
     head, comma, data = url.partition(";base64,")
     if comma and head.startswith("data:"):
         return Image(media_type=head.removeprefix("data:"), data=data)
@@ -555,6 +557,8 @@ def collect_calls(events: Sequence[Event]) -> list[ToolCall]:
             seen.call_id if seen else event.call_id or new_id("call_"),
             seen.name if seen else event.name,
             (seen.arguments if seen else "") + event.arguments,
+            seen.item_id if seen else event.item_id,
+            seen.namespace if seen else event.namespace,
         )
     return [found[index] for index in sorted(found)]
 

@@ -1,0 +1,184 @@
+"""OpenAI Responses over HTTP: chat as the other formats, and the answers that are kept for ``previous_response_id``."""
+
+from __future__ import annotations
+
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Scope
+
+from turnout.errors import TurnoutError
+from turnout.gateway.completions import ChatEndpoint, principal_of
+from turnout.gateway.formats import RESPONSES, Format, Renderer
+from turnout.gateway.refusal import HttpError, refusal
+from turnout.types import ChatRequest, Event, Json
+from turnout.wire import base, openai_responses
+
+MAX_KEPT = 256
+MAX_KEPT_BYTES = 32_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A kept answer: its body, the ids of its items, and the whole conversation as items, in JSON."""
+
+    body: bytes
+    ids: frozenset[str]
+    items: bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.body) + len(self.items)
+
+
+class Kept:
+    """The answers of one principal: in memory only, gone with the process; whichever was not used for longest goes.
+
+    Args:
+        most: answers.
+        most_bytes: of all of them; what alone is larger is not kept.
+    """
+
+    def __init__(self, most: int = MAX_KEPT, most_bytes: int = MAX_KEPT_BYTES) -> None:
+        self._most, self._most_bytes, self._bytes = most, most_bytes, 0
+        self._answers: OrderedDict[str, _Answer] = OrderedDict()
+
+    def add(self, body: bytes, before: Sequence[Json]) -> None:
+        """Keep an answer, ``before`` being the items that it answers."""
+        data = msgspec.json.decode(body)
+        items = base.encode([*before, *data["output"]])
+        self._answers[data["id"]] = answer = _Answer(body, frozenset(item["id"] for item in data["output"]), items)
+        self._bytes += answer.size
+        while self._bytes > self._most_bytes or len(self._answers) > self._most:
+            self._bytes -= self._answers.popitem(last=False)[1].size
+
+    def get(self, response_id: str) -> _Answer:
+        """The answer.
+
+        Raises:
+            HttpError: 404, it is not kept.
+        """
+        answer = self._answers.get(response_id)
+        if answer is None:
+            hint = "it was not stored, or is gone; send the whole conversation as input"
+            raise HttpError(404, f"there is no response {response_id[:80]!r}", hint=hint)
+        self._answers.move_to_end(response_id)
+        return answer
+
+    def drop(self, response_id: str) -> None:
+        """Forget the answer. Raises as ``get``."""
+        self._bytes -= self.get(response_id).size
+        del self._answers[response_id]
+
+    def item(self, item_id: str) -> Json:
+        """An item of an answer, that a client names instead of repeating it.
+
+        Raises:
+            HttpError: 404, it is not kept.
+        """
+        answer = next((answer for answer in self._answers.values() if item_id in answer.ids), None)
+        if answer is None:
+            raise HttpError(404, f"there is no item {item_id[:80]!r}", hint="it is gone; send the item itself as input")
+        found: Json = next(item for item in msgspec.json.decode(answer.body)["output"] if item["id"] == item_id)
+        return found
+
+
+class Shelves:
+    """What is kept for each principal; nobody sees another's, nor makes it go."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Kept] = {}
+
+    def of(self, scope: Scope) -> Kept:
+        """The kept answers of whoever asks."""
+        return self._kept.setdefault(principal_of(scope).id, Kept())
+
+
+class ResponsesEndpoint(ChatEndpoint):
+    """POST of a Responses request."""
+
+    def __init__(self) -> None:
+        super().__init__(RESPONSES)
+
+    def format_of(self, scope: Scope) -> Format:
+        """The format, bound to what is kept for the caller."""
+        exchange = _Exchange(scope["app"].state.responses.of(scope))
+        return replace(RESPONSES, parse=exchange.parse, renderer=exchange.renderer, whole=exchange.whole)
+
+
+class _Exchange:
+    """One request and its answer, which is kept unless ``store`` is false."""
+
+    def __init__(self, kept: Kept) -> None:
+        self._kept = kept
+        self._items: list[Json] = []
+
+    def parse(self, body: bytes) -> ChatRequest:
+        """The request with the conversation before it.
+
+        Raises:
+            UsageError: as ``openai_responses.parse_request``.
+            HttpError: 404, what it refers to is not kept.
+        """
+        data = base.decode_object(body)
+        earlier: list[Json] = []
+        if previous := data.get("previous_response_id"):
+            kept = self._kept.get(base.text_field(previous, "previous_response_id"))
+            earlier = msgspec.json.decode(kept.items)
+        self._items = [*earlier, *(self._item(item) for item in openai_responses.input_items(data))]
+        return openai_responses.request_of({**data, "input": self._items})
+
+    def _item(self, item: dict[str, Json]) -> Json:
+        refers = item.get("type") == "item_reference"
+        return self._kept.item(base.as_text(item.get("id"))) if refers else item
+
+    def renderer(self, chat: ChatRequest, _: str) -> Renderer:
+        """A renderer, which keeps the answer when it ends."""
+        request_id = uuid.uuid4().hex
+        if _stored(chat):
+            return _Keeping(chat, request_id, self.keep)
+        return openai_responses.StreamRenderer(chat, chat.model, request_id)
+
+    def whole(self, events: Sequence[Event], chat: ChatRequest, model: str, request_id: str) -> bytes:
+        """As ``openai_responses.render_response``."""
+        body = openai_responses.render_response(events, chat, model, request_id)
+        if _stored(chat):
+            self.keep(body)
+        return body
+
+    def keep(self, body: bytes) -> None:
+        self._kept.add(body, self._items)
+
+
+def _stored(chat: ChatRequest) -> bool:
+    return chat.client_fields.get("store") is not False
+
+
+class _Keeping(openai_responses.StreamRenderer):
+    def __init__(self, chat: ChatRequest, request_id: str, keep: Callable[[bytes], None]) -> None:
+        super().__init__(chat, chat.model, request_id)
+        self._keep = keep
+
+    def close(self) -> bytes:
+        """Kept before the client hears of the end, since it may go on at once."""
+        data = super().close()
+        self._keep(base.encode(self.response()))
+        return data
+
+
+async def kept_response(request: Request) -> Response:
+    """GET or DELETE of a kept answer."""
+    kept, response_id = request.app.state.responses.of(request.scope), request.path_params["id"]
+    try:
+        body = kept.get(response_id).body
+        if request.method == "DELETE":
+            kept.drop(response_id)
+            body = base.encode({"id": response_id, "object": "response", "deleted": True})
+    except TurnoutError as error:
+        return refusal(error, RESPONSES)
+    return Response(body, media_type="application/json")
