@@ -184,3 +184,171 @@ def _anthropic_delta(block: str, delta: dict[str, str], call: int) -> Event:
             return ToolCallDelta(call, arguments=delta["partial_json"])
         case other:
             raise AssertionError(other)
+
+
+def items_of(messages: tuple[Message, ...]) -> list[dict[str, object]]:
+    """A conversation as the input items of the Responses format."""
+    return [item for message in messages for item in _message_items(message)]
+
+
+def _message_items(message: Message) -> list[dict[str, object]]:
+    said = "output_text" if message.role == "assistant" else "input_text"
+    items: list[dict[str, object]] = []
+    content: list[dict[str, object]] = []
+    for part in message.parts:
+        match part:
+            case Text(text):
+                content.append({"type": said, "text": text})
+            case Image(media_type, data):
+                content.append({"type": "input_image", "image_url": f"data:{media_type};base64,{data}"})
+            case Reasoning(text, signature):
+                summary = [{"type": "summary_text", "text": text}]
+                items.append({"type": "reasoning", "summary": summary, "encrypted_content": signature or None})
+            case ToolCall(call_id, name, arguments, item_id, group):
+                call = {"type": "function_call", "id": item_id, "call_id": call_id, "arguments": arguments}
+                named = {"name": name.removeprefix(f"{group}__"), "namespace": group} if group else {"name": name}
+                items.append(call | named)
+            case ToolResult(call_id, output):
+                items.append({"type": "function_call_output", "call_id": call_id, "output": output})
+    if content:
+        row = {"type": "message", "id": "msg_1", "role": message.role, "content": content}
+        items.insert(sum(item["type"] == "reasoning" for item in items), row)
+    return items
+
+
+# Which event may follow in which state, and the state it leads to; ``{}`` is the type of the item that is added.
+_GRAMMAR: dict[str, dict[str, str]] = {
+    "start": {"response.created": "created"},
+    "created": {"response.in_progress": "between"},
+    "between": {
+        "response.output_item.added": "{}",
+        "response.completed": "end",
+        "response.incomplete": "end",
+    },
+    "message": {"response.content_part.added": "part"},
+    "part": {"response.output_text.delta": "part", "response.output_text.done": "part said"},
+    "part said": {"response.content_part.done": "item said"},
+    "reasoning": {"response.reasoning_summary_part.added": "summary", "response.output_item.done": "between"},
+    "summary": {
+        "response.reasoning_summary_text.delta": "summary",
+        "response.reasoning_summary_text.done": "summary said",
+    },
+    "summary said": {"response.reasoning_summary_part.done": "item said"},
+    "function_call": {
+        "response.function_call_arguments.delta": "function_call",
+        "response.function_call_arguments.done": "item said",
+    },
+    "item said": {"response.output_item.done": "between"},
+    "end": {},
+}
+
+
+class _Responses:
+    """The state machine over ``_GRAMMAR``, and what the data of each event must agree with."""
+
+    def __init__(self) -> None:
+        self.state = "start"
+        self.id = ""
+        self.item: dict[str, object] = {}
+        self.deltas: list[str] = []
+        self.done: list[dict[str, object]] = []
+        self.events: list[Event] = []
+
+    def take(self, number: int, row: dict[str, object]) -> None:
+        kind = str(row["type"])
+        assert row["sequence_number"] == number
+        following = {**_GRAMMAR[self.state], **({"response.failed": "end"} if self.state != "start" else {})}
+        assert kind in following, f"{kind} in state {self.state!r}"
+        self.state = following[kind].format((row.get("item") or {}).get("type"))
+        if "response" in row:
+            self._response(kind, row["response"])
+        elif kind == "response.output_item.added":
+            self._added(row)
+        else:
+            assert row["output_index"] == len(self.done)
+            assert row.get("item_id", self.item["id"]) == self.item["id"]
+            assert row.get("content_index", 0) == row.get("summary_index", 0) == 0
+            self._inside(kind, row)
+
+    def _response(self, kind: str, response: dict[str, object]) -> None:
+        self.id = self.id or response["id"]
+        assert response["id"] == self.id
+        assert response["output"] == self.done
+        status = kind.removeprefix("response.").replace("created", "in_progress")
+        assert response["status"] == status
+        assert (response["error"] is None) is (status != "failed")
+        assert (response["incomplete_details"] is None) is (status != "incomplete")
+        assert (response["usage"] is None) is (status in ("in_progress", "failed"))
+        if self.state == "end" and status != "failed":
+            usage = response["usage"]
+            self.events.append(UsageReport(Usage(usage["input_tokens"], usage["output_tokens"])))
+            calls = any(item["type"] == "function_call" for item in self.done)
+            reasons = {"max_output_tokens": "length", "content_filter": "content_filter"}
+            whole = "tool_calls" if calls else "stop"
+            reason = reasons[response["incomplete_details"]["reason"]] if status == "incomplete" else whole
+            self.events.append(Finish(reason))
+
+    def _added(self, row: dict[str, object]) -> None:
+        self.item, self.deltas = row["item"], []
+        assert row["output_index"] == len(self.done)
+        ids = [item[key] for item in self.done for key in ("id", "call_id") if key in item]
+        assert self.item["id"]
+        assert self.item["id"] not in ids
+        if self.item["type"] == "function_call":
+            assert self.item["call_id"] not in ids
+            assert self.item["call_id"]
+            assert self.item["name"]
+            assert self.item["arguments"] == ""
+            self.events.append(ToolCallDelta(len(self.done), self.item["call_id"], self.item["name"]))
+
+    def _inside(self, kind: str, row: dict[str, object]) -> None:
+        said = "".join(self.deltas)
+        match kind.removeprefix("response."):
+            case "output_text.delta":
+                self.events.append(TextDelta(row["delta"]))
+            case "reasoning_summary_text.delta":
+                self.events.append(ReasoningDelta(row["delta"]))
+            case "function_call_arguments.delta":
+                self.events.append(ToolCallDelta(len(self.done), arguments=row["delta"]))
+            case "content_part.added" | "reasoning_summary_part.added":
+                assert row["part"]["text"] == ""
+            case "content_part.done" | "reasoning_summary_part.done":
+                assert row["part"]["text"] == said
+            case "output_text.done" | "reasoning_summary_text.done":
+                assert row["text"] == said
+            case "function_call_arguments.done":
+                assert row["arguments"] == said
+                assert row["name"] == self.item["name"]
+            case "output_item.done":
+                self._item_done(row["item"], said)
+            case other:
+                raise AssertionError(other)
+        if kind.endswith(".delta"):
+            assert row["delta"]
+            self.deltas.append(row["delta"])
+
+    def _item_done(self, item: dict[str, object], said: str) -> None:
+        assert {key: item[key] for key in ("id", "type")} == {key: self.item[key] for key in ("id", "type")}
+        assert item.get("status", "completed") in ("completed", "incomplete")
+        match item["type"]:
+            case "message":
+                assert [part["text"] for part in item["content"]] == [said]
+            case "reasoning":
+                assert "".join(part["text"] for part in item["summary"]) == said
+                self.events.append(ReasoningDelta("", item.get("encrypted_content", "")))
+            case _:
+                assert (item["arguments"], item["call_id"]) == (said, self.item["call_id"])
+        self.done.append(item)
+
+
+def check_responses(data: bytes) -> list[Event]:
+    """The events of a stream that keeps every rule of Responses; fails when one is broken."""
+    machine = _Responses()
+    for line in data.decode().split("\n\n")[:-1]:
+        if not line.startswith(":"):
+            name, _, row = line.partition("\n")
+            assert name == f"event: {json.loads(row[6:])['type']}"
+    for number, row in enumerate(sse(data)):
+        machine.take(number, row)
+    assert machine.state == "end"
+    return machine.events

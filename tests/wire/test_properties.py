@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import anthropic.types as anthropic_types
 from anthropic.lib.streaming._messages import accumulate_event
 from hypothesis import example, given
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from tests.wire.legal import (
@@ -19,23 +21,28 @@ from tests.wire.legal import (
     answers,
     check_anthropic,
     check_openai,
+    check_responses,
     conversations,
     cuts,
+    items_of,
     sse,
 )
-from turnout.errors import TurnoutError
+from turnout.errors import StreamBrokenError, TurnoutError
 from turnout.types import (
     ChatRequest,
     Event,
     Finish,
     Reasoning,
     ReasoningDelta,
+    Text,
     TextDelta,
     Tool,
+    ToolCall,
     ToolCallDelta,
+    ToolResult,
     UsageReport,
 )
-from turnout.wire import anthropic, ollama, openai_chat
+from turnout.wire import anthropic, ollama, openai_chat, openai_responses
 
 POINTS = st.lists(st.integers(0, 10**6), max_size=8)
 INTERLEAVED: list[Event] = [
@@ -46,6 +53,7 @@ INTERLEAVED: list[Event] = [
     ToolCallDelta(1, arguments="2}"),
     Finish("tool_calls"),
 ]
+RESPONSES_EVENT: TypeAdapter[ResponseStreamEvent] = TypeAdapter(ResponseStreamEvent)
 ANTHROPIC_EVENT = TypeAdapter(anthropic_types.RawMessageStreamEvent)
 
 
@@ -56,6 +64,14 @@ def openai_stream(events: list[Event]) -> bytes:
 
 def anthropic_stream(events: list[Event]) -> bytes:
     renderer = anthropic.StreamRenderer("m", "1")
+    return b"".join(renderer.feed(event) for event in events) + renderer.close()
+
+
+ASKED = ChatRequest((), model="m", tools=(Tool("files__read", namespace="files"), Tool("write")))
+
+
+def responses_stream(events: list[Event], chat: ChatRequest = ASKED) -> bytes:
+    renderer = openai_responses.StreamRenderer(chat, "m", "1")
     return b"".join(renderer.feed(event) for event in events) + renderer.close()
 
 
@@ -199,3 +215,98 @@ def test_reasoning_keeps_its_signature_after_its_text():
     rows = sse(anthropic_stream([ReasoningDelta("t", "sig"), Finish()]))
     rows = [row["delta"]["type"] for row in rows if row["type"] == "content_block_delta"]
     assert rows == ["thinking_delta", "signature_delta"]
+
+
+def without_names(messages):
+    """Results as the Responses format has them, which does not repeat the tool's name."""
+    return tuple(
+        replace(m, parts=tuple(replace(p, name="") if isinstance(p, ToolResult) else p for p in m.parts))
+        for m in messages
+    )
+
+
+@given(
+    conversations(),
+    st.lists(st.tuples(st.sampled_from(["", "mcp__x"]), NAME, TEXT), max_size=3, unique_by=lambda row: row[:2]),
+    st.sampled_from(["", "auto", "none", "required"]),
+    st.one_of(st.none(), st.integers(1, 10**6)),
+    st.booleans(),
+)
+def test_a_responses_request_survives_the_round_trip(messages, tools, choice, max_tokens, stream):
+    groups = {group: [row for row in tools if row[0] == group] for group in ("", "mcp__x")}
+    rows = {
+        group: [{"type": "function", "name": n, "description": d, "parameters": {"a": 1}} for _, n, d in found]
+        for group, found in groups.items()
+    }
+    spaces = [{"type": "namespace", "name": "mcp__x", "description": "d", "tools": rows["mcp__x"]}]
+    body = {
+        "model": "m",
+        "input": items_of(messages),
+        "tools": [*rows[""], {"type": "web_search"}, *spaces],
+        "max_output_tokens": max_tokens,
+        "temperature": 0.5,
+        "top_p": 0.25,
+        "text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True}},
+        "reasoning": {"effort": "low", "summary": "auto"},
+        "stream": stream,
+        "seed": 7,
+        "include": ["reasoning.encrypted_content"],
+        **({"tool_choice": choice} if choice else {}),
+    }
+    asked = {"name": "n", "schema": {"type": "object"}, "strict": True}
+    assert openai_responses.parse_request(json.dumps(body).encode()) == ChatRequest(
+        messages=without_names(messages),
+        model="m",
+        tools=tuple(
+            Tool(f"{g}__{n}" if g else n, d, {"a": 1}, namespace=g) for found in groups.values() for g, n, d in found
+        ),
+        tool_choice=choice,
+        max_tokens=max_tokens,
+        temperature=0.5,
+        top_p=0.25,
+        response_format={"type": "json_schema", "json_schema": asked},
+        reasoning_effort="low",
+        stream=stream,
+        own_history=True,
+        extras={"seed": 7},
+        client_fields={"include": ["reasoning.encrypted_content"]},
+    )
+
+
+@given(answers())
+@example(INTERLEAVED)
+def test_a_responses_stream_is_legal_and_loses_nothing(events):
+    data = responses_stream(events)
+    assert answer_of(check_responses(data)) == answer_of(events)
+    for row in sse(data):
+        RESPONSES_EVENT.validate_json(json.dumps(row), strict=True)
+
+
+@given(answers())
+@example(INTERLEAVED)
+def test_a_responses_answer_given_back_is_the_turn_that_it_was(events):
+    whole = openai_responses.render_response(events, ASKED, "m", "1")
+    Response.model_validate_json(whole, strict=True)
+    streamed = sse(responses_stream(events))[-1]["response"]
+    for response in (json.loads(whole), streamed):
+        if not response["output"]:
+            continue
+        body = {"input": [*response["output"], {"role": "user", "content": "and now?"}]}
+        (*turn, _) = openai_responses.parse_request(json.dumps(body).encode()).messages
+        parts = [part for message in turn for part in message.parts]
+        text, reasoning, calls, usage, _ = answer_of(events)
+        assert "".join(p.text for p in parts if isinstance(p, Text)) == text
+        assert "".join(p.text for p in parts if isinstance(p, Reasoning)) == reasoning
+        assert [(p.call_id, p.name, p.arguments) for p in parts if isinstance(p, ToolCall)] == calls
+        assert response["usage"]["total_tokens"] == usage.prompt_tokens + usage.completion_tokens
+
+
+@given(answers(), st.integers(0, 10))
+def test_a_responses_stream_that_breaks_ends_with_its_failure(events, place):
+    renderer = openai_responses.StreamRenderer(ASKED, "m", "1")
+    data = b"".join(renderer.feed(event) for event in events[:place])
+    data += renderer.keep_alive() + renderer.error(StreamBrokenError("it broke off"))
+    check_responses(data)
+    last = sse(data)[-1]
+    assert last["type"] == "response.failed"
+    assert last["response"]["error"] == {"code": "server_error", "message": "it broke off"}

@@ -52,7 +52,10 @@ class Kept:
         """Keep an answer, ``before`` being the items that it answers."""
         data = msgspec.json.decode(body)
         items = base.encode([*before, *data["output"]])
-        self._answers[data["id"]] = answer = _Answer(body, frozenset(item["id"] for item in data["output"]), items)
+        answer = _Answer(body, frozenset(item["id"] for item in data["output"]), items)
+        if answer.size > self._most_bytes:
+            return
+        self._answers[data["id"]] = answer
         self._bytes += answer.size
         while self._bytes > self._most_bytes or len(self._answers) > self._most:
             self._bytes -= self._answers.popitem(last=False)[1].size
