@@ -872,7 +872,16 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
             code="turnout.gateway.completions:ChatEndpoint.__call__",
         ),
     ),
-    ("GW-1", "Responses, Ollama, embeddings, count_tokens", GATEWAY),
+    (
+        "GW-1",
+        "OpenAI Responses",
+        by(
+            "gateway/test_responses.py::test_the_real_model_answers_whole_streamed_and_on",
+            "gateway/test_responses.py::test_parallel_calls_make_the_round_trip",
+            code="turnout.wire.responses_answer:StreamRenderer.close",
+        ),
+    ),
+    ("GW-1", "Ollama, embeddings, count_tokens", GATEWAY),
     (
         "GW-2",
         "the same format passes through",

@@ -279,3 +279,13 @@ def test_what_is_kept_never_exceeds_its_bytes() -> None:
     before = list(kept._answers)
     kept.add(kept_answer("large", "x" * 20_000), [])
     assert list(kept._answers) == before
+
+
+def test_what_cannot_be_written_is_not_kept_and_costs_no_answer() -> None:
+    deep: list[object] = []
+    for _ in range(5_000):
+        deep = [deep]
+    kept = Kept()
+    kept.add(kept_answer("a"), [{"x": deep}])  # type: ignore[dict-item]
+    with pytest.raises(HttpError):
+        kept.get("a")

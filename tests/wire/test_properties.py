@@ -305,8 +305,9 @@ def test_a_responses_answer_given_back_is_the_turn_that_it_was(events):
 def test_a_responses_stream_that_breaks_ends_with_its_failure(events, place):
     renderer = openai_responses.StreamRenderer(ASKED, "m", "1")
     data = b"".join(renderer.feed(event) for event in events[:place])
-    data += renderer.keep_alive() + renderer.error(StreamBrokenError("it broke off"))
+    error = StreamBrokenError("it broke off")
+    data += renderer.keep_alive() + renderer.error(error)
     check_responses(data)
     last = sse(data)[-1]
     assert last["type"] == "response.failed"
-    assert last["response"]["error"] == {"code": "server_error", "message": "it broke off"}
+    assert last["response"]["error"] == {"code": "server_error", "message": str(error)}

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
-from turnout.errors import TurnoutError
+from turnout.errors import TurnoutError, UsageError
 from turnout.gateway.completions import ChatEndpoint, principal_of
 from turnout.gateway.formats import RESPONSES, Format, Renderer
 from turnout.gateway.refusal import HttpError, refusal
@@ -51,7 +51,10 @@ class Kept:
     def add(self, body: bytes, before: Sequence[Json]) -> None:
         """Keep an answer, ``before`` being the items that it answers."""
         data = msgspec.json.decode(body)
-        items = base.encode([*before, *data["output"]])
+        try:
+            items = base.encode([*before, *data["output"]])
+        except UsageError:  # nested so deeply that it could just be read: the answer is given all the same
+            return
         answer = _Answer(body, frozenset(item["id"] for item in data["output"]), items)
         if answer.size > self._most_bytes:
             return

@@ -1,7 +1,7 @@
 """OpenAI Responses, as its server (facts/agents.md, sections 3, 4 and 7; Codex speaks nothing else).
 
 What is lost on the way to a model:
-    - hosted tools (``web_search`` and the like), custom tools, and the records of hosted calls in the input;
+    - hosted tools (``web_search`` and the like) and the records of their calls, custom tools;
     - ids of items that are no calls, annotations, ``detail`` of images, ``phase``, the description of a namespace;
     - where a system or developer item stood: all of them lead, in their order, after ``instructions``;
     - which item a consecutive assistant text came in: items of one turn become one message;
