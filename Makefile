@@ -54,6 +54,7 @@ bench: $(VENV)/.dev weights
 	$(BIN)/python bench/budgets.py
 	$(BIN)/python bench/fleet.py
 	$(BIN)/python bench/context.py
+	$(BIN)/python bench/tokens.py smollm2
 	$(BIN)/python bench/fallback.py
 
 $(BIN)/python:

@@ -2,10 +2,10 @@
 
 python bench/tokens.py [NAME]        NAME decides the family whose start weights are taken; "" takes none's
 
-TURNOUT_BENCH_GGUF names other weights than the test's, TURNOUT_BENCH_TEMPLATE a tokenizer_config.json whose chat template
-is used in place of the model's own. The texts are the measuring half of `bench/texts.py`: a quarter of the conversations'
-texts is never seen by what is learned from. Five times: 20 conversations of all kinds are observed, and then as many of
-each kind are counted before and after.
+TURNOUT_BENCH_GGUF names other weights than the test's, TURNOUT_BENCH_TEMPLATE a tokenizer_config.json whose chat
+template is used in place of the model's own. The texts are the measuring half of `bench/texts.py`. Five times: they are
+shared out anew, 20 conversations of all kinds from one part are observed, and 20 of each kind from the other counted
+before and after. Counted is what the server's own counting route says; nothing is generated.
 
 python bench/tokens.py --counts FILE writes the exact counts of the fitting half, for `bench/token_weights.py`.
 """
@@ -28,6 +28,7 @@ from texts import Sample, samples
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.servers import WEIGHTS
+
 from turnout.context import calibration
 from turnout.context.tokens import get_token_counter, request_features
 from turnout.types import ChatRequest, Message, Text, Tool, ToolCall, ToolResult, message
@@ -141,7 +142,8 @@ async def measure(session: aiohttp.ClientSession, name: str) -> None:
                     found.append(counter.count_request(asked, tools) / count - 1)
                 beyond += kind != "one text" and after.count_request(asked, tools) * (1 + after.margin) < count
     print(
-        f"| kind | tokens, median | before: median, p95, worst | after {OBSERVED}: median, p95, worst |\n| --- | --- | --- | --- |"
+        f"| kind | tokens, median | before: median, p95, worst | after {OBSERVED}: median, p95, worst |\n"
+        "| --- | --- | --- | --- |"
     )
     for kind in KINDS:
         print(f"| {kind} | {median(sizes[kind]):,.0f} | {' | '.join(map(_shown, errors[kind]))} |")

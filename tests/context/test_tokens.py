@@ -143,6 +143,15 @@ def test_long_texts_are_remembered_by_their_hash_and_not_without_end(monkeypatch
     assert next(iter(tokens._cache))[0] == hash(texts[3]), "the one that was not asked for longest goes first"
 
 
+def test_a_counter_remembers_its_counts_and_not_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "MAX_CACHED", 3)
+    counter = TokenCounter(4.0)
+    texts = [f"{n} " * (n + 1) * 10 for n in range(8)]
+    first = [counter.count(text) for text in texts]
+    assert [counter.count(text) for text in texts] == first == [round(len(t) / 4) for t in texts]
+    assert len(counter._known) <= 3
+
+
 CONVERSATION = (
     message("system", "You help with code."),
     message("user", "What does main.py do?"),

@@ -161,14 +161,25 @@ class TokenCounter:
         known = calibration or of_ratio(ratio)
         self.margin = known.margin
         self._texts = known.weights[:TEXTS]
+        # Compaction counts each message several times.
+        self._known: dict[tuple[int, int], int] = {}
         self._each = dict(zip((*REQUEST_FEATURES, *DROPPABLE), known.weights[TEXTS:], strict=True))
 
     def count(self, text: str) -> int:
         """Tokens of a text: at least one when it is not empty, never more than its UTF-8 bytes."""
         if not text:
             return 0
+        key = (hash(text), len(text))
+        known = self._known.get(key)
+        if known is not None:
+            return known
         tokens = round(sum(map(mul, self._texts, features(text)))) or 1
-        return tokens if tokens <= len(text) else min(tokens, len(text.encode("utf-8", "surrogatepass")))
+        if tokens > len(text):
+            tokens = min(tokens, len(text.encode("utf-8", "surrogatepass")))
+        if len(self._known) >= MAX_CACHED:
+            self._known.clear()
+        self._known[key] = tokens
+        return tokens
 
     def count_message(self, message: Message) -> int:
         """Tokens of a message, its share of the template included."""
