@@ -179,6 +179,19 @@ async def test_counts_follow_what_the_server_reports_also_in_the_next_process() 
     assert max(errors[-5:]) < 0.03
 
 
+async def test_a_conversation_that_was_counted_once_is_counted_as_the_server_does() -> None:
+    """Texts that no count of characters can judge: from the second turn on only what is new is guessed."""
+    hider = Hider(30_000, characters=2)
+    hexadecimal = [message("user" if n % 2 == 0 else "assistant", f"{n:032x} " * 30) for n in range(7)]
+    async with over(hider, window=30_000) as router:
+        first = await ask(router, *hexadecimal)
+        more = (*hexadecimal, message("assistant", "ok"), message("user", "And that one? " * 5))
+        second = await ask(router, *more)
+    for result, least, most in ((first, 0.06, 9.0), (second, 0.0, 0.04)):
+        assert result.route is not None
+        assert least <= abs(result.route.prompt_tokens / result.usage.prompt_tokens - 1) <= most
+
+
 async def test_small_reports_are_no_cut() -> None:
     """A server that reports only what its cache did not have, or always the same."""
     hider = Hider(200, "cut")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from turnout.backends import BY_KIND
 from turnout.context.calibration import MARGIN, Calibration, from_json, observe, to_json
-from turnout.context.compaction import NOTHING_KNOWN, Fitted, fit
+from turnout.context.compaction import NOTHING_KNOWN, Fitted, conversation_key, fit
 from turnout.context.tokens import TokenCounter, get_token_counter, request_features
 from turnout.errors import BackendError, ContextOverflowError
 from turnout.request import answer_room
@@ -31,11 +31,13 @@ if TYPE_CHECKING:
 # A model's first reports are all learned from, and one of so many later: each costs more than a short answer's routing.
 LEARNED_FIRST, LEARNED_LATER = 40, 128
 MAX_EXACT = 512  # remembered counts
+MOST_SHARE, LEAST_SHARED = 2.0, 100  # a factor, tokens: what a server may say of a conversation, and of which
 NEAR_A_CUT = 0.6  # of the room, from where on a server that would say nothing is asked for its count
 LEAST_ANSWER = 64  # tokens of an answer that are worth asking for
 # A report that is so much lower than our count comes from a prompt that was cut, or from a server that leaves out what
 # it had in its cache. The first reports about as much every time: its window, which is learned from the second on.
-CUT_SHARE, LEAST_CUT, ALIKE = 0.7, 256, 0.8
+CUT_SHARE, CUT_SHARE_UNSURE, LEAST_CUT, ALIKE = 0.7, 0.5, 256, 0.8
+SURE = 0.08  # a margin: our counts of this model are good
 LEAST_LEARNED = 1024  # tokens
 # What a cache gave may look like speed: where a server does not tell, no more than this is believed.
 BELIEVED_PREFILL, LEAST_PREFILL = 500.0, 200  # tokens a second, tokens
@@ -51,6 +53,7 @@ class Fit:
         estimate: our count of the prompt in tokens, tools included; 0 when it was so short that nobody counted.
         exact: the server counted.
         margin: the share by which the true count may be higher.
+        share: what of ``estimate`` is due to this conversation's own counts, as a factor.
     """
 
     fitted: Fitted
@@ -58,6 +61,7 @@ class Fit:
     estimate: int = 0
     exact: bool = False
     margin: float = MARGIN
+    share: float = 1.0
 
     @property
     def most(self) -> int:
@@ -106,6 +110,8 @@ class Fitter:
         self._counters: dict[str, tuple[Calibration, TokenCounter]] = {}
         self._reports = 0
         self._allocated: dict[tuple[str, str, str], int] = {}
+        # Most of a prompt was counted by the server with the turn before: its tokens for each of ours.
+        self._shares: OrderedDict[bytes, float] = OrderedDict()
         self._cut: dict[str, int] = {}  # by candidate: tokens that were read when a prompt was last cut
 
     def counter(self, candidate: Candidate) -> TokenCounter:
@@ -151,7 +157,7 @@ class Fitter:
         """
         await self._decided.recall(tenant, request)
         attempt = Attempt(FallbackLevel.PRIMARY, candidate)
-        return self._compacted(request, attempt, candidate.window, 1.0, Refused())
+        return self._compacted(request, attempt, candidate.window, self._share(request, candidate), Refused())
 
     async def fit(self, request: ChatRequest, attempt: Attempt, refusals: Refusals, tenant: str) -> Fit:
         """What to send of a request to the candidate of an attempt.
@@ -192,7 +198,8 @@ class Fitter:
         candidate, room = attempt.candidate, window - answer_room(request, window)
         backend = BY_KIND[candidate.endpoint.kind]
         margin = self.counter(candidate).margin
-        scale = max(told.scale, 1 + margin) if backend.cuts_silently and not backend.counts else told.scale
+        careful = 1 + margin if backend.cuts_silently and not backend.counts else 1.0
+        scale = max(told.scale, careful * self._share(request, candidate))
         found = self._compacted(request, attempt, window, scale, told)
         if found.most <= room * (NEAR_A_CUT if backend.cuts_silently else 1.0):
             return found, scale
@@ -222,13 +229,28 @@ class Fitter:
             known=NOTHING_KNOWN if was_refused else self._decided.of(request, window),
             compact_at=request.compact_at,
         )
-        return Fit(fitted, estimate=fitted.tokens_after + tools, margin=counter.margin)
+        share = self._share(request, attempt.candidate)
+        return Fit(fitted, estimate=int((fitted.tokens_after + tools) * share), margin=counter.margin, share=share)
+
+    def _share(self, request: ChatRequest, candidate: Candidate) -> float:
+        return self._shares.get(_talk(request, candidate), 1.0)
+
+    def _learn_share(self, request: ChatRequest, candidate: Candidate, fit: Fit, tokens: int) -> None:
+        """The server has counted this conversation."""
+        if not fit.estimate or fit.exact or len(request.messages) < 2:
+            return
+        talk = _talk(request, candidate)
+        self._shares.pop(talk, None)
+        self._shares[talk] = min(MOST_SHARE, max(1 / MOST_SHARE, tokens / fit.estimate * fit.share))
+        if len(self._shares) > MAX_EXACT:
+            self._shares.popitem(last=False)
 
     async def _as_it_is(self, request: ChatRequest, candidate: Candidate, window: int) -> Fit:
         """A request of a client that keeps its own history is sent whole, or refused with the number."""
         counter = self.counter(candidate)
-        estimate = counter.count_request(request.messages, request.tools)
-        fit = Fit(Fitted(request.messages, estimate, estimate), estimate=estimate, margin=counter.margin)
+        share = self._share(request, candidate)
+        estimate = int(counter.count_request(request.messages, request.tools) * share)
+        fit = Fit(Fitted(request.messages, estimate, estimate), None, estimate, margin=counter.margin, share=share)
         if fit.most <= window:
             return _with_limit(request, fit, window)
         cuts = BY_KIND[candidate.endpoint.kind].cuts_silently
@@ -295,6 +317,8 @@ class Fitter:
         if candidate.window_source in ("guessed", "learned") and total > candidate.window:
             self._fleet.learn_window(candidate.endpoint, candidate.model, total)
         if not _was_cut(fit, usage):
+            if usage.prompt_tokens >= LEAST_SHARED:
+                self._learn_share(request, candidate, fit, usage.prompt_tokens)
             if usage.prompt_tokens:
                 self._observe(candidate, request, fit.fitted.messages, usage.prompt_tokens)
             return None
@@ -318,6 +342,11 @@ class Fitter:
             if not usage.cached_tokens:
                 rate = min(rate, last.prefill or BELIEVED_PREFILL)
             learned.learn_speed(candidate.endpoint, model, prefill=rate)
+
+
+def _talk(request: ChatRequest, candidate: Candidate) -> bytes:
+    """What a conversation with one model is known by."""
+    return conversation_key(request.messages) + f"{candidate.endpoint.url}\n{candidate.model.id}".encode()
 
 
 def _with_limit(request: ChatRequest, fit: Fit, window: int) -> Fit:
@@ -350,4 +379,4 @@ def _was_cut(fit: Fit, usage: Usage) -> bool:
         return False
     if any(isinstance(part, Image) for m in fit.fitted.messages for part in m.parts):
         return False
-    return usage.prompt_tokens < CUT_SHARE * fit.least
+    return usage.prompt_tokens < (CUT_SHARE if fit.exact or fit.margin <= SURE else CUT_SHARE_UNSURE) * fit.least
