@@ -53,7 +53,6 @@ class Fit:
         estimate: our count of the prompt in tokens, tools included; 0 when it was so short that nobody counted.
         exact: the server counted.
         margin: the share by which the true count may be higher.
-        share: what of ``estimate`` is due to this conversation's own counts, as a factor.
     """
 
     fitted: Fitted
@@ -61,7 +60,6 @@ class Fit:
     estimate: int = 0
     exact: bool = False
     margin: float = MARGIN
-    share: float = 1.0
 
     @property
     def most(self) -> int:
@@ -110,8 +108,8 @@ class Fitter:
         self._counters: dict[str, tuple[Calibration, TokenCounter]] = {}
         self._reports = 0
         self._allocated: dict[tuple[str, str, str], int] = {}
-        # Most of a prompt was counted by the server with the turn before: its tokens for each of ours.
-        self._shares: OrderedDict[bytes, float] = OrderedDict()
+        # Most of a prompt was counted by the server with the turn before: what was measured of it, and its tokens.
+        self._counted: OrderedDict[bytes, tuple[tuple[float, ...], int]] = OrderedDict()
         self._cut: dict[str, int] = {}  # by candidate: tokens that were read when a prompt was last cut
 
     def counter(self, candidate: Candidate) -> TokenCounter:
@@ -230,27 +228,30 @@ class Fitter:
             compact_at=request.compact_at,
         )
         share = self._share(request, attempt.candidate)
-        return Fit(fitted, estimate=int((fitted.tokens_after + tools) * share), margin=counter.margin, share=share)
+        return Fit(fitted, estimate=int((fitted.tokens_after + tools) * share), margin=counter.margin)
 
     def _share(self, request: ChatRequest, candidate: Candidate) -> float:
-        return self._shares.get(_talk(request, candidate), 1.0)
+        """The server's tokens for each of ours, as it counted this conversation the last time."""
+        if (counted := self._counted.get(_talk(request, candidate))) is None:
+            return 1.0
+        features, tokens = counted
+        return min(MOST_SHARE, max(1 / MOST_SHARE, tokens / max(1.0, self._learned(candidate)[0].expect(features))))
 
-    def _learn_share(self, request: ChatRequest, candidate: Candidate, fit: Fit, tokens: int) -> None:
-        """The server has counted this conversation."""
-        if not fit.estimate or fit.exact or len(request.messages) < 2:
+    def _note_count(self, request: ChatRequest, candidate: Candidate, fit: Fit, tokens: int) -> None:
+        if not fit.estimate or len(request.messages) < 2 or tokens < LEAST_SHARED:
             return
         talk = _talk(request, candidate)
-        self._shares.pop(talk, None)
-        self._shares[talk] = min(MOST_SHARE, max(1 / MOST_SHARE, tokens / fit.estimate * fit.share))
-        if len(self._shares) > MAX_EXACT:
-            self._shares.popitem(last=False)
+        self._counted.pop(talk, None)
+        self._counted[talk] = request_features(fit.fitted.messages, request.tools), tokens
+        if len(self._counted) > MAX_EXACT:
+            self._counted.popitem(last=False)
 
     async def _as_it_is(self, request: ChatRequest, candidate: Candidate, window: int) -> Fit:
         """A request of a client that keeps its own history is sent whole, or refused with the number."""
         counter = self.counter(candidate)
         share = self._share(request, candidate)
         estimate = int(counter.count_request(request.messages, request.tools) * share)
-        fit = Fit(Fitted(request.messages, estimate, estimate), None, estimate, margin=counter.margin, share=share)
+        fit = Fit(Fitted(request.messages, estimate, estimate), None, estimate, margin=counter.margin)
         if fit.most <= window:
             return _with_limit(request, fit, window)
         cuts = BY_KIND[candidate.endpoint.kind].cuts_silently
@@ -317,8 +318,7 @@ class Fitter:
         if candidate.window_source in ("guessed", "learned") and total > candidate.window:
             self._fleet.learn_window(candidate.endpoint, candidate.model, total)
         if not _was_cut(fit, usage):
-            if usage.prompt_tokens >= LEAST_SHARED:
-                self._learn_share(request, candidate, fit, usage.prompt_tokens)
+            self._note_count(request, candidate, fit, usage.prompt_tokens)
             if usage.prompt_tokens:
                 self._observe(candidate, request, fit.fitted.messages, usage.prompt_tokens)
             return None
