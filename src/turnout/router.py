@@ -49,6 +49,7 @@ from turnout.routing.classify import classify_task
 from turnout.routing.fallback import LOADING_WAIT, RetryBudget, after_error, plan_attempts, sooner
 from turnout.routing.patience import first_byte_limit
 from turnout.routing.select import Needs, Selection, Selector, unsuitable
+from turnout.sidework import Sidework
 from turnout.summary import Summarizer
 from turnout.types import (
     Attempt,
@@ -59,6 +60,7 @@ from turnout.types import (
     Event,
     FallbackLevel,
     Health,
+    Model,
     Notice,
     Principal,
     Route,
@@ -162,6 +164,9 @@ class Router:
         self._audit = audit
         self._budget = RetryBudget()
         self._placement = Placement(fleet)
+        self.side = Sidework(
+            client, fleet, table, lambda: self._selector.pool(self.catalog), self._placement, self._trail
+        )
 
     def _tell_summary(self, label: str) -> None:
         if self._audit is not None:
@@ -180,6 +185,10 @@ class Router:
     async def refresh(self) -> Catalog:
         """Look at every endpoint again."""
         return await self.fleet.refresh()
+
+    def capabilities_of(self, model: Model) -> frozenset[str]:
+        """What is known of a model whose server does not tell what it can do; empty when nobody knows."""
+        return self._table.rate(model).capabilities
 
     def forget_candidates(self) -> None:
         """Rate the served models anew for the next request."""

@@ -27,6 +27,7 @@ from turnout.errors import (
     UnknownModelError,
 )
 from turnout.types import ChatRequest, Details, Endpoint, Event, Health, Json, Model, WireFormat
+from turnout.wire.base import Completion
 
 if TYPE_CHECKING:
     from turnout.guard.network import HttpClient, Reply
@@ -124,8 +125,19 @@ class StreamParser(Protocol):
         """Events left when the body ends."""
 
 
+@dataclass(frozen=True, slots=True)
+class TextCall:
+    """What to POST where, and how to read the stream that answers; ``from_root``: not below an address's ``/v1``."""
+
+    path: str
+    body: bytes
+    parser: Callable[[], StreamParser]
+    from_root: bool = False
+
+
 Told: TypeAlias = Callable[[str], None]
 Vectors: TypeAlias = tuple[tuple[float, ...], ...]
+Ranks: TypeAlias = tuple[tuple[int, float], ...]
 
 
 class Backend:
@@ -231,6 +243,24 @@ class Backend:
             BackendError: it makes no embeddings, or this model does not.
         """
         raise self.cannot("make embeddings", endpoint)
+
+    async def rerank(
+        self, client: HttpClient, endpoint: Endpoint, model: Model, query: str, documents: Sequence[str]
+    ) -> Ranks:
+        """``(place of the document, relevance)`` of every document, the most relevant first.
+
+        Raises:
+            BackendError: it does not rank, or this model does not.
+        """
+        raise self.cannot("rank documents", endpoint)
+
+    def completion(self, endpoint: Endpoint, asked: Completion, model: Model, window: int) -> TextCall:
+        """How to have a text gone on with, in a stream. ``window``: tokens, for servers that are told.
+
+        Raises:
+            BackendError: it has no means to.
+        """
+        raise self.cannot("go on with a text", endpoint)
 
     async def load(self, client: HttpClient, endpoint: Endpoint, model: Model, told: Told) -> None:
         """Have the server load a model and keep it; returns when it is loaded. ``told`` hears of the progress.

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from turnout.backends import base
-from turnout.backends.base import Backend
+from turnout.backends.base import Backend, TextCall
 from turnout.errors import (
     BackendError,
     ContextOverflowError,
@@ -20,8 +20,19 @@ from turnout.errors import (
     ServerFailedError,
     StreamBrokenError,
 )
-from turnout.types import ChatRequest, Endpoint, Event, Finish, FinishReason, Model, RawChunk, RawHead, UsageReport
+from turnout.types import (
+    ChatRequest,
+    Endpoint,
+    Event,
+    Finish,
+    FinishReason,
+    Model,
+    RawChunk,
+    RawHead,
+    UsageReport,
+)
 from turnout.wire import openai_chat
+from turnout.wire.base import Completion
 
 if TYPE_CHECKING:
     from turnout.guard.network import HttpClient, StreamReply
@@ -34,7 +45,7 @@ _SILENCE: tuple[set[type], ...] = ({Finish}, {Finish, UsageReport})
 _FINISH: dict[str, FinishReason] = {"length": "length", "tool_calls": "tool_calls", "content_filter": "content_filter"}
 
 
-async def event_lane(
+def event_lane(
     client: HttpClient, backend: Backend, endpoint: Endpoint, model: Model, request: ChatRequest, window: int
 ) -> AsyncGenerator[Event, None]:
     """Ask ``backend`` in its own format and yield neutral events.
@@ -42,18 +53,31 @@ async def event_lane(
     Raises:
         BackendError: in the class that decides what is tried next; StreamBrokenError once events have been yielded.
     """
-    url = client.request_url(endpoint.url, backend.chat_path(endpoint))
-    headers = base.auth_headers(backend, endpoint) | {"Content-Type": "application/json"}
     body = _rendered(backend, request, model, window)
+    return _events(client, backend, endpoint, TextCall(backend.chat_path(endpoint), body, backend.parser))
+
+
+def text_lane(
+    client: HttpClient, backend: Backend, endpoint: Endpoint, model: Model, asked: Completion, window: int
+) -> AsyncGenerator[Event, None]:
+    """As ``event_lane``, for a text that is gone on with."""
+    return _events(client, backend, endpoint, backend.completion(endpoint, asked, model, window))
+
+
+async def _events(
+    client: HttpClient, backend: Backend, endpoint: Endpoint, call: TextCall
+) -> AsyncGenerator[Event, None]:
+    url = client.request_url(base.at_root(endpoint).url if call.from_root else endpoint.url, call.path)
+    headers = base.auth_headers(backend, endpoint) | {"Content-Type": "application/json"}
     async with client.stream(
-        "POST", url, body=body, headers=headers, limits=endpoint.limits, endpoint=endpoint.name
+        "POST", url, body=call.body, headers=headers, limits=endpoint.limits, endpoint=endpoint.name
     ) as reply:
         await _raise_refusal(backend, endpoint, reply)
         if not backend.streams:
             for event in backend.read_whole(await reply.read_all(WHOLE_ANSWER_BYTES)):
                 yield event
             return
-        parser = backend.parser()
+        parser = call.parser()
         begun, size = False, 0
         try:
             async for data in reply.chunks():

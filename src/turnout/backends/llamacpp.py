@@ -19,8 +19,8 @@ from turnout.backends.base import Identity, Inspection, Told, dict_of, int_of, j
 from turnout.backends.openai_compatible import OpenAICompatible, meta_of
 from turnout.errors import ServerFailedError, UnknownModelError
 from turnout.types import ChatRequest, Details, Endpoint, Health, Json, Limits, Model
-from turnout.wire import openai_chat
-from turnout.wire.base import Lines
+from turnout.wire import openai_chat, openai_text
+from turnout.wire.base import Completion, Lines
 
 if TYPE_CHECKING:
     from turnout.guard.network import HttpClient, Reply
@@ -50,6 +50,7 @@ class LlamaCpp(OpenAICompatible):
     default_urls = ("http://127.0.0.1:8080",)
     key_headers = ("Authorization", "X-Api-Key")
     probes = ("/v1/models", "/tools")
+    reranks = True
 
     def identify(self, replies: Mapping[str, Reply]) -> Identity | None:
         """By the Server header, else by the owner named in the model list with what only its rows have."""
@@ -122,6 +123,13 @@ class LlamaCpp(OpenAICompatible):
             max_bytes=100_000,
         )
         return int_of(json_object(reply.body).get("input_tokens")) if reply.status == 200 else 0
+
+    def completion(self, endpoint: Endpoint, asked: Completion, model: Model, window: int) -> base.TextCall:
+        """What is filled in goes to ``/infill``: its ``/v1/completions`` drops a suffix without a word."""
+        if not asked.suffix:
+            return super().completion(endpoint, asked, model, window)
+        body = openai_text.native_body(asked, model.id)
+        return base.TextCall("/infill", body, openai_text.StreamParser, from_root=True)
 
     async def load(self, client: HttpClient, endpoint: Endpoint, model: Model, told: Told) -> None:
         """A router starts a child; whatever sleeps is woken. A server with one model falls asleep again by itself."""

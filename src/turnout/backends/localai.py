@@ -32,6 +32,7 @@ class LocalAI(OpenAICompatible):
     default_urls = ("http://127.0.0.1:8080",)
     key_headers = ("Authorization", "X-Api-Key", "Xi-Api-Key")
     probes = (_ABOUT, "/readyz")
+    reranks = True
 
     def identify(self, replies: Mapping[str, Reply]) -> Identity | None:
         """By its description for agents, which needs no key and is there while it starts."""

@@ -23,6 +23,7 @@ from turnout.backends.openai_compatible import vectors
 from turnout.errors import BackendError, RequestRefusedError, UnknownModelError
 from turnout.types import ChatRequest, Details, Endpoint, Health, Json, Model, WindowSource, WireFormat
 from turnout.wire import ollama as wire
+from turnout.wire.base import Completion
 
 if TYPE_CHECKING:
     from turnout.guard.network import HttpClient, Reply
@@ -126,6 +127,11 @@ class Ollama(Backend):
     def parser(self) -> base.StreamParser:
         """A fresh parser."""
         return wire.StreamParser()
+
+    def completion(self, endpoint: Endpoint, asked: Completion, model: Model, window: int) -> base.TextCall:
+        """``/api/generate``, which has the window that ``/v1/completions`` lacks and applies no template if told so."""
+        body = wire.render_text(asked, _sent(model), num_ctx=_num_ctx(model, window))
+        return base.TextCall("/api/generate", body, wire.StreamParser)
 
     def error(self, endpoint: Endpoint, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
         """Its 403s are no refused keys: it has none."""

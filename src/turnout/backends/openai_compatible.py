@@ -10,7 +10,8 @@ from turnout.backends import base
 from turnout.backends.base import Backend, Identity, Inspection, dict_of, int_of, json_object, rows, text_of
 from turnout.errors import NonsenseError
 from turnout.types import ChatRequest, Endpoint, Event, Health, Image, Json, Model, WireFormat
-from turnout.wire import openai_chat
+from turnout.wire import openai_chat, openai_text
+from turnout.wire.base import Completion
 
 if TYPE_CHECKING:
     from turnout.guard.network import HttpClient, Reply
@@ -20,12 +21,19 @@ COUNT_SECONDS = 2.0  # as long as counting a prompt may take before the estimate
 
 
 class OpenAICompatible(Backend):
-    """A server that has no more to it than this protocol."""
+    """A server that has no more to it than this protocol.
+
+    Attributes:
+        fills: its ``/v1/completions`` takes a ``suffix``; others drop it without a word.
+        reranks: it has ``/v1/rerank``.
+    """
 
     kind = "openai"
     title = "OpenAI-compatible server"
     wire = WireFormat.OPENAI_CHAT
     probes: tuple[str, ...] = ("/v1/models",)
+    fills = False
+    reranks = False
 
     def identify(self, replies: Mapping[str, Reply]) -> Identity | None:
         """A JSON list of models, or a JSON refusal of the key: the protocol, not the product."""
@@ -91,6 +99,30 @@ class OpenAICompatible(Backend):
         reply = await base.post(client, self, endpoint, self.embed_path(endpoint), body, endpoint.limits.first_byte)
         return vectors(rows(json_object(reply.body).get("data")), len(texts), endpoint)
 
+    def beside(self, endpoint: Endpoint, name: str) -> str:
+        """A path of the protocol that stands where that of embeddings does."""
+        return self.embed_path(endpoint).removesuffix("embeddings") + name
+
+    async def rerank(
+        self, client: HttpClient, endpoint: Endpoint, model: Model, query: str, documents: Sequence[str]
+    ) -> base.Ranks:
+        """All documents in one request."""
+        if not self.reranks:
+            raise self.cannot("rank documents", endpoint)
+        body = {"model": model.id, "query": query, "documents": list(documents), "top_n": len(documents)}
+        path, timeout = self.beside(endpoint, "rerank"), endpoint.limits.first_byte
+        reply = await base.post(client, self, endpoint, path, body, timeout)
+        return ranks(rows(json_object(reply.body).get("results")), len(documents), endpoint)
+
+    def completion(self, endpoint: Endpoint, asked: Completion, model: Model, window: int) -> base.TextCall:
+        """The protocol's own completions."""
+        if not self.streams:
+            raise self.cannot("go on with a text", endpoint)
+        if asked.suffix and not self.fills:
+            raise self.cannot("fill in the middle", endpoint)
+        body = openai_text.render_request(asked, model.id)
+        return base.TextCall(self.beside(endpoint, "completions"), body, openai_text.StreamParser)
+
 
 async def tokenized(
     client: HttpClient, backend: Backend, endpoint: Endpoint, request: ChatRequest, model: Model, fields: Sequence[str]
@@ -118,6 +150,22 @@ def vectors(found: Sequence[Mapping[str, Json]], count: int, endpoint: Endpoint)
     if len(made) != count or not all(made):
         raise NonsenseError(f"{endpoint.name} did not answer with a vector for each text", endpoint=endpoint.name)
     return tuple(made)
+
+
+def ranks(found: Sequence[Mapping[str, Json]], count: int, endpoint: Endpoint) -> base.Ranks:
+    """The places and scores of a reranking, the most relevant first.
+
+    Raises:
+        NonsenseError: there is not one for each document.
+    """
+    made: dict[int, float] = {}
+    for row in found:
+        place, (score,) = row.get("index"), numbers([row.get("relevance_score")]) or (None,)
+        if isinstance(place, int) and score is not None:
+            made[place] = score
+    if sorted(made) != list(range(count)):
+        raise NonsenseError(f"{endpoint.name} did not rank each document", endpoint=endpoint.name)
+    return tuple(sorted(made.items(), key=lambda ranked: (-ranked[1], ranked[0])))
 
 
 def numbers(value: Json) -> tuple[float, ...]:

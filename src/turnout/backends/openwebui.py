@@ -16,6 +16,7 @@ from turnout.backends.base import Identity, Inspection, dict_of, int_of, json_ob
 from turnout.backends.llamacpp import LlamaCpp
 from turnout.backends.openai_compatible import OpenAICompatible
 from turnout.types import Endpoint, Health, Json, Model
+from turnout.wire.base import Completion
 
 if TYPE_CHECKING:
     from turnout.guard.network import HttpClient, Reply
@@ -66,6 +67,10 @@ class OpenWebUI(OpenAICompatible):
     def embed_path(self, endpoint: Endpoint) -> str:
         """Where embeddings are made."""
         return "/api/v1/embeddings"
+
+    def completion(self, endpoint: Endpoint, asked: Completion, model: Model, window: int) -> base.TextCall:
+        """It has no such path."""
+        raise self.cannot("go on with a text", endpoint)
 
     async def inspect(self, client: HttpClient, endpoint: Endpoint, timeout: float) -> Inspection:
         """The list with its key, readiness and features without."""

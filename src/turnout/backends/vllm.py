@@ -33,6 +33,8 @@ class Vllm(OpenAICompatible):
     title = "vLLM"
     default_urls = ("http://127.0.0.1:8000",)
     probes = ("/v1/models", "/version")
+    fills = True
+    reranks = True
 
     def identify(self, replies: Mapping[str, Reply]) -> Identity | None:
         """By the owner named in its model list, else by how it refuses the list and tells its version all the same."""

@@ -23,7 +23,7 @@ from turnout.build import open_router
 from turnout.config import LoadedConfig
 from turnout.errors import UsageError
 from turnout.fleet.catalog import Catalog
-from turnout.gateway import completions, responses
+from turnout.gateway import completions, ollama, responses, side
 from turnout.gateway.refusal import HttpError, format_of, refusal
 from turnout.gateway.transport import GatheringProtocol
 from turnout.guard.listen import listen
@@ -40,10 +40,19 @@ _OWN_ORIGIN = re.compile(
 _JSON_TYPE = re.compile(rb"application/(?:[\w.-]+\+)?json[ \t]*(?:;.*)?", re.IGNORECASE)
 
 
+# What is asked of a model, by POST.
 CHAT: dict[str, ASGIApp] = {
     "/v1/chat/completions": completions.openai_chat,
+    "/v1/completions": completions.openai_text,
+    "/v1/embeddings": side.embeddings,
+    "/v1/rerank": side.rerank,
     "/v1/messages": completions.anthropic_messages,
     "/v1/responses": responses.ResponsesEndpoint(),
+    "/api/chat": ollama.chat,
+    "/api/generate": ollama.generate,
+    "/api/embed": ollama.embed,
+    "/api/embeddings": ollama.embeddings,
+    "/api/show": ollama.show,
 }
 
 
@@ -60,6 +69,9 @@ def create_app(router: Router, *, max_body_bytes: int = 32_000_000) -> Gateway:
             Route("/v1/responses/{id}", responses.kept_response, methods=["GET", "DELETE"]),
             Route("/v1/models", completions.list_models, methods=["GET"]),
             Route("/v1/models/{id:path}", completions.show_model, methods=["GET"]),
+            Route("/api/tags", ollama.tags, methods=["GET"]),
+            Route("/api/ps", ollama.running, methods=["GET"]),
+            Route("/api/version", ollama.version, methods=["GET"]),
             Route("/health", health, methods=["GET"]),
             Route("/", root, methods=["GET"]),
         ],
@@ -105,6 +117,8 @@ async def root(request: Request) -> Response:
 async def no_endpoint(request: Request, error: Exception) -> Response:
     """A path or method that is not served."""
     assert isinstance(error, HTTPException)
+    if refused := ollama.managed(request.url.path):
+        return refusal(refused, format_of(request.scope))
     path, hint = request.url.path[:200], f"there are: {', '.join(_endpoints(request.app))}"
     said = f"there is no {path}" if error.status_code == 404 else f"{path} does not take {request.method}"
     return refusal(HttpError(error.status_code, said, hint=hint, headers=error.headers), format_of(request.scope))

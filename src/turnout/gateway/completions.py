@@ -1,12 +1,13 @@
-"""Chat over HTTP in any wire format, over the one pipeline."""
+"""Answers over HTTP in any wire format, over the one pipeline."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing, suppress
 from dataclasses import replace
+from typing import Generic
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
@@ -14,15 +15,15 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from turnout.errors import NoSuitableModelError, TurnoutError
-from turnout.gateway.formats import ANTHROPIC, OPENAI_CHAT, Format
+from turnout.gateway.formats import ANTHROPIC, OPENAI_CHAT, OPENAI_TEXT, A, Format
 from turnout.gateway.refusal import HttpError, cause_of, format_of, refusal
 from turnout.router import Router
 from turnout.types import VIRTUAL_MODELS, ChatRequest, Event, Principal, RawChunk, RawHead, Route, Started
+from turnout.wire.base import Completion
 
 KEEP_ALIVE_SECONDS = 10.0
 PATIENCE_SECONDS = 5.0
 WATCH_AFTER_SECONDS = 0.05
-_SSE = b"text/event-stream; charset=utf-8"
 _JSON = b"application/json"
 # Claude Code, Codex, opencode.
 _CONVERSATION = frozenset(
@@ -79,16 +80,16 @@ def _row(model_id: str, owner: str, window: int) -> dict[str, object]:
     return row | {"context_length": window, "context_window": window, "max_model_len": window} if window else row
 
 
-class ChatEndpoint:
-    """POST of a chat request in one wire format, as a plain ASGI application.
+class ChatEndpoint(Generic[A]):
+    """POST of a request in one wire format, as a plain ASGI application.
 
     The answer runs in the server's own task; a client that leaves cancels it, which frees the backend.
     """
 
-    def __init__(self, spoken: Format) -> None:
+    def __init__(self, spoken: Format[A]) -> None:
         self._format = spoken
 
-    def format_of(self, scope: Scope) -> Format:
+    def format_of(self, scope: Scope) -> Format[A]:
         """The format in which this request is read and answered."""
         return self._format
 
@@ -96,16 +97,14 @@ class ChatEndpoint:
         """Read, parse, answer; the query string (``?beta=true``) is ignored."""
         state, spoken = scope["app"].state, self.format_of(scope)
         try:
-            chat = spoken.parse(await _read(scope, receive, state.max_body_bytes))
+            asked = spoken.parse(await read_body(scope, receive, state.max_body_bytes))
         except ClientDisconnect:
             return
         except TurnoutError as error:
             await refusal(error, spoken)(scope, receive, send)
             return
-        if name := conversation_of(scope["headers"]):
-            chat = replace(chat, conversation=name)
-        with _WhilePresent(receive):
-            await ChatAnswer(state.router, chat, spoken).send(scope, receive, send)
+        with WhilePresent(receive):
+            await ChatAnswer(state.router, asked, spoken).send(scope, receive, send)
 
 
 def conversation_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
@@ -115,6 +114,7 @@ def conversation_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
 
 
 openai_chat = ChatEndpoint(OPENAI_CHAT)
+openai_text = ChatEndpoint(OPENAI_TEXT)
 anthropic_messages = ChatEndpoint(ANTHROPIC)
 
 
@@ -123,7 +123,13 @@ def principal_of(scope: Scope) -> Principal:
     return Principal()
 
 
-async def _read(scope: Scope, receive: Receive, limit: int) -> bytes:
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """The whole body.
+
+    Raises:
+        ClientDisconnect: the client has left.
+        HttpError: it has more than ``limit`` bytes.
+    """
     length = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
     if length.isdigit() and int(length) > limit:
         raise _too_large(limit)
@@ -146,7 +152,7 @@ def _too_large(limit: int) -> HttpError:
     return HttpError(413, f"the request is larger than {limit // 1_000_000} MB", hint="raise gateway.max_body_mb")
 
 
-class _WhilePresent:
+class WhilePresent:
     """Cancels the task it is entered in when the client leaves, and swallows that cancellation.
 
     It looks only after a moment: most of what ends sooner is not worth a second task.
@@ -181,16 +187,16 @@ class _WhilePresent:
             self._task.cancel()
 
 
-class ChatAnswer:
+class ChatAnswer(Generic[A]):
     """One answer on its way to the client."""
 
-    def __init__(self, router: Router, chat: ChatRequest, spoken: Format) -> None:
-        self.router, self.chat, self.format = router, chat, spoken
+    def __init__(self, router: Router, asked: A, spoken: Format[A]) -> None:
+        self.router, self.asked, self.format = router, asked, spoken
 
     async def send(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the pipeline and hand its events on, as a stream or as a whole."""
-        async with aclosing(self.router.route(self.chat, principal_of(scope))) as events:
-            if self.chat.stream:
+        async with aclosing(answered(self.router, self.asked, scope)) as events:
+            if self.asked.stream:
                 await self._stream(events, scope, receive, send)
             else:
                 await self._whole(events, scope, receive, send)
@@ -209,13 +215,13 @@ class ChatAnswer:
         raw = [event.data for event in collected if isinstance(event, RawChunk)]
         body = b"".join(raw) if raw else self._render(collected, route)
         length = (b"content-length", str(len(body)).encode())
-        headers = [(b"content-type", _JSON), length, *_route_headers(route)]
+        headers = [(b"content-type", _JSON), length, *route_headers(route)]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
     def _render(self, events: list[Event], route: Route | None) -> bytes:
-        model = route.sent_model if route else self.chat.model
-        return self.format.whole(events, self.chat, model, route.request_id if route else "")
+        model = route.sent_model if route else self.asked.model
+        return self.format.whole(events, self.asked, model, route.request_id if route else "")
 
     async def _stream(self, events: AsyncIterator[Event], scope: Scope, receive: Receive, send: Send) -> None:
         """The status line waits for the first output, or a short patience; failures before it have a status."""
@@ -236,17 +242,27 @@ class ChatAnswer:
                 await pulse
 
 
+def answered(router: Router, asked: ChatRequest | Completion, scope: Scope) -> AsyncGenerator[Event, None]:
+    """The events of an answer: a chat goes through the pipeline, a text to the model that is named."""
+    if isinstance(asked, Completion):
+        return router.side.complete(asked, principal_of(scope))
+    if name := conversation_of(scope["headers"]):
+        asked = replace(asked, conversation=name)
+    return router.route(asked, principal_of(scope))
+
+
 class _Stream:
     """The bytes of one streamed answer, in the client's format."""
 
-    def __init__(self, answer: ChatAnswer, send: Send) -> None:
+    def __init__(self, answer: ChatAnswer[A], send: Send) -> None:
         self._send = send
         self._route: Route | None = None
         self._raw = self._ended = False
         self._whole_event = True
         self._written, self._last_pulse = 0, -1
         self.begun = False
-        self._renderer = answer.format.renderer(answer.chat, _new_id())
+        self._type = answer.format.stream_type
+        self._renderer = answer.format.renderer(answer.asked, _new_id())
 
     async def pulse(self) -> None:
         """Keep the client's patience while nothing comes: a comment or ping, never inside an event."""
@@ -282,13 +298,14 @@ class _Stream:
     async def _write(self, data: bytes, *, more: bool = True) -> None:
         if not self.begun:
             self.begun = True
-            headers = [(b"content-type", _SSE), (b"cache-control", b"no-cache"), *_route_headers(self._route)]
+            headers = [(b"content-type", self._type), (b"cache-control", b"no-cache"), *route_headers(self._route)]
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         self._written += 1
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
 
-def _route_headers(route: Route | None) -> list[tuple[bytes, bytes]]:
+def route_headers(route: Route | None) -> list[tuple[bytes, bytes]]:
+    """Which way an answer went, for whoever looks."""
     if route is None:
         return []
     pairs = (

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from turnout.errors import TurnoutError
 from turnout.types import ChatRequest, Event
-from turnout.wire import anthropic, openai_chat, openai_responses
+from turnout.wire import anthropic, ollama_server, openai_chat, openai_responses, openai_text
+from turnout.wire.base import Completion
+
+A = TypeVar("A", bound=ChatRequest | Completion)
+SSE = b"text/event-stream; charset=utf-8"
 
 
 class Renderer(Protocol):
@@ -28,7 +32,7 @@ class Renderer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Format:
+class Format(Generic[A]):
     """How one wire format is read and answered.
 
     Attributes:
@@ -36,12 +40,18 @@ class Format:
         renderer: of a streamed answer to a request; takes a part of the answer's id.
         whole: a whole answer, from events, request, ResponseModel and a part of its id.
         error: status and body of a failure; status 0 takes the failure's own.
+        stream_type: the content type of a stream.
     """
 
-    parse: Callable[[bytes], ChatRequest]
-    renderer: Callable[[ChatRequest, str], Renderer]
-    whole: Callable[[Sequence[Event], ChatRequest, str, str], bytes]
+    parse: Callable[[bytes], A]
+    renderer: Callable[[A, str], Renderer]
+    whole: Callable[[Sequence[Event], A, str, str], bytes]
     error: Callable[[TurnoutError, int], tuple[int, bytes]]
+    stream_type: bytes = SSE
+
+
+ChatFormat: TypeAlias = Format[ChatRequest]
+AnyFormat: TypeAlias = Format[Any]
 
 
 def _openai_renderer(chat: ChatRequest, request_id: str) -> Renderer:
@@ -66,4 +76,31 @@ RESPONSES = Format(
     lambda chat, request_id: openai_responses.StreamRenderer(chat, chat.model, request_id),
     openai_responses.render_response,
     openai_responses.render_error,
+)
+OPENAI_TEXT = Format(
+    openai_text.parse_request,
+    lambda asked, request_id: openai_text.StreamRenderer(asked.model, request_id),
+    lambda events, _, model, request_id: openai_text.render_response(events, model, request_id),
+    openai_text.render_error,
+)
+OLLAMA_CHAT = Format(
+    ollama_server.parse_request,
+    lambda chat, _: ollama_server.StreamRenderer(chat.model),
+    lambda events, _, model, __: ollama_server.render_response(events, model),
+    ollama_server.render_error,
+    ollama_server.STREAM_TYPE,
+)
+OLLAMA_GENERATE = Format(
+    ollama_server.parse_generate,
+    lambda chat, _: ollama_server.GenerateRenderer(chat.model),
+    lambda events, _, model, __: ollama_server.render_generate(events, model),
+    ollama_server.render_error,
+    ollama_server.STREAM_TYPE,
+)
+OLLAMA_TEXT = Format(
+    ollama_server.parse_text,
+    lambda asked, _: ollama_server.GenerateRenderer(asked.model),
+    lambda events, _, model, __: ollama_server.render_generate(events, model),
+    ollama_server.render_error,
+    ollama_server.STREAM_TYPE,
 )

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from turnout.errors import EndpointLoadingError, QueryFailedError, StreamBrokenError, TurnoutError, UsageError
-from turnout.gateway.formats import ANTHROPIC, OPENAI_CHAT, RESPONSES, Format
+from turnout.gateway.formats import ANTHROPIC, OLLAMA_CHAT, OPENAI_CHAT, RESPONSES, AnyFormat, ChatFormat
 from turnout.wire.base import encode
 
 MAX_OTHERS = 4
@@ -23,9 +23,11 @@ class HttpError(UsageError):
         self.status, self.headers = status, headers or {}
 
 
-def format_of(scope: Scope) -> Format:
+def format_of(scope: Scope) -> ChatFormat:
     """The format of whoever sent this: Anthropic's clients always say their version, the path tells of the others."""
     path: str = scope["path"]
+    if path.startswith("/api/"):
+        return OLLAMA_CHAT
     if any(name == b"anthropic-version" for name, _ in scope["headers"]) or path.startswith("/v1/messages"):
         return ANTHROPIC
     return RESPONSES if path.startswith("/v1/responses") else OPENAI_CHAT
@@ -42,7 +44,7 @@ def cause_of(error: TurnoutError) -> TurnoutError:
     return error.cause.saying(f"{error.cause.message}; also tried: {'; '.join(list(others)[:MAX_OTHERS])}")
 
 
-def refusal(error: TurnoutError, spoken: Format) -> Response:
+def refusal(error: TurnoutError, spoken: AnyFormat) -> Response:
     """The whole answer to a request that failed before any output."""
     cause = cause_of(error)
     known, headers = (error.status, dict(error.headers)) if isinstance(error, HttpError) else (0, {})

@@ -14,7 +14,7 @@ from starlette.types import Scope
 
 from turnout.errors import TurnoutError, UsageError
 from turnout.gateway.completions import ChatEndpoint, principal_of
-from turnout.gateway.formats import RESPONSES, Format, Renderer
+from turnout.gateway.formats import RESPONSES, ChatFormat, Renderer
 from turnout.gateway.refusal import HttpError, refusal
 from turnout.types import ChatRequest, Event, Json
 from turnout.wire import base, openai_responses
@@ -105,13 +105,13 @@ class Shelves:
         return self._kept.setdefault(principal_of(scope).id, Kept())
 
 
-class ResponsesEndpoint(ChatEndpoint):
+class ResponsesEndpoint(ChatEndpoint[ChatRequest]):
     """POST of a Responses request."""
 
     def __init__(self) -> None:
         super().__init__(RESPONSES)
 
-    def format_of(self, scope: Scope) -> Format:
+    def format_of(self, scope: Scope) -> ChatFormat:
         """The format, bound to what is kept for the caller."""
         exchange = _Exchange(scope["app"].state.responses.of(scope))
         return replace(RESPONSES, parse=exchange.parse, renderer=exchange.renderer, whole=exchange.whole)

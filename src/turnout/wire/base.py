@@ -5,15 +5,34 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import msgspec
 
 from turnout.errors import NonsenseError, ServerFailedError, UsageError
-from turnout.types import Json
+from turnout.types import NOTHING, Json
 
 MAX_LINE_BYTES = 16_000_000
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A text to go on with as it is, without a chat template; with ``suffix``, to fill in what stands before that.
+
+    The other fields are those of ``ChatRequest``.
+    """
+
+    prompt: str
+    model: str
+    suffix: str = ""
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    stop: tuple[str, ...] = ()
+    stream: bool = False
+    extras: Mapping[str, Json] = field(default_factory=lambda: NOTHING)
 
 
 def decode_object(body: bytes) -> dict[str, Json]:

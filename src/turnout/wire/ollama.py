@@ -1,4 +1,4 @@
-"""Ollama's native chat, as its client (facts/services.md, section 1)."""
+"""Ollama's native format, as its client (facts/services.md, section 1); as its server: ``ollama_server.py``."""
 
 from __future__ import annotations
 
@@ -24,13 +24,28 @@ from turnout.types import (
     UsageReport,
 )
 from turnout.wire import base
-from turnout.wire.base import as_count, as_dict, as_text, encode, new_id
+from turnout.wire.base import Completion, as_count, as_dict, as_text, encode, new_id
 
 # What the server takes for ``think`` (facts/services.md, section 1, Chat row), from the efforts that clients know.
 _THINK: dict[str, bool | str] = {
     "none": False, "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "max", "max": "max",
 }  # fmt: skip
 _FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
+# Options that change how an answer is drawn and nothing of how the model runs; OpenAI clients send many at the top.
+SAMPLING = frozenset(
+    {
+        "seed", "top_k", "min_p", "typical_p", "repeat_last_n", "repeat_penalty", "presence_penalty",
+        "frequency_penalty", "mirostat", "mirostat_tau", "mirostat_eta",
+    }
+)  # fmt: skip
+# Options that load a running model anew when they differ from its own (facts/services.md, section 1).
+RELOADING = frozenset(
+    {
+        "num_ctx", "num_gpu", "main_gpu", "num_batch", "num_thread", "use_mmap", "use_mlock", "numa", "low_vram",
+        "f16_kv", "vocab_only", "draft_num_predict",
+    }
+)  # fmt: skip
+_OURS = frozenset({"keep_alive", "options", "shift", *SAMPLING})
 
 
 def render_request(request: ChatRequest, model: str, *, stream: bool, num_ctx: int | None) -> bytes:
@@ -48,20 +63,14 @@ def render_request(request: ChatRequest, model: str, *, stream: bool, num_ctx: i
     Raises:
         UsageError: an image is given by address, which this format cannot carry and nobody may fetch.
     """
-    options: dict[str, object] = {
-        "num_ctx": num_ctx,
-        "num_predict": request.max_tokens,
-        "temperature": request.temperature,
-        "top_p": request.top_p,
-        "stop": list(request.stop) or None,
-    }
     names = {call.call_id: call.name for m in request.messages for call in m.tool_calls}
     data: dict[str, object] = {
+        **{key: value for key, value in request.extras.items() if key not in _OURS},
         "model": model,
         "messages": [row for m in request.messages for row in _rows(m, names)],
         "stream": stream,
         "truncate": False,
-        "options": {key: value for key, value in options.items() if value is not None},
+        "options": _options(request, num_ctx),
     }
     if request.tools and request.tool_choice != "none":
         data["tools"] = [
@@ -76,6 +85,33 @@ def render_request(request: ChatRequest, model: str, *, stream: bool, num_ctx: i
     if request.reasoning_effort:
         data["think"] = _THINK.get(request.reasoning_effort, True)
     return encode(data)
+
+
+def render_text(asked: Completion, model: str, *, num_ctx: int | None) -> bytes:
+    """The body of ``/api/generate``, streamed: without a template, unless the template's own gap is to be filled."""
+    data: dict[str, object] = {
+        **{key: value for key, value in asked.extras.items() if key not in _OURS},
+        "model": model,
+        "prompt": asked.prompt,
+        "stream": True,
+        "truncate": False,
+        "options": _options(asked, num_ctx),
+    }
+    return encode(data | ({"suffix": asked.suffix} if asked.suffix else {"raw": True}))
+
+
+def _options(request: ChatRequest | Completion, num_ctx: int | None) -> dict[str, object]:
+    own = as_dict(request.extras.get("options"))
+    options: dict[str, object] = {
+        **{key: value for key, value in own.items() if key not in RELOADING},
+        **{key: value for key, value in request.extras.items() if key in SAMPLING},
+        "num_ctx": num_ctx,
+        "num_predict": request.max_tokens,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "stop": list(request.stop) or None,
+    }
+    return {key: value for key, value in options.items() if value is not None}
 
 
 def _format(response_format: Mapping[str, Json] | None) -> object:
@@ -157,7 +193,8 @@ class StreamParser:
         return [event for line in lines if line.strip() for event in self._object(base.server_object(line))]
 
     def _object(self, data: Mapping[str, Json]) -> list[Event]:
-        message = as_dict(data.get("message"))
+        # A text that was gone on with is in the object itself.
+        message = as_dict(data.get("message")) or {"content": data.get("response"), "thinking": data.get("thinking")}
         events: list[Event] = []
         if thinking := as_text(message.get("thinking")):
             events.append(ReasoningDelta(thinking))

@@ -1,0 +1,264 @@
+"""What is asked of one named model and is no chat: vectors, the order of documents, a text gone on with.
+
+Such a request has no kind of work to find and no conversation to fit: it goes to the endpoints that have the very
+model, one after the other until one answers, and into the audit log as every other.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+from turnout.backends import BY_KIND
+from turnout.backends.lanes import text_lane
+from turnout.errors import (
+    BackendError,
+    NoServiceError,
+    NoSuitableModelError,
+    QueryFailedError,
+    StreamBrokenError,
+    TurnoutError,
+    UsageError,
+)
+from turnout.guard.audit import QueryEnd, QueryStart
+from turnout.routing.advice import BUNDLED
+from turnout.routing.capabilities import CapabilityTable
+from turnout.routing.select import asked_for
+from turnout.types import (
+    VIRTUAL_MODELS,
+    AttemptRecord,
+    Candidate,
+    Event,
+    FallbackLevel,
+    Principal,
+    Route,
+    Started,
+    TextDelta,
+    Usage,
+    UsageReport,
+)
+from turnout.wire.base import Completion
+
+if TYPE_CHECKING:
+    from turnout.backends.base import Ranks, Vectors
+    from turnout.fleet.watch import Fleet
+    from turnout.guard.network import HttpClient
+    from turnout.guard.trail import Trail
+    from turnout.placement import Placement
+
+T = TypeVar("T")
+MAX_SHOWN = 8
+
+
+@dataclass(slots=True)
+class _Run:
+    """One request while it runs."""
+
+    model: str
+    query: str
+    principal: Principal
+    aside: bool = True  # others go first
+    id: str = field(default_factory=lambda: f"{random.getrandbits(128):032x}")
+    attempts: list[AttemptRecord] = field(default_factory=list)
+    answers: Candidate | None = None
+    text: list[str] = field(default_factory=list)
+    usage: Usage = field(default_factory=Usage)
+    error: str = "cancelled"
+
+    def note(self, candidate: Candidate, error: BackendError | None, began: float) -> None:
+        level, place = FallbackLevel.PRIMARY, candidate.endpoint.name
+        self.attempts.append(AttemptRecord(level, candidate.model.id, place, error, time.monotonic() - began))
+
+    def see(self, event: Event) -> None:
+        if isinstance(event, TextDelta):
+            self.text.append(event.text)
+        elif isinstance(event, UsageReport):
+            self.usage = event.usage
+
+    def route(self) -> Route:
+        candidate = self.answers
+        assert candidate is not None, "nobody has answered"
+        return Route(
+            request_id=self.id,
+            requested_model=self.model,
+            sent_model=candidate.model.id,
+            canonical=candidate.canonical,
+            service=candidate.endpoint.name,
+            url=candidate.endpoint.url,
+            level=FallbackLevel.PRIMARY,
+            category=None,
+            window=candidate.window,
+            window_source=candidate.window_source,
+            attempts=tuple(self.attempts),
+            reason="the model asked for",
+        )
+
+
+class Sidework:
+    """Made by the Router, whose client, fleet and audit trail it shares."""
+
+    def __init__(
+        self,
+        client: HttpClient,
+        fleet: Fleet,
+        table: CapabilityTable,
+        pool: Callable[[], Sequence[Candidate]],
+        placement: Placement,
+        trail: Trail | None,
+    ) -> None:
+        self._client, self._fleet, self._table, self._pool = client, fleet, table, pool
+        self._placement, self._trail = placement, trail
+
+    async def embed(self, model: str, texts: Sequence[str], principal: Principal) -> tuple[Vectors, Route]:
+        """One vector per text. Raises as ``complete``."""
+
+        async def ask(candidate: Candidate) -> AsyncGenerator[Vectors, None]:
+            backend = BY_KIND[candidate.endpoint.kind]
+            yield await backend.embed(self._client, candidate.endpoint, candidate.model, texts)
+
+        return await self._one(_Run(model, "\n".join(texts), principal), "make embeddings", ask)
+
+    async def rerank(
+        self, model: str, query: str, documents: Sequence[str], principal: Principal
+    ) -> tuple[Ranks, Route]:
+        """``(place, relevance)`` of every document, the most relevant first. Raises as ``complete``."""
+
+        async def ask(candidate: Candidate) -> AsyncGenerator[Ranks, None]:
+            backend = BY_KIND[candidate.endpoint.kind]
+            yield await backend.rerank(self._client, candidate.endpoint, candidate.model, query, documents)
+
+        return await self._one(_Run(model, query, principal), "rank documents", ask)
+
+    async def complete(self, asked: Completion, principal: Principal) -> AsyncGenerator[Event, None]:
+        """Go on with a text, as a stream of events. Close the stream to cancel (``aclosing``).
+
+        Raises:
+            UsageError: no model is named.
+            NoServiceError: no server answered.
+            NoSuitableModelError: no server has the model.
+            QueryFailedError: every endpoint that has it failed.
+            StreamBrokenError: the answer broke off after output had begun; carries what came.
+            AuditError: the audit log cannot be written, so nothing was run.
+        """
+
+        async def ask(candidate: Candidate) -> AsyncGenerator[Event, None]:
+            endpoint, model, window = candidate.endpoint, candidate.model, candidate.window
+            backend = BY_KIND[endpoint.kind]
+            if model.resident is False:
+                window = await backend.window_when_loaded(self._client, endpoint, model)
+            async with aclosing(text_lane(self._client, backend, endpoint, model, asked, window)) as events:
+                async for event in events:
+                    yield event
+
+        run, begun = _Run(asked.model, asked.prompt, principal, aside=False), False
+        async with aclosing(self._run(run, "go on with a text", ask)) as events:
+            async for event in events:
+                if not begun:
+                    begun = True
+                    yield Started(run.route())
+                run.see(event)
+                yield event
+
+    async def _one(self, run: _Run, what: str, ask: Callable[[Candidate], AsyncGenerator[T, None]]) -> tuple[T, Route]:
+        async with aclosing(self._run(run, what, ask)) as made:
+            (answer,) = [item async for item in made]
+        return answer, run.route()
+
+    async def _run(
+        self, run: _Run, what: str, ask: Callable[[Candidate], AsyncGenerator[T, None]]
+    ) -> AsyncGenerator[T, None]:
+        """What the first candidate that answers says. After its first word nothing is tried again."""
+        if self._trail is not None:
+            await self._trail.start(QueryStart(run.id, "", run.principal.id, run.query))
+        try:
+            for candidate in await self._candidates(run.model, what):
+                endpoint, began = candidate.endpoint, time.monotonic()
+                self._fleet.book.begin(endpoint)
+                try:
+                    async with self._placement.admitted(candidate, aside=run.aside), aclosing(ask(candidate)) as made:
+                        async for item in made:
+                            run.answers = candidate
+                            yield item
+                except BackendError as error:
+                    self._fleet.book.attempt(endpoint, error)
+                    run.note(candidate, error, began)
+                    if run.answers is not None:
+                        received = "".join(run.text)
+                        raise StreamBrokenError(error.message, endpoint=endpoint.name, received=received) from error
+                    continue
+                self._fleet.book.attempt(endpoint, None)
+                run.note(candidate, None, began)
+                run.error = ""
+                return
+            raise _failed(run)
+        except TurnoutError as error:
+            run.error = error.code
+            raise
+        finally:
+            self._end(run)
+
+    async def _candidates(self, model: str, what: str) -> list[Candidate]:
+        """Those that have the very model, the best to ask first."""
+        if not model or model in VIRTUAL_MODELS:
+            said = f"{model!r} is no model" if model else "no model is named"
+            raise UsageError(f"{said}: to {what}, name one", hint="GET /v1/models lists them")
+        if not self._fleet.catalog.serving:
+            await self._fleet.refresh(whole=False)
+        if not self._fleet.catalog.serving:
+            raise NoServiceError(hint=BUNDLED, probed=self._fleet.catalog.probed)
+        found = self._named(model)
+        if not found:
+            await self._fleet.settled()
+            await self._fleet.look_again()
+            found = self._named(model)
+        if not found:
+            served = ", ".join(sorted({c.model.id for c in self._pool()})[:MAX_SHOWN])
+            raise NoSuitableModelError(f"no server has the model {model!r}", hint=f"there are: {served}")
+        book = self._fleet.book
+        well = [c for c in found if not book.bars(c.endpoint)]
+        if not well:
+            nearest = book.nearest(c.endpoint for c in found)
+            well = [c for c in found if c.endpoint == nearest]
+        return sorted(
+            well, key=lambda c: (book.rank(c.endpoint), c.endpoint.priority, c.model.resident is False, c.label)
+        )
+
+    def _named(self, model: str) -> list[Candidate]:
+        """By its very id, with or without ``:latest``, before any other name of it: vectors of two builds of a model do
+        not compare."""
+        usable = [c for c in self._pool() if not c.model.load_first]
+        same = {model, model.removesuffix(":latest"), f"{model}:latest"}
+        return [c for c in usable if c.model.id in same] or asked_for(usable, model, self._table)
+
+    def _end(self, run: _Run) -> None:
+        if self._trail is None:
+            return
+        answers = run.answers
+        self._trail.end(
+            QueryEnd(
+                request_id=run.id,
+                session_id="",
+                principal=run.principal.id,
+                query=run.query,
+                model=answers.model.id if answers else "",
+                service=answers.endpoint.name if answers else "",
+                fallback_level=int(FallbackLevel.PRIMARY if answers else FallbackLevel.FAILED),
+                attempts=tuple(run.attempts),
+                tokens_in=run.usage.prompt_tokens,
+                tokens_out=run.usage.completion_tokens,
+                error=run.error,
+                response="".join(run.text),
+            )
+        )
+
+
+def _failed(run: _Run) -> QueryFailedError:
+    errors = [a.error for a in run.attempts if a.error is not None]
+    tried = "; ".join(f"{error.message}" for error in errors[:MAX_SHOWN])
+    cause = errors[0] if errors else None
+    hint = cause.hint if cause else ""
+    return QueryFailedError(f"no server answered: {tried}", attempts=tuple(run.attempts), cause=cause, hint=hint)
