@@ -43,6 +43,8 @@ GATE = "gateway/test_gateway.py::"
 FITTING = "test_fitting.py::"
 SUMMARY = "test_summary.py::"
 HANDOFF = "test_handoff.py::"
+OLLAMA_GATE = "gateway/test_ollama.py::"
+SIDE_GATE = "gateway/test_side.py::"
 ALLOW = "guard/test_allow.py::"
 NET = "guard/test_network.py::"
 CONF = "test_config.py::"
@@ -881,7 +883,26 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
             code="turnout.wire.responses_answer:StreamRenderer.close",
         ),
     ),
-    ("GW-1", "Ollama, embeddings, count_tokens", GATEWAY),
+    (
+        "GW-1",
+        "Ollama chat, generate, tags, show, ps, version, embed",
+        by(
+            OLLAMA_GATE + "test_the_client_gets_a_real_answer_whole_and_streamed",
+            OLLAMA_GATE + "test_recorded_bytes_of_the_server_reach_its_own_client",
+            OLLAMA_GATE + "test_lists_tell_the_true_window_and_what_models_can",
+            code="turnout.gateway.ollama:_Chat.__call__",
+        ),
+    ),
+    (
+        "GW-1",
+        "completions, embeddings",
+        by(
+            SIDE_GATE + "test_a_text_is_gone_on_with_by_the_real_server",
+            SIDE_GATE + "test_the_openai_client_gets_vectors_packed_and_plain_from_the_endpoint_that_has_the_model",
+            code="turnout.sidework:Sidework._run",
+        ),
+    ),
+    ("GW-1", "count_tokens", GATEWAY),
     (
         "GW-2",
         "the same format passes through",
@@ -910,7 +931,7 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "cancellation frees the server",
         by(
             GATE + "test_a_client_that_leaves_frees_the_server",
-            code="turnout.gateway.completions:_WhilePresent.__exit__",
+            code="turnout.gateway.completions:WhilePresent.__exit__",
         ),
     ),
     (

@@ -4,12 +4,13 @@ A model that is not resident is asleep; what wakes the real one wakes it here. I
 ``--embeddings``, which leaves a causal model's chat on. ``options``: ``tools`` for ``--tools all``, ``model_path``,
 ``cors_proxy``, and ``metrics`` False for the default without.
 
-Omitted: the Anthropic, Responses, completion, infill, rerank, LoRA and slot-saving routes, resumable streams,
+Omitted: the Anthropic, Responses, native completion, rerank, LoRA and slot-saving routes, resumable streams,
 ``timings`` and cached tokens in answers, the CORS header, the page at ``/`` (Debian's build has none either).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.requests import Request
@@ -18,7 +19,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tests.fakes import openai_chat
-from tests.fakes.base import ANSWER_TOKENS, PROMPT_TOKENS, Fake, FakeModel, served
+from tests.fakes.base import ANSWER_TOKENS, PROMPT_TOKENS, WORDS, Fake, FakeModel, served
 from tests.fakes.openai_chat import Dialect
 
 SERVER_HEADER = "llama.cpp"
@@ -177,6 +178,24 @@ def app(fake: Fake) -> ASGIApp:
         model.resident = True
         return await openai_chat.embeddings(request, fake, DIALECT)
 
+    async def completions(request: Request) -> Response:
+        model.resident = True
+        return await openai_chat.completions(request, fake, DIALECT)
+
+    async def infill(request: Request) -> Response:
+        """As its native completions stream (seen at the package's server, 2026-11)."""
+        model.resident = True
+        body = await request.json()
+        fake.seen.append(body)
+        if "fim" not in model.capabilities:
+            text = "Infill is not supported by this model: prefix token is missing. "
+            return refused(text, "not_supported_error", 501)
+        rows = [{"index": 0, "content": word, "tokens": [1], "stop": False, "id_slot": -1} for word in WORDS]
+        end = {"index": 0, "content": "", "tokens": [], "stop": True, "stop_type": "limit", "model": model.id,
+               "tokens_predicted": ANSWER_TOKENS, "tokens_evaluated": PROMPT_TOKENS}  # fmt: skip
+        data = "".join(f"data: {json.dumps(row)}\n\n" for row in (*rows, end))
+        return Response(data, media_type="text/event-stream")
+
     async def count(request: Request) -> Response:
         model.resident = True
         return JSONResponse({"input_tokens": PROMPT_TOKENS, "object": "response.input_tokens"})
@@ -210,6 +229,8 @@ def app(fake: Fake) -> ASGIApp:
         Route("/v1/chat/completions", guard(fake, chat), methods=["POST"]),
         Route("/v1/chat/completions/input_tokens", guard(fake, count), methods=["POST"]),
         Route("/v1/embeddings", guard(fake, embeddings), methods=["POST"]),
+        Route("/v1/completions", guard(fake, completions), methods=["POST"]),
+        Route("/infill", guard(fake, infill), methods=["POST"]),
         Route("/{path:path}", guard(fake, nowhere), methods=["GET", "POST", "PUT", "DELETE"]),
     ])  # fmt: skip
 

@@ -6,7 +6,7 @@ words of an overflow; ``status`` False for servers before /api/status; ``cloud``
 It counts in ``reloads`` how often a request with another window made it load a model anew.
 
 Omitted: pulling, creating, copying and deleting models, blobs, the Responses and Anthropic routes,
-``/api/embeddings``, web search, prompts of ``/api/generate``, CORS, the wait while a model loads. It never proxies: a
+``/api/embeddings``, web search, templates of ``/api/generate``, CORS, the wait while a model loads. It never proxies: a
 model of another machine whose cloud is not switched off is answered with 502.
 """
 
@@ -205,7 +205,7 @@ def app(fake: Fake) -> ASGIApp:
         })  # fmt: skip
 
     async def generate(request: Request) -> Response:
-        """Without a prompt: a load, or an unload."""
+        """Without a prompt: a load, or an unload; with one, a text that is gone on with or filled in, streamed."""
         body = await request.json()
         fake.seen.append(body)
         if (refused := await _refusal(fake, body, fake.take_fault())) is not None:
@@ -213,7 +213,15 @@ def app(fake: Fake) -> ASGIApp:
         model = named(body.get("model"))
         if isinstance(model, Response):
             return model
-        return JSONResponse({"model": body["model"], "response": "", **_loaded(runners, model, body)})
+        if not body.get("prompt"):
+            return JSONResponse({"model": body["model"], "response": "", **_loaded(runners, model, body)})
+        if body.get("suffix") and "fim" not in model.capabilities:
+            return failed(f"registry.ollama.ai/library/{model.id} does not support insert", 400)
+        runners.use(model, body)
+        told = {"model": body["model"], "created_at": "2026-11-25T09:39:36Z"}
+        rows = [told | {"response": word, "done": False} for word in WORDS]
+        end = {key: value for key, value in _end(body).items() if key != "message"} | {"response": ""}
+        return Response("".join(json.dumps(row) + "\n" for row in (*rows, end)), media_type="application/x-ndjson")
 
     async def chat(request: Request) -> Response:
         body = await request.json()

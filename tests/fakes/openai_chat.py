@@ -200,3 +200,30 @@ async def embeddings(request: Request, fake: Fake, dialect: Dialect) -> Response
     texts = body["input"] if isinstance(body["input"], list) else [body["input"]]
     made = [{"object": "embedding", "index": n, "embedding": [float(len(t)), 0.5, -1.0]} for n, t in enumerate(texts)]
     return JSONResponse({"object": "list", "model": body["model"], "data": made, "usage": {"prompt_tokens": 3}})
+
+
+async def completions(request: Request, fake: Fake, dialect: Dialect) -> Response:
+    """POST of a text completion, streamed; every fault but those in the middle of a stream."""
+    if not fake.has_key(fake.headers[-1], *dialect.key_headers):
+        return dialect.unauthorized(fake)
+    body = await request.json()
+    fake.seen.append(body)
+    if (refused := await refusal(fake, dialect, fake.take_fault())) is not None:
+        return refused
+    head = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": body.get("model")}
+    rows = [*((word, None) for word in WORDS), ("", "stop")]
+    chunks = [head | {"choices": [{"index": 0, "text": t, "logprobs": None, "finish_reason": f}]} for t, f in rows]
+    data = [json.dumps(chunk) for chunk in (*chunks, head | {"choices": [], "usage": USAGE})]
+    return Response("".join(f"data: {row}\n\n" for row in (*data, "[DONE]")), media_type="text/event-stream")
+
+
+async def rerank(request: Request, fake: Fake, dialect: Dialect) -> Response:
+    """POST of documents to rank: the longer, the more relevant."""
+    if not fake.has_key(fake.headers[-1], *dialect.key_headers):
+        return dialect.unauthorized(fake)
+    body = await request.json()
+    ranked = sorted(enumerate(body["documents"]), key=lambda row: -len(row[1]))
+    results = [
+        {"index": place, "relevance_score": len(text) / 10, "document": {"text": text}} for place, text in ranked
+    ]
+    return JSONResponse({"id": "rerank-1", "model": body["model"], "usage": {}, "results": results[: body["top_n"]]})

@@ -94,6 +94,12 @@ def app(fake: Fake) -> ASGIApp:
     async def embeddings(request: Request) -> Response:
         return await openai_chat.embeddings(request, fake, DIALECT)
 
+    async def completions(request: Request) -> Response:
+        return await openai_chat.completions(request, fake, DIALECT)
+
+    async def rerank(request: Request) -> Response:
+        return await openai_chat.rerank(request, fake, DIALECT)
+
     async def tokenize(request: Request) -> Response:
         count = PROMPT_TOKENS if "messages" in await request.json() else PROMPT_TOKENS - 3
         window = fake.models[0].window
@@ -138,6 +144,8 @@ def app(fake: Fake) -> ASGIApp:
             Route("/v1/models", models),
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/embeddings", embeddings, methods=["POST"]),
+            Route("/v1/completions", completions, methods=["POST"]),
+            Route("/v1/rerank", rerank, methods=["POST"]),
             Route("/tokenize", tokenize, methods=["POST"]),
             Route("/version", version),
             Route("/health", health),

@@ -23,7 +23,7 @@ from turnout.errors import (
     UsageError,
 )
 from turnout.types import Event, Finish, Notice, ReasoningDelta, TextDelta, ToolCallDelta, Usage, UsageReport
-from turnout.wire import anthropic, base, ollama, openai_chat
+from turnout.wire import anthropic, base, ollama, ollama_server, openai_chat
 
 DONE = b"data: [DONE]\n\n"
 
@@ -282,6 +282,44 @@ def test_what_has_no_place_gives_no_bytes_and_keep_alives_are_the_formats_own():
         assert renderer.feed(Notice("x", "y")) == renderer.feed(TextDelta("")) == b""
     assert openai_chat.StreamRenderer("m", "1", True).keep_alive() == b": keep-alive\n\n"
     assert anthropic.StreamRenderer("m", "1").keep_alive() == b'event: ping\ndata: {"type":"ping"}\n\n'
+
+
+def test_an_ollama_answer_takes_as_long_as_it_took_and_signs_of_life_are_no_first_word(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(ollama_server.time, "monotonic", lambda: now[0])
+    renderer = ollama_server.StreamRenderer("m")
+    now[0] += 2
+    renderer.keep_alive()
+    now[0] += 1
+    renderer.feed(TextDelta("a"))
+    now[0] += 4
+    renderer.keep_alive()
+    end = json.loads(renderer.close())
+    assert [end[key] for key in ("total_duration", "prompt_eval_duration", "eval_duration")] == [7e9, 3e9, 4e9]
+
+
+def test_of_an_ollama_answer_in_one_piece_all_the_time_is_the_answers(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(ollama_server.time, "monotonic", lambda: now[0])
+    renderer = ollama_server.StreamRenderer("m")
+    now[0] += 2
+    renderer.feed(ToolCallDelta(0, "a", "f", "{}"))
+    end = json.loads(renderer.close().splitlines()[-1])
+    assert [end[key] for key in ("total_duration", "prompt_eval_duration", "eval_duration")] == [2e9, 0, 2e9]
+
+
+def test_an_ollama_keep_alive_is_a_line_that_says_nothing():
+    line = json.loads(ollama_server.StreamRenderer("m").keep_alive())
+    assert (line["message"], line["done"]) == ({"role": "assistant", "content": ""}, False)
+    assert ollama.StreamParser().feed(ollama_server.GenerateRenderer("m").keep_alive()) == []
+
+
+def test_an_error_in_ollamas_format_is_one_sentence():
+    for error, status, *_ in ERRORS:
+        got, body = ollama_server.render_error(error)
+        assert (got, list(json.loads(body))) == (status, ["error"])
+    _, body = ollama_server.render_error(ContextOverflowError("too long", prompt_tokens=3031, window=1024))
+    assert "maximum context length is 1024 tokens" in json.loads(body)["error"]
 
 
 ERRORS = [

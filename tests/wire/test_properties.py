@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 
 import anthropic.types as anthropic_types
+import msgspec
 from anthropic.lib.streaming._messages import accumulate_event
 from hypothesis import example, given
 from hypothesis import strategies as st
+from ollama import ChatResponse as OllamaChunk
+from openai.types import Completion as OpenAICompletion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
@@ -27,11 +31,12 @@ from tests.wire.legal import (
     items_of,
     sse,
 )
-from turnout.errors import StreamBrokenError, TurnoutError
+from turnout.errors import StreamBrokenError, TurnoutError, UsageError
 from turnout.types import (
     ChatRequest,
     Event,
     Finish,
+    Message,
     Reasoning,
     ReasoningDelta,
     Text,
@@ -42,7 +47,8 @@ from turnout.types import (
     ToolResult,
     UsageReport,
 )
-from turnout.wire import anthropic, ollama, openai_chat, openai_responses
+from turnout.wire import anthropic, ollama, ollama_server, openai_chat, openai_responses, openai_side, openai_text
+from turnout.wire.base import Completion
 
 POINTS = st.lists(st.integers(0, 10**6), max_size=8)
 INTERLEAVED: list[Event] = [
@@ -54,6 +60,11 @@ INTERLEAVED: list[Event] = [
     Finish("tool_calls"),
 ]
 RESPONSES_EVENT: TypeAdapter[ResponseStreamEvent] = TypeAdapter(ResponseStreamEvent)
+FIELD = st.sampled_from(
+    ["model", "name", "messages", "role", "content", "images", "tools", "function", "tool_calls", "arguments", "id",
+     "tool_name", "thinking", "think", "format", "options", "num_predict", "stop", "seed", "stream", "keep_alive",
+     "prompt", "suffix", "raw", "system", "input", "query", "documents", "text", "n"]
+)  # fmt: skip
 ANTHROPIC_EVENT = TypeAdapter(anthropic_types.RawMessageStreamEvent)
 
 
@@ -164,6 +175,135 @@ def test_an_ollama_request_carries_every_part(messages):
             json.loads(call.arguments) for call in message.tool_calls
         ]
         assert row.get("tool_name", "") == "".join(result.name for result in message.tool_results)
+
+
+def normalised(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """What Ollama's format keeps of a conversation: arguments are objects there, written anew."""
+    return tuple(
+        replace(
+            m,
+            parts=tuple(replace(p, arguments=compact(p.arguments)) if isinstance(p, ToolCall) else p for p in m.parts),
+        )
+        for m in messages
+    )
+
+
+def compact(arguments: str) -> str:
+    return msgspec.json.encode(json.loads(arguments)).decode()
+
+
+@given(
+    conversations(),
+    st.lists(st.builds(Tool, NAME, TEXT, st.just({"type": "object", "properties": {}})), max_size=2),
+    st.sampled_from(["", "none", "low", "medium", "high", "xhigh"]),
+    st.one_of(st.none(), st.integers(1, 10**6)),
+    st.lists(TEXT, max_size=3).map(tuple),
+    st.sampled_from([None, {"type": "json_object"},
+                     {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "object"}}}]),
+    st.booleans(),
+)  # fmt: skip
+def test_an_ollama_request_survives_the_round_trip(messages, tools, effort, max_tokens, stop, form, stream):
+    request = ChatRequest(
+        own_history=True,
+        messages=messages,
+        model="m",
+        tools=tuple(tools),
+        max_tokens=max_tokens,
+        temperature=0.5,
+        top_p=0.25,
+        stop=stop,
+        response_format=form,
+        reasoning_effort=effort,
+        stream=stream,
+        extras={"seed": 7, "x_new": [1], "options": {"penalize_newline": True}},
+    )
+    body = ollama.render_request(request, "m", stream=stream, num_ctx=4096)
+    assert ollama_server.parse_request(body) == replace(request, messages=normalised(messages))
+
+
+@given(conversations(), st.booleans())
+def test_ids_that_ollama_clients_leave_out_are_invented_alike_every_time(messages, named):
+    data = json.loads(ollama.render_request(ChatRequest(messages), "m", stream=True, num_ctx=None))
+    for row in data["messages"]:
+        row.pop("tool_call_id", None)
+        if not named:  # results come in the order of their calls then
+            row.pop("tool_name", None)
+        for call in row.get("tool_calls", ()):
+            del call["id"]
+    body = json.dumps(data).encode()
+    parsed = ollama_server.parse_request(body).messages
+    assert ollama_server.parse_request(body).messages == parsed
+    made = [call.call_id for m in parsed for call in m.tool_calls]
+    assert len(set(made)) == len(made)
+    assert sorted(made) == sorted(result.call_id for m in parsed for result in m.tool_results)
+    told = {r.call_id: r.content for m in messages for r in m.tool_results}
+    names = {c.call_id: c.name for m in messages for c in m.tool_calls}
+    pairs = sorted((names[call_id], text) for call_id, text in told.items())
+    found = {c.call_id: c.name for m in parsed for c in m.tool_calls}
+    assert sorted((found[r.call_id], r.content) for m in parsed for r in m.tool_results) == pairs
+
+
+@given(answers(), POINTS)
+@example(INTERLEAVED, [])
+def test_an_ollama_answer_to_a_client_is_legal_and_loses_nothing(events, points):
+    said = answer_of(events)
+    wanted = (*said[:2], [(i, name, compact(text)) for i, name, text in said[2]], *said[3:])
+    renderer = ollama_server.StreamRenderer("m")
+    data = b"".join(renderer.feed(event) for event in events) + renderer.close()
+    parser = ollama.StreamParser()
+    parsed = [event for piece in cuts(data, points) for event in parser.feed(piece)] + parser.close()
+    assert answer_of(parsed) == wanted
+    rows = [OllamaChunk.model_validate_json(line, strict=False) for line in data.splitlines()]
+    assert [row.done for row in rows] == [*(False for _ in rows[1:]), True]
+    calls = [call for row in rows for call in row.message.tool_calls or ()]
+    assert [(c.function.name, c.function.arguments) for c in calls] == [(n, json.loads(a)) for _, n, a in said[2]]
+    whole = ollama_server.render_response(events, "m", 1.0)
+    assert answer_of(ollama.parse_response(whole)) == wanted
+    assert OllamaChunk.model_validate_json(whole).eval_duration == 10**9
+
+
+@given(answers(), POINTS)
+def test_a_text_completion_to_a_client_loses_nothing(events, points):
+    events = [event for event in events if isinstance(event, TextDelta | UsageReport | Finish)]
+    text, _, _, usage, finish = answer_of(events)
+    wanted = text, "", [], usage, "length" if finish == "length" else "stop"
+    renderer = openai_text.StreamRenderer("m", "1")
+    data = b"".join(renderer.feed(event) for event in events) + renderer.close()
+    parser = openai_text.StreamParser()
+    parsed = [event for piece in cuts(data, points) for event in parser.feed(piece)] + parser.close()
+    assert answer_of(parsed) == wanted
+    assert parser.finished
+    assert {chunk["object"] for chunk in sse(data)} == {"text_completion"}
+    whole = OpenAICompletion.model_validate_json(openai_text.render_response(events, "m", "1"), strict=True)
+    assert (whole.choices[0].text, whole.choices[0].finish_reason) == (text, wanted[4])
+    generated = ollama_server.GenerateRenderer("m")
+    data = b"".join(generated.feed(event) for event in events) + generated.close()
+    assert answer_of(ollama.parse_response(data)) == wanted
+
+
+@given(TEXT, TEXT, st.one_of(st.none(), st.integers(1, 99)), st.lists(TEXT, max_size=2).map(tuple), st.booleans())
+def test_a_text_request_survives_both_ways(prompt, suffix, max_tokens, stop, filled):
+    asked = Completion(prompt, "m", suffix if filled else "", max_tokens, 0.5, 0.25, stop, True, {"seed": 7})
+    assert openai_text.parse_request(openai_text.render_request(asked, "m")) == asked
+    assert ollama_server.parse_text(ollama.render_text(asked, "m", num_ctx=4096)) == asked
+
+
+@given(
+    st.recursive(
+        st.one_of(
+            st.none(), st.booleans(), st.integers(-3, 10**19), st.floats(), TEXT, st.sampled_from(["user", "tool"])
+        ),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(FIELD, inner, max_size=5),
+        max_leaves=25,
+    )
+)
+def test_any_json_from_an_ollama_client_is_a_request_or_our_error(value):
+    body = json.dumps(value).encode()
+    readers = (ollama_server.parse_request, ollama_server.parse_generate, ollama_server.parse_text, ollama_server.peek,
+               openai_text.parse_request, openai_side.parse_embed, openai_side.parse_rerank)  # fmt: skip
+    for read in readers:
+        with suppress(UsageError):
+            read(body)
 
 
 @given(TEXT, TEXT, st.lists(st.tuples(NAME, ARGUMENTS), max_size=3), POINTS)

@@ -22,10 +22,18 @@ from turnout.types import (
     WireFormat,
     message,
 )
-from turnout.wire import anthropic, ollama, openai_chat
+from turnout.wire import anthropic, ollama, ollama_server, openai_chat
 
 USER = {"role": "user", "content": "hello"}
 FORMATS = [openai_chat, anthropic]
+
+
+def test_a_result_belongs_to_its_call_also_when_only_the_result_has_an_id():
+    call = {"function": {"name": "f", "arguments": {}}}
+    rows = [USER, {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "content": "x", "tool_call_id": "own"}]
+    _, asked, result = ollama_server.parse_request(json.dumps({"model": "m", "messages": rows}).encode()).messages
+    assert result.tool_results[0].call_id == asked.tool_calls[0].call_id
+    assert result.tool_results[0].name == "f"
 
 
 def body(**fields: object) -> bytes:
