@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from turnout.summary import Summarizer
 
 # A model's first reports are all learned from, and one of so many later: each costs more than a short answer's routing.
-LEARNED_FIRST, LEARNED_LATER = 40, 128
+LEARNED_FIRST, LEARNED_LATER = 40, 512
 MAX_EXACT = 512  # remembered counts
 MOST_SHARE, LEAST_SHARED = 2.0, 100  # a factor, tokens: what a server may say of a conversation, and of which
 NEAR_A_CUT = 0.6  # of the room, from where on a server that would say nothing is asked for its count

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +59,7 @@ from turnout.types import (
     Candidate,
     ChatRequest,
     ClassificationResult,
+    Endpoint,
     Event,
     FallbackLevel,
     Health,
@@ -416,13 +419,12 @@ class Router:
             yield cut
 
     def _lane(self, request: ChatRequest, candidate: Candidate, fit: Fit) -> AsyncGenerator[Event, None]:
-        backend, fitted, limits = BY_KIND[candidate.endpoint.kind], fit.fitted, candidate.endpoint.limits
-        if limits.adaptive:
+        backend, fitted, endpoint = BY_KIND[candidate.endpoint.kind], fit.fitted, candidate.endpoint
+        if endpoint.limits.adaptive:
             tokens = fit.estimate or (len(request.raw.body) // 3 if request.raw else 0)
-            speed = self.fleet.learned.speed(candidate.endpoint, candidate.model)
-            others = self._placement.others(candidate)
-            limits = replace(limits, first_byte=first_byte_limit(candidate, tokens, speed, others))
-        endpoint = replace(candidate.endpoint, limits=limits)
+            speed = self.fleet.learned.speed(endpoint, candidate.model)
+            seconds = first_byte_limit(candidate, tokens, speed, self._placement.others(candidate))
+            endpoint = _patient(endpoint, math.ceil(seconds))
         same_format = request.raw is not None and request.raw.format is backend.wire is WireFormat.OPENAI_CHAT
         if same_format and backend.streams and not fitted.changed:
             return raw_lane(self.client, backend, endpoint, candidate.model, request, fit.max_tokens)
@@ -525,6 +527,12 @@ async def _in_its_time(attempt: Attempt) -> Attempt:
     seconds = attempt.wait * random.uniform(1.0, 1.25)  # noqa: S311
     await asyncio.sleep(seconds)
     return replace(attempt, wait=seconds)
+
+
+@lru_cache(maxsize=256)
+def _patient(endpoint: Endpoint, seconds: int) -> Endpoint:
+    """The endpoint with so long a wait for the first byte."""
+    return replace(endpoint, limits=replace(endpoint.limits, first_byte=float(seconds)))
 
 
 def _record_of(attempt: Attempt, error: BackendError | None, began: float) -> AttemptRecord:

@@ -22,6 +22,7 @@ from turnout.types import Endpoint, Model
 WINDOW_HOLDS = 24 * 3600.0  # seconds: a server that was started again may have another one
 MAX_ENTRIES = 2000
 SMOOTHING = 0.3  # the share of the newest observation
+UNCHANGED = 0.05  # what differs by less from what is known is no news
 MAX_FILE_BYTES = 8_000_000
 SAVE_EVERY = 60.0  # seconds
 
@@ -109,6 +110,8 @@ class Learned:
     def learn_speed(self, endpoint: Endpoint, model: Model, *, prefill: float = 0.0, load: float = 0.0) -> None:
         """One observation, of what is not 0.0."""
         last = self.speed(endpoint, model)
+        if prefill and abs(prefill - last.prefill) < UNCHANGED * last.prefill and not load:
+            return
         new = Speed(_smoothed(last.prefill, prefill), _smoothed(last.load, load))
         self._write("speeds", _key(endpoint, model), new)
 
