@@ -456,7 +456,8 @@ class Router:
         heads: list[Event] = [Started(route)]
         if fitted.changed:
             heads.append(Notice("compacted", "; ".join(fitted.steps)))
-        heads += [Notice("fallback", text) for text in _tried(run.attempts, " did not answer: ")]
+        if len(run.attempts) > 1:
+            heads += [Notice("fallback", text) for text in _tried(run.attempts, " did not answer: ")]
         return heads
 
     def _notices(
