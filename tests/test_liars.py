@@ -239,3 +239,23 @@ async def test_of_hundreds_of_models_that_fail_a_few_are_tried_and_said_in_one_l
             await ask(url)
     assert len(caught.value.attempts) == 16
     assert len(caught.value.message) < 600
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["events", "the client's bytes"])
+@pytest.mark.parametrize("piece", [b": keepalive 0/3007\n\n", b"\n", b"d"])
+async def test_comments_are_no_beginning_of_an_answer(piece: bytes, streamed: bool) -> None:
+    async def keep_alive(writer: asyncio.StreamWriter) -> None:
+        writer.write(SSE)
+        while True:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0.02)
+
+    body = json.dumps({"model": "m", "stream": True, "messages": [{"role": "user", "content": "hi"}]})
+    request = openai_chat.parse_request(body.encode()) if streamed else ASKED
+    limits = {"first_byte_timeout": 150, "timeout": 1000, "total_timeout": 2000, "max_retries": 0}
+    async with lying({"/v1/models": models("m"), CHAT: keep_alive}) as url:
+        config = {"custom_endpoints": [{"name": "s", "endpoint": url, **limits}], "discovery": {"enabled": False}}
+        async with open_router(load_any(config)) as router:
+            with pytest.raises(QueryFailedError, match="did not begin to answer within 0.15 s"):
+                await collect(router.route(request))

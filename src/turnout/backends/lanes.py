@@ -80,12 +80,13 @@ async def _events(
         parser = call.parser()
         begun, size = False, 0
         try:
-            async for data in reply.chunks():
+            async for data in reply.chunks(empty=True):
                 size += len(data)
                 if size > WHOLE_ANSWER_BYTES:
                     raise NonsenseError(f"{endpoint.name} answers without end", endpoint=endpoint.name)
                 for event in parser.feed(data):
                     begun = True
+                    reply.begin()
                     yield event
                 if parser.ended:
                     reply.expect_end()
@@ -143,7 +144,7 @@ async def raw_lane(
             _require_stream(reply, endpoint)
             begun, held = False, b""
             try:
-                async for data in reply.chunks():
+                async for data in reply.chunks(empty=True):
                     held += scanner.feed(data)
                     if scanner.done:
                         reply.expect_end()
@@ -151,6 +152,7 @@ async def raw_lane(
                         continue
                     if not begun:
                         begun = True
+                        reply.begin()
                         yield RawHead(200, "text/event-stream; charset=utf-8")
                     yield RawChunk(held)
                     held = b""

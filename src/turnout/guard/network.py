@@ -81,7 +81,7 @@ class StreamReply:
         self.status = response.status
         self._response, self._limits, self._endpoint = response, limits, endpoint
         self._loop = asyncio.get_running_loop()
-        self._end = started + limits.total
+        self._started, self._end = started, started + limits.total
         self._begun, self._quiet = False, limits.first_byte
         self._waiting_since = started  # 0 while the reader is busy: its own slowness is not the server's silence
         self._expired: PhaseTimeoutError | None = None
@@ -92,8 +92,12 @@ class StreamReply:
         """The answer's headers, by lower-case name."""
         return {name.lower(): value for name, value in self._response.headers.items()}
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self, *, empty: bool = False) -> AsyncIterator[bytes]:
         """The body's pieces, as they come.
+
+        Args:
+            empty: the first pieces may be no answer yet, as comments of servers that still read the prompt are: until
+                the caller says ``begin``, the limit is that of the first byte.
 
         Raises:
             PhaseTimeoutError: the first byte, the next one or the end took too long.
@@ -110,8 +114,8 @@ class StreamReply:
                 raise StreamBrokenError(what, endpoint=self._endpoint) from error
             if not data:
                 return
-            if not self._begun:
-                self._begin()
+            if not self._begun and not empty:
+                self.begin()
             self._waiting_since = 0.0
             yield data
             self._waiting_since = clock()
@@ -140,7 +144,7 @@ class StreamReply:
     def expect_end(self) -> None:
         """What matters has come: the end of the body is awaited for a moment only, then ``chunks`` raises."""
         if self._quiet != END_SECONDS:
-            self._quiet = END_SECONDS
+            self._begun, self._quiet = True, END_SECONDS
             self._timer.cancel()
             self._timer = self._loop.call_at(min(self._end, self._loop.time() + self._quiet), self._check)
 
@@ -152,14 +156,17 @@ class StreamReply:
             connection.transport.abort()  # close() would first wait for an upload that the server may never read
         self._response.close()
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """The answer has begun: from here on only its silences are limited, and the total."""
+        if self._begun:
+            return
         self._begun, self._quiet = True, self._limits.silence
         self._timer.cancel()
         self._timer = self._loop.call_at(min(self._end, self._loop.time() + self._quiet), self._check)
 
     def _check(self) -> None:
         now = self._loop.time()
-        since = self._waiting_since or now
+        since = (self._waiting_since or now) if self._begun else self._started
         if now >= self._end:
             self._expired = _too_long("total", self._limits.total, self._endpoint)
         elif now >= since + self._quiet:
