@@ -17,6 +17,8 @@ from starlette.routing import Route
 
 from tests.fakes import koboldcpp, lmstudio, ollama, textgen
 from tests.fakes.base import Fake, FakeModel, running
+from tests.fakes.liar import CHAT, DONE, SSE, Say, answer, event, lying
+from tests.fakes.liar import models as listing
 from tests.servers import LlamaServer
 from turnout.api import collect, load_any
 from turnout.build import open_router
@@ -307,3 +309,26 @@ async def test_all_retries_together_are_bounded(monkeypatch: pytest.MonkeyPatch)
         answers = await asyncio.gather(*(ask(router, message("user", "hi")) for _ in range(40)), return_exceptions=True)
     assert all(isinstance(answer, QueryFailedError) for answer in answers)
     assert 40 < len(hider.prompts) <= 40 + fallback.MOST_RETRIES + 40 * fallback.RETRY_SHARE
+
+
+@pytest.mark.parametrize("named", ["1", "9" * 200, "1000000000000000000", "0", "-5"])
+async def test_an_absurd_window_in_a_refusal_is_not_learned(named: str) -> None:
+    words = f"maximum context length is {named} tokens, your prompt has 4000 tokens"
+    refusal = answer({"error": {"message": words}}, status=400)
+    routes: dict[str, Say] = {"/v1/models": listing("m", window=0), CHAT: refusal}
+    async with lying(routes) as url, open_router(config_of(url)) as router:
+        with pytest.raises(QueryFailedError):
+            await ask(router, *talk(4000))
+        assert 1000 < shown(router)[0] < 10_000
+        routes[CHAT] = SSE + event("ok") + DONE
+        for _ in range(2):
+            assert (await ask(router, *talk(4000))).text == "ok"
+
+
+async def test_an_absurd_count_teaches_no_window(data_dir: Path) -> None:
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":900000000000}}\n\n'
+    routes: dict[str, Say] = {"/v1/models": listing("m", window=0), CHAT: SSE + event("ok") + usage + DONE}
+    async with lying(routes) as url, open_router(config_of(url)) as router:
+        router.fleet.learn_window(router.catalog.endpoints[0].endpoint, router.catalog.endpoints[0].models[0], 4000)
+        assert (await ask(router, *talk(2000))).text == "ok"
+        assert shown(router) == (4000, "learned")

@@ -18,6 +18,7 @@ from turnout.context.calibration import MARGIN, Calibration, from_json, observe,
 from turnout.context.compaction import NOTHING_KNOWN, Fitted, conversation_key, fit
 from turnout.context.tokens import TokenCounter, get_token_counter, request_features
 from turnout.errors import BackendError, ContextOverflowError
+from turnout.fleet.learned import MOST_WINDOW, believable
 from turnout.request import answer_room
 from turnout.types import Attempt, Candidate, ChatRequest, FallbackLevel, Image, Message, Notice, Usage
 
@@ -295,12 +296,14 @@ class Fitter:
             self._observe(candidate, request, fit.fitted.messages, error.prompt_tokens)
         told = refusals.of(candidate)
         counted = fit.estimate if fit is not None else 0
-        real = error.prompt_tokens or candidate.window  # at least so many, else it had not been refused
+        # At least so many, else it had not been refused.
+        real = min(error.prompt_tokens, MOST_WINDOW) or candidate.window
+        named = error.window if believable(error.window) else 0
         told.scale = max(told.scale * 1.1, 1.05 * real / counted if counted else 1.5)
-        told.window = error.window or told.window
-        if error.window and error.window != candidate.window:
-            self._fleet.learn_window(candidate.endpoint, candidate.model, error.window)
-        elif not error.window and candidate.window_source in ("guessed", "learned"):
+        told.window = named or told.window
+        if named and named != candidate.window:
+            self._fleet.learn_window(candidate.endpoint, candidate.model, named)
+        elif not named and candidate.window_source in ("guessed", "learned"):
             if fit is not None and 0 < fit.least < candidate.window:
                 self._fleet.learn_window(candidate.endpoint, candidate.model, fit.least)
 

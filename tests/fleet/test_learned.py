@@ -37,6 +37,16 @@ def test_a_claim_that_was_too_large_is_corrected_for_as_long_as_it_is_made() -> 
     assert learned.windowed(BOX, reloaded) == reloaded
 
 
+@pytest.mark.parametrize("tokens", [-5, 0, 1, 10**12, 2**64 - 1])
+def test_a_window_that_no_model_has_is_neither_learned_nor_read(tmp_path: Path, tokens: int) -> None:
+    file, now = tmp_path / "learned.json", 1_780_000_000.0
+    learned = Learned(file, clock=lambda: now)
+    learned.learn_window(BOX, HIDDEN, tokens)
+    assert learned.windowed(BOX, HIDDEN) == HIDDEN
+    file.write_text(json.dumps({"windows": {f"{BOX.url}\nm": {"tokens": tokens, "at": now}}}))
+    assert Learned(file, clock=lambda: now).windowed(BOX, HIDDEN) == HIDDEN
+
+
 @pytest.mark.parametrize("step", [WINDOW_HOLDS + 1, -10.0, -1e9], ids=["later", "back", "1970"])
 def test_a_window_is_forgotten_in_time_and_when_the_clock_jumps(step: float) -> None:
     now = [1_780_000_000.0]

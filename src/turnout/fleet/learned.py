@@ -20,6 +20,8 @@ from turnout.fleet.files import lock_folder, replace_file, unlock_folder
 from turnout.types import Endpoint, Model
 
 WINDOW_HOLDS = 24 * 3600.0  # seconds: a server that was started again may have another one
+# Tokens. A server that names more or fewer is wrong: nothing could be sent, or nothing would ever be too long.
+LEAST_WINDOW, MOST_WINDOW = 128, 100_000_000
 MAX_ENTRIES = 2000
 SMOOTHING = 0.3  # the share of the newest observation
 UNCHANGED = 0.05  # what differs by less from what is known is no news
@@ -57,6 +59,11 @@ class _Kept(msgspec.Struct):
     counts: dict[str, object] = {}
 
 
+def believable(tokens: int) -> bool:
+    """Whether a window may have so many tokens."""
+    return LEAST_WINDOW <= tokens <= MOST_WINDOW
+
+
 def learned_path(data_dir: Path) -> Path:
     """Where it is kept."""
     return data_dir / "learned.json"
@@ -86,11 +93,13 @@ class Learned:
         return replace(model, window=found.tokens, window_source="learned")
 
     def learn_window(self, endpoint: Endpoint, model: Model, tokens: int) -> None:
-        """Requests to this model there may have so many tokens.
+        """Requests to this model there may have so many tokens; what no window has is not learned.
 
         Args:
             model: as the catalog has it.
         """
+        if not believable(tokens):
+            return
         key = _key(endpoint, model)
         claimed = model.window if model.window_source == "known" else 0
         if model.window_source == "learned" and (last := self._kept.windows.get(key)):
@@ -124,7 +133,7 @@ class Learned:
         self._write("counts", name, value)
 
     def _holds(self, window: LearnedWindow) -> bool:
-        return window.tokens > 0 and 0 <= self._clock() - window.at < WINDOW_HOLDS
+        return believable(window.tokens) and 0 <= self._clock() - window.at < WINDOW_HOLDS
 
     def _write(self, section: str, key: str, value: object) -> None:
         _put(getattr(self._kept, section), key, value)
