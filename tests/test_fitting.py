@@ -332,3 +332,14 @@ async def test_an_absurd_count_teaches_no_window(data_dir: Path) -> None:
         router.fleet.learn_window(router.catalog.endpoints[0].endpoint, router.catalog.endpoints[0].models[0], 4000)
         assert (await ask(router, *talk(2000))).text == "ok"
         assert shown(router) == (4000, "learned")
+
+
+async def test_a_window_that_was_learned_gives_way_to_what_is_learned_next() -> None:
+    hider = Hider(3000)
+    async with over(hider) as router:
+        await ask(router, *talk(4000))
+        assert shown(router) == (3000, "learned")
+        hider.window = 2000  # another one behind the same address
+        await ask(router, *talk(4000))
+        assert shown(router) == (2000, "learned")
+        assert [a.error for a in (await ask(router, *talk(5000))).attempts] == [None]

@@ -87,7 +87,7 @@ class Learned:
         found = self._kept.windows.get(_key(endpoint, model))
         if found is None or model.window_source == "configured" or not self._holds(found):
             return model
-        hidden = model.window_source == "guessed" or not model.window
+        hidden = model.window_source in ("guessed", "learned") or not model.window
         if not hidden and not (found.claimed == model.window > found.tokens):
             return model
         return replace(model, window=found.tokens, window_source="learned")
