@@ -55,7 +55,7 @@ class Decided:
         for place, body in kept.items():
             try:
                 name, form = bytes.fromhex(place), msgspec.json.decode(body, type=Form)
-            except (ValueError, msgspec.DecodeError):
+            except (ValueError, RecursionError, msgspec.DecodeError):
                 continue  # another version's
             self._put(name[:_NAME], name[_NAME:], form)
 

@@ -6,7 +6,8 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,12 +17,15 @@ from tests.fakes import llamacpp
 from tests.fakes.base import Fake, FakeModel, running
 from turnout.api import LocalLLMRouter, collect, load_any
 from turnout.build import open_router
+from turnout.cli.output import print_json
+from turnout.cli.session import _fields, _line_fields, markdown
 from turnout.config import LoadedConfig
 from turnout.context import store as module
 from turnout.context.compaction import SUMMARY_MARK
 from turnout.context.store import Exchange, SessionStore, StoredMessage, open_store
-from turnout.errors import UsageError
+from turnout.errors import StorageError, UsageError
 from turnout.router import Router
+from turnout.session import Session
 from turnout.types import ChatRequest, message
 
 
@@ -110,6 +114,54 @@ sys.stdin.readline()
 store = open_store(Path(sys.argv[1]))
 store.append("t", "s", Exchange((StoredMessage(message("user", sys.argv[2]), 0, 1),)))
 """
+
+
+MESSAGE = "UPDATE messages SET {} WHERE place = 0 AND session = 'edited'"
+EDITED = [
+    *(MESSAGE.format(f"body = '{body}'") for body in (
+        "", "[]", '{"role":"user","parts":"abc","extras":{}}', '{"role":"user","parts":[5],"extras":{}}',
+        '{"role":5,"parts":[],"extras":{}}', '{"role":"user","parts":[{"kind":"text","text":5}],"extras":{}}',
+        '{"role":"user","parts":[],"extras":5}', "[" * 100_000,
+    )),
+    *(MESSAGE.format(f"metadata = '{text}'") for text in ("", "[]", "5", "[" * 100_000)),
+    MESSAGE.format("body = 5"), MESSAGE.format("time = 'abc'"), MESSAGE.format("time = 1e300"),
+    MESSAGE.format("tokens = 'abc'"), MESSAGE.format("tokens = 1e300"),
+    *(f"UPDATE sessions SET compact_at = '{marks}'" for marks in ("", "5", '["x"]', "[null, [1]]", '{"a":1}')),
+    "UPDATE sessions SET created = 'x', updated = 'x', compactions = 'x', active_model = x'ff', system_prompt = x'ff'",
+    "UPDATE switches SET time = 'x', model = x'ff', reason = x'ff'",
+    "INSERT OR REPLACE INTO upkeep VALUES (1, 'x', 'y')",
+    "INSERT OR REPLACE INTO summaries SELECT tenant, id, x'ff', x'ff', 'x' FROM sessions",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("edit", EDITED, ids=[edit[:70] for edit in EDITED])
+async def test_a_row_that_was_edited_by_hand_spoils_no_more_than_its_session(tmp_path: Path, edit: str) -> None:
+    def store_of() -> SessionStore:
+        with sqlite3.connect(path) as db:
+            db.execute(edit)
+        return open_store(path)
+
+    path = tmp_path / "s.db"
+    with closing(open_store(path)) as store:
+        for name in ("edited", "edited", "other"):
+            store.append("local", name, replace(said("q"), model="m", reason="why"))
+    with closing(store_of()) as store:
+        store.prune(90)
+        store.summaries("local", "edited")
+        print_json([_line_fields(line) for line in store.list_sessions("local")])
+        with suppress(StorageError):  # which names the session and says what to do
+            found = store.load("local", "edited")
+            assert found is not None
+            print_json(_fields(found))
+            assert markdown(found, None)
+        other = store.load("local", "other")
+        assert other is not None
+        assert [m.message.text for m in other.messages] == ["q"]
+    for each in (Session.undo, Session.compact):
+        with closing(store_of()) as store, suppress(StorageError):
+            await each(Session("edited", store))
+    with closing(store_of()) as store:
+        assert store.delete("local", "edited")
 
 
 def test_processes_that_migrate_an_old_store_at_once_keep_what_is_in_it(tmp_path: Path) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
-from turnout.types import NOTHING, Image, Json, Message, Part, Reasoning, Text, ToolCall, ToolResult
+from turnout.types import NOTHING, Image, Json, Message, Part, Reasoning, Role, Text, ToolCall, ToolResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,8 @@ _KINDS: dict[str, type[Text | Image | Reasoning | ToolCall | ToolResult]] = {
     "text": Text, "image": Image, "reasoning": Reasoning, "call": ToolCall, "result": ToolResult
 }  # fmt: skip
 _NAMES = {kind: name for name, kind in _KINDS.items()}
+_ROLES = frozenset(get_args(Role))
+_NO_TEXT = {"extras": dict, "is_error": bool}  # every other field of a part is a text
 
 
 def encode_message(value: Message) -> bytes:
@@ -106,11 +108,25 @@ def decode_message(body: bytes) -> Message:
     """The message that ``encode_message`` wrote.
 
     Raises:
-        ValueError, KeyError, TypeError: it did not write this.
+        ValueError: it did not write this.
     """
-    data = _parsed(body)
-    parts = tuple(_KINDS[row.pop("kind")](**row) for row in data["parts"])
-    return Message(data["role"], parts, data["extras"])
+    try:
+        data = _parsed(body)
+        parts = tuple([_part(row) for row in data["parts"]])
+        role, extras = data["role"], data["extras"]
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"it is no message ({type(error).__name__}: {error})") from error
+    if role not in _ROLES or type(extras) is not dict:
+        raise ValueError("it is no message of anybody's")
+    return Message(role, parts, extras)
+
+
+def _part(row: dict[str, Any]) -> Part:
+    kind = _KINDS[row.pop("kind")]
+    for name, value in row.items():
+        if type(value) is not _NO_TEXT.get(name, str):
+            raise TypeError(f"{name} is of the wrong kind")
+    return kind(**row)
 
 
 def _parsed(body: bytes) -> dict[str, Any]:
@@ -122,8 +138,20 @@ def _parsed(body: bytes) -> dict[str, Any]:
 
 
 def metadata_of(text: str) -> Mapping[str, Json]:
-    """What was stored beside a message."""
-    return NOTHING if text == "{}" else json.loads(text)
+    """What was stored beside a message.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    if text == "{}":
+        return NOTHING
+    try:
+        found = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
+    if not isinstance(found, dict):
+        raise ValueError("what is beside it is no JSON object")  # noqa: TRY004 - it is what the text says
+    return found
 
 
 def speaks(m: Message) -> bool:

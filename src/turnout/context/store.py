@@ -44,6 +44,12 @@ DOUBTFUL_DAYS = 30
 # A longer message is not decoded only to be listed or brought back to a prompt.
 _SHORT_BYTES = 20_000
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
+# A column takes values of any kind from whoever edits the file: read as what it should be, none stops a program.
+_SESSION = (
+    "SELECT CAST(created AS REAL), CAST(updated AS REAL), CAST(system_prompt AS TEXT), CAST(active_model AS TEXT), "
+    "CAST(compactions AS INTEGER), compact_at FROM sessions WHERE tenant = ? AND id = ?"
+)
+_UPKEEP = "SELECT CAST(time AS REAL), CAST(since AS REAL) FROM upkeep"
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _MIGRATIONS = (
     """
@@ -110,6 +116,7 @@ class SessionStore:
         """The database, made when it is not there; a damaged one is set aside, and the damage raised."""
         self._path.touch(mode=0o600, exist_ok=True)
         db = sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        db.text_factory = _read_text
         try:
             for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
                 db.execute(f"PRAGMA {pragma}")
@@ -221,28 +228,28 @@ class SessionStore:
         """
         key = _key(tenant, session_id)
         with self._using("DEFERRED") as db:
-            row = db.execute(
-                "SELECT created, updated, system_prompt, active_model, compactions, compact_at FROM sessions "
-                "WHERE tenant = ? AND id = ?",
-                key,
-            ).fetchone()
+            row = db.execute(_SESSION, key).fetchone()
             if row is None:
                 return None
             messages = db.execute(
-                "SELECT body, time, tokens, metadata FROM messages WHERE tenant = ? AND session = ? ORDER BY place", key
+                "SELECT body, CAST(time AS REAL), CAST(tokens AS INTEGER), CAST(metadata AS TEXT) FROM messages "
+                "WHERE tenant = ? AND session = ? ORDER BY place",
+                key,
             ).fetchall()
             history = db.execute(
-                "SELECT time, model, reason FROM switches WHERE tenant = ? AND session = ? ORDER BY rowid", key
+                "SELECT CAST(time AS REAL), CAST(model AS TEXT), CAST(reason AS TEXT) FROM switches "
+                "WHERE tenant = ? AND session = ? ORDER BY rowid",
+                key,
             ).fetchall()
         try:
             stored = tuple(StoredMessage(decode_message(b), at, n, metadata_of(extra)) for b, at, n, extra in messages)
-            marks = tuple(json.loads(row[-1]))
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             raise StorageError(
                 f"a message of session {session_id} in {self._path} cannot be read: {error}",
                 hint="delete the session, or use another session id",
             ) from error
-        created, updated, prompt, active, compactions, _ = row
+        created, updated, prompt, active, compactions, marked = row
+        marks = tuple(_numbers(marked))
         return SessionRecord(session_id, created, updated, prompt, active, compactions, stored, tuple(history), marks)
 
     def version(self) -> tuple[int, int]:
@@ -262,7 +269,8 @@ class SessionStore:
         """
         with self._using("DEFERRED") as db:
             rows = db.execute(
-                "SELECT s.id, s.created, s.updated, COUNT(m.place), COALESCE(SUM(m.tokens), 0), s.active_model, "
+                "SELECT s.id, CAST(s.created AS REAL), CAST(s.updated AS REAL), COUNT(m.place), "
+                "CAST(TOTAL(m.tokens) AS INTEGER), CAST(s.active_model AS TEXT), "
                 "(SELECT body FROM messages WHERE tenant = s.tenant AND session = s.id AND length(body) < ? "
                 "ORDER BY place LIMIT 1) FROM sessions AS s LEFT JOIN messages AS m "
                 "ON m.tenant = s.tenant AND m.session = s.id WHERE s.tenant = ? "
@@ -315,7 +323,7 @@ class SessionStore:
             try:
                 if speaks(decode_message(body)):
                     return place, at
-            except (ValueError, KeyError, TypeError):
+            except ValueError:
                 continue  # what cannot be read goes with the turn before it
         return None
 
@@ -353,7 +361,10 @@ class SessionStore:
         """
         key = _key(tenant, session_id)
         with self._using("DEFERRED") as db:
-            return dict(db.execute("SELECT key, text FROM summaries WHERE tenant = ? AND session = ?", key).fetchall())
+            rows = db.execute(
+                "SELECT CAST(key AS TEXT), CAST(text AS TEXT) FROM summaries WHERE tenant = ? AND session = ?", key
+            )
+            return dict(rows.fetchall())
 
     def delete(self, tenant: str, session_id: str) -> bool:
         """Remove a session with all its messages; False when there was none.
@@ -385,11 +396,11 @@ class SessionStore:
         """
         now = time.time()
         with self._using("DEFERRED") as db:
-            row = db.execute("SELECT time, since FROM upkeep").fetchone()
+            row = db.execute(_UPKEEP).fetchone()
         if not days or (daily and row is not None and abs(now - row[0]) < DAY):
             return Pruned()
         with self._using("IMMEDIATE") as db:
-            last, since = db.execute("SELECT time, since FROM upkeep").fetchone() or (float("-inf"), now)
+            last, since = db.execute(_UPKEEP).fetchone() or (float("-inf"), now)
             doubtful = not -DAY < now - last <= max(days, DOUBTFUL_DAYS) * DAY
             if doubtful:
                 since = now
@@ -484,7 +495,16 @@ def _count(db: sqlite3.Connection, key: tuple[str, str]) -> int:
 
 def _marks(db: sqlite3.Connection, key: tuple[str, str]) -> list[int]:
     row = db.execute("SELECT compact_at FROM sessions WHERE tenant = ? AND id = ?", key).fetchone()
-    return list(json.loads(row[0]))
+    return _numbers(row[0])
+
+
+def _numbers(text: str | bytes) -> list[int]:
+    """The numbers of a stored list; what is no number was written by somebody else."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return []
+    return [n for n in found if type(n) is int] if isinstance(found, list) else []
 
 
 def _set_marks(db: sqlite3.Connection, key: tuple[str, str], marks: list[int]) -> None:
@@ -497,7 +517,7 @@ def _question(body: bytes | None) -> str:
         return ""
     try:
         found = decode_message(body)
-    except (ValueError, KeyError, TypeError):
+    except ValueError:
         return ""
     return found.text if speaks(found) else ""
 
@@ -561,6 +581,10 @@ def exchange(request: Sequence[Message], answer: str, route: Route, *, compacted
 
 def _row(stored: StoredMessage) -> tuple[float, int, bytes, str]:
     return stored.time, stored.tokens, encode_message(stored.message), json.dumps(dict(stored.metadata))
+
+
+def _read_text(value: bytes) -> str:
+    return value.decode("utf-8", "replace")
 
 
 def _text(value: str) -> str:
