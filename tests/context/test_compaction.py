@@ -513,6 +513,27 @@ def test_a_written_summary_stays_until_more_has_to_be_left_out() -> None:
     assert "They built" not in long.messages[1].text
 
 
+def test_a_form_that_was_edited_parts_and_repeats_nothing() -> None:
+    history = (*long_talk(20), *agent_loop(8, 400), message("assistant", "Done."), message("user", "And now?"))
+    config = ContextConfig()
+    honest = fit(history, window=3000, reserve=100, counter=COUNTER, config=config)
+    assert honest.decided is not None
+    key, form = honest.decided
+    body = history[1:]
+    assert body[form.cut].tool_calls
+    said = next(n for n, m in enumerate(body) if m.text == "Do the whole task.")
+    for edited in (
+        replace(form, cut=form.cut + 1),
+        replace(form, cut=form.cut + 2, kept=(form.cut + 2,)),
+        replace(form, kept=(form.cut,)),
+        replace(form, kept=(2, 2)),
+        replace(form, kept=(2, 0)),
+        replace(form, kept=(said + 1, said)),
+    ):
+        fitted = fit(history, window=3000, reserve=100, counter=COUNTER, config=config, known={key: edited})
+        assert fitted.messages == honest.messages
+
+
 def test_it_is_compacted_where_it_was_asked_for_and_stays_so() -> None:
     history = [SYSTEM, *agent_free_talk(8)]
     asked = fit(

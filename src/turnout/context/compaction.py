@@ -243,8 +243,13 @@ class _History:
         return 0, Form()
 
     def _holds(self, form: Form, end: int) -> bool:
-        """Whether a form that was kept somewhere can be one of the first ``end`` messages."""
-        return 0 <= form.cut <= end and form.stubbed <= self._results[end] and {*form.kept} <= {*self.starts}
+        """Whether a form that was kept somewhere can be one of the first ``end`` messages: no group parted, none twice,
+        and the last user message among what is sent."""
+        kept = {*form.kept}
+        whole = form.cut in {0, *self.ends} and form.cut <= end and [*form.kept] == sorted(kept)
+        before = {*self.starts[: bisect_left(self.starts, form.cut)]}
+        speaks = self._users[end] >= form.cut or self._users[end] in kept
+        return whole and kept <= before and speaks and 0 <= form.stubbed <= self._results[end]
 
     def key(self, end: int) -> bytes:
         """What the first ``end`` messages are known by."""
