@@ -116,6 +116,29 @@ store.append("t", "s", Exchange((StoredMessage(message("user", sys.argv[2]), 0, 
 """
 
 
+@pytest.mark.parametrize("others", [False, True], ids=["nobody", "another process"])
+async def test_a_store_that_is_removed_while_it_is_open_is_begun_anew(tmp_path: Path, others: bool) -> None:
+    path = tmp_path / "s.db"
+    with closing(open_store(path)) as store:
+        session = Session("s", store)
+        store.append("local", "s", said("before"))
+        path.unlink()
+        if others:
+            another = open_store(path)
+            another.append("local", "s", said("by another"))
+        store.append("local", "s", said("after"))
+        if others:
+            another.append("local", "s", said("by another"))
+            another.close()
+        await session.refresh()
+        seen = [m.text for m in session.messages]
+    assert seen == (["by another", "after", "by another"] if others else ["after"])
+    with closing(open_store(path)) as store:
+        found = store.load("local", "s")
+        assert found is not None
+        assert [m.message.text for m in found.messages] == seen
+
+
 MESSAGE = "UPDATE messages SET {} WHERE place = 0 AND session = 'edited'"
 EDITED = [
     *(MESSAGE.format(f"body = '{body}'") for body in (

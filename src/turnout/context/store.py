@@ -96,7 +96,7 @@ class SessionStore:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
-        self._opened = 0
+        self._opened, self._file = 0, (0, 0)
         self._db = self._open()
 
     def _open(self, *, check: bool = False) -> sqlite3.Connection:
@@ -116,7 +116,7 @@ class SessionStore:
         """The database, made when it is not there; a damaged one is set aside, and the damage raised."""
         self._path.touch(mode=0o600, exist_ok=True)
         db = sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        db.text_factory = _read_text
+        db.text_factory = lambda value: value.decode("utf-8", "replace")
         try:
             for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
                 db.execute(f"PRAGMA {pragma}")
@@ -132,7 +132,7 @@ class SessionStore:
                 self._set_aside(error)
             db.close()
             raise
-        self._opened += 1
+        self._opened, self._file = self._opened + 1, _file_at(self._path)
         return db
 
     def _migrate(self, db: sqlite3.Connection) -> None:
@@ -168,6 +168,9 @@ class SessionStore:
     def _using(self, mode: str) -> Iterator[sqlite3.Connection]:
         with self._lock:
             try:
+                if self._file != _file_at(self._path):  # the old one has no name any more
+                    self._db.close()
+                    self._db = self._open()
                 with _transaction(self._db, mode):
                     yield self._db
             except sqlite3.Error as error:
@@ -435,6 +438,14 @@ def _is_damage(error: sqlite3.Error) -> bool:
     return isinstance(error, _Damage) or getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
 
 
+def _file_at(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_dev, found.st_ino
+
+
 @contextmanager
 def _transaction(db: sqlite3.Connection, mode: str) -> Iterator[None]:
     db.execute(f"BEGIN {mode}")
@@ -581,10 +592,6 @@ def exchange(request: Sequence[Message], answer: str, route: Route, *, compacted
 
 def _row(stored: StoredMessage) -> tuple[float, int, bytes, str]:
     return stored.time, stored.tokens, encode_message(stored.message), json.dumps(dict(stored.metadata))
-
-
-def _read_text(value: bytes) -> str:
-    return value.decode("utf-8", "replace")
 
 
 def _text(value: str) -> str:
