@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,36 @@ async def test_undo_without_a_place_on_the_disk_takes_back_what_is_in_memory(mon
             assert await session.undo() == "a"
             assert await session.undo() is None
             assert session.messages == ()
+
+
+@pytest.mark.parametrize("change", ["undo", "mark_compact"])
+async def test_a_change_that_is_cut_short_and_done_all_the_same_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    with closing(open_store(tmp_path / "s.db")) as store:
+        asked = (message("user", "a"), message("assistant", "b"))
+        store.append("local", "s", Exchange(tuple(StoredMessage(m, 1.0, 1) for m in asked), "m", "r"))
+        session = Session("s", store)
+        await session.refresh()
+        begun, done, usual = asyncio.Event(), threading.Event(), getattr(store, change)
+        loop = asyncio.get_running_loop()
+
+        def late(*key: str) -> bool:
+            loop.call_soon_threadsafe(begun.set)
+            done.wait(10)
+            return bool(usual(*key))
+
+        monkeypatch.setattr(store, change, late)
+        changing = asyncio.create_task(session.undo() if change == "undo" else session.compact())
+        await begun.wait()
+        changing.cancel()
+        done.set()
+        with pytest.raises(asyncio.CancelledError):
+            await changing
+        while (kept := await asyncio.to_thread(store.load, "local", "s")) and kept.messages and not kept.compact_at:
+            await asyncio.sleep(0)
+        await session.refresh()
+    assert (session.messages, session.compact_at) == (((), ()) if change == "undo" else (asked, (2,)))
 
 
 async def test_nothing_is_stored_when_nothing_is_to_be(tmp_path: Path) -> None:

@@ -182,8 +182,9 @@ class Session:
             self.compact_at = tuple(mark for mark in self.compact_at if mark <= last)
             self._loose = max(0, self._loose - 2)
             return question
+        self._version = None  # cut short, it may be done all the same: then it is read anew
         await asyncio.to_thread(self._store.undo, self._principal.id, self.id)
-        await self._read_again()
+        await self.refresh()
         return question
 
     async def compact(self) -> bool:
@@ -198,13 +199,10 @@ class Session:
         if self._store is None or self._loose:
             self.compact_at = tuple(sorted({*self.compact_at, len(self.messages)}))
             return True
-        await asyncio.to_thread(self._store.mark_compact, self._principal.id, self.id)
-        await self._read_again()
-        return True
-
-    async def _read_again(self) -> None:
         self._version = None
+        await asyncio.to_thread(self._store.mark_compact, self._principal.id, self.id)
         await self.refresh()
+        return True
 
 
 @dataclass(frozen=True, slots=True)
