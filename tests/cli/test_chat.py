@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,6 +23,7 @@ from starlette.routing import Route
 from tests.cli.conftest import Fakes, configure, run, run_beside
 from tests.cli.typist import ALT_ENTER, CTRL_C, CTRL_D, ENTER, PASTE, PASTED, UP, Typist
 from tests.fakes.base import running
+from tests.fakes.liar import CHAT, DONE, SSE, Say, event, lying, models
 from tests.fakes.llm import WORDS, openai_app
 from tests.servers import LlamaServer
 from turnout.context.store import Exchange, SessionRecord, StoredMessage, open_store
@@ -176,6 +179,31 @@ async def test_ctrl_c_before_the_first_word_cancels_too() -> None:
         assert sent(app.state.fake.seen[1]) == [("user", "hello again")]
     assert texts() == ["hello again", ANSWER]
     assert audit()[1] == ("end", "cancelled")
+
+
+async def test_ctrl_c_before_a_server_is_asked_cancels_too() -> None:
+    async def hang(_: asyncio.StreamWriter) -> None:
+        looked.set()
+        await asyncio.Event().wait()
+
+    looked, listed = threading.Event(), models("m")
+    routes: dict[str, Say] = {"/v1/models": listed, CHAT: SSE + event("hello") + DONE}
+    async with lying(routes) as url:
+        configure(url, discovery={"enabled": False, "interval": 1000, "timeout": 3000})
+
+        def use(chat: Typist) -> None:
+            chat.prompt()
+            time.sleep(1.1)  # that long servers are not looked at again
+            routes["/v1/models"] = hang
+            chat.type("hello", ENTER)
+            assert looked.wait(10)
+            chat.type(CTRL_C, CTRL_C)
+            assert "cancelled: neither" in chat.prompt()
+            routes["/v1/models"] = listed
+            chat.ask("hello again", r"route: ")
+
+        await at_terminal(use, "--session", "s")
+    assert texts() == ["hello again", "hello"]
 
 
 @pytest.mark.parametrize("answering", [True, False])

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, contextmanager
+from contextlib import AsyncExitStack, aclosing, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Unpack
 
@@ -96,10 +96,11 @@ async def _converse(loaded: LoadedConfig, name: str | None, given: Wanted, embed
             router = await stack.enter_async_context(open_router(loaded, embedded=embedded, store=store))
         terminal = sys.stdin.isatty() and sys.stdout.isatty()
         talk = Chat(loaded, router, store, session, given, terminal=terminal)
-        async with aclosing(talk.lines()) as lines:
-            async for line in lines:
-                if not await talk.take(line):
-                    break
+        with talk.ctrl_c.taken() if terminal else nullcontext():
+            async with aclosing(talk.lines()) as lines:
+                async for line in lines:
+                    if not await talk.take(line):
+                        break
         talk.say_goodbye()
         return talk.code
 
@@ -109,6 +110,7 @@ class Chat:
 
     Attributes:
         code: the exit code: of the first question from a pipe that could not be answered.
+        ctrl_c: what Ctrl-C does at a terminal.
     """
 
     def __init__(
@@ -121,7 +123,7 @@ class Chat:
         *,
         terminal: bool,
     ) -> None:
-        self.code = EXIT_DONE
+        self.code, self.ctrl_c = EXIT_DONE, _CtrlC()
         self._loaded, self._router, self._store, self._session = loaded, router, store, session
         self._given, self._terminal = given, terminal
         self._model = given["model"] or "auto"
@@ -141,7 +143,7 @@ class Chat:
                         yield line
             return
         self._greet()
-        read = terminal_reader(self._questions, self._completions)
+        read = terminal_reader(self._questions, self._completions, self.ctrl_c.typing)
         while True:
             try:
                 line = (await read()).strip()
@@ -195,11 +197,10 @@ class Chat:
         return not self._left
 
     async def _ask(self, question: str) -> None:
-        await self._look_again()
-        await self._session.refresh()
-        before = len(self._session.messages)
-        began = time.monotonic()
+        before, began = sys.maxsize, time.monotonic()
         try:
+            await self._stoppable(self._catch_up())
+            before, began = len(self._session.messages), time.monotonic()
             result = await self._stoppable(self._answer(self._request(question)))
         except _Cancelled:
             await self._session.refresh()
@@ -243,6 +244,10 @@ class Chat:
             self._alarm = alarm
             raise AuditError(NO_END, hint=alarm.hint)
 
+    async def _catch_up(self) -> None:
+        await self._look_again()
+        await self._session.refresh()
+
     async def _look_again(self) -> None:
         """Servers come and go while somebody thinks."""
         if time.monotonic() - self._looked > self._loaded.config.discovery.interval / 1000:
@@ -255,17 +260,7 @@ class Chat:
         Raises:
             _Cancelled: Ctrl-C.
         """
-        if not self._terminal:
-            return await work
-        task = asyncio.create_task(work)
-        try:
-            with _ctrl_c_cancels(task):
-                return await task
-        except asyncio.CancelledError:
-            current = asyncio.current_task()
-            if current is not None and current.cancelling():
-                raise
-            raise _Cancelled from None
+        return await self.ctrl_c.ends(work) if self._terminal else await work
 
     def _aside(self, text: str) -> None:
         """A line beside the conversation: dim on a terminal."""
@@ -379,33 +374,68 @@ def _named(name: str) -> _Command:
     raise UsageError(f"there is no command /{name}", hint=hint)
 
 
-@contextmanager
-def _ctrl_c_cancels(task: asyncio.Task[Any]) -> Iterator[None]:
-    """Ctrl-C cancels ``task`` instead of ending the program; what ends the program otherwise (SIGTERM, a closed
-    terminal: cli/__init__.py makes a SIGINT of them) still does."""
-    loop, usual = asyncio.get_running_loop(), signal.getsignal(signal.SIGINT)
-    ending = {n: signal.getsignal(n) for n in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))}
+class _CtrlC:
+    """Between two prompts Ctrl-C ends what runs instead of the program; what ends the program otherwise (SIGTERM, a
+    closed terminal: cli/__init__.py makes a SIGINT of them) still does, and at the prompt a SIGINT is somebody's who
+    does, because Ctrl-C is a key there."""
 
-    def cancel() -> None:
-        if not task.cancelling():  # once: a second Ctrl-C must not cut short what the first makes it tidy up
+    def __init__(self) -> None:
+        self._task: asyncio.Task[Any] | None = None
+        self._typing = self._asked = False
+
+    def typing(self, now: bool) -> None:
+        """Whether the prompt is there."""
+        self._typing, self._asked = now, self._asked and not now
+
+    async def ends(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Run it; Ctrl-C ends it alone, also when it was pressed since the prompt was left.
+
+        Raises:
+            _Cancelled: Ctrl-C.
+        """
+        self._task = task = asyncio.create_task(work)
+        if self._asked:
             task.cancel()
+        try:
+            return await task
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                raise
+            raise _Cancelled from None
+        finally:
+            self._task = None
 
-    def stop(*_: object) -> None:
-        loop.call_soon_threadsafe(cancel)
+    def _cancel(self) -> None:
+        self._asked = True
+        if self._task is not None and not self._task.cancelling():
+            self._task.cancel()  # once: a second Ctrl-C must not cut short what the first makes it tidy up
 
-    def end(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGINT, usual)
-        handler = ending[signal.Signals(number)]
-        if callable(handler):
-            handler(number, frame)
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Have it so."""
+        loop, usual = asyncio.get_running_loop(), signal.getsignal(signal.SIGINT)
+        ending = {n: signal.getsignal(n) for n in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))}
 
-    signal.signal(signal.SIGINT, stop)
-    for number, handler in ending.items():
-        if callable(handler):
-            signal.signal(number, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, usual)
+        def stop(number: int, frame: Any) -> None:
+            if not self._typing:
+                loop.call_soon_threadsafe(self._cancel)
+            elif callable(usual):
+                usual(number, frame)
+
+        def end(number: int, frame: Any) -> None:
+            signal.signal(signal.SIGINT, usual)
+            handler = ending[signal.Signals(number)]
+            if callable(handler):
+                handler(number, frame)
+
+        signal.signal(signal.SIGINT, stop)
         for number, handler in ending.items():
-            signal.signal(number, handler)
+            if callable(handler):
+                signal.signal(number, end)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, usual)
+            for number, handler in ending.items():
+                signal.signal(number, handler)

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 Complete = Callable[[], Mapping[str, Sequence[str]]]
 
 
-def terminal_reader(questions: Callable[[], Sequence[str]], complete: Complete) -> Callable[[], Awaitable[str]]:
+def terminal_reader(
+    questions: Callable[[], Sequence[str]], complete: Complete, typing: Callable[[bool], None]
+) -> Callable[[], Awaitable[str]]:
     """A function that reads a question: Enter ends it, unless the line ends in a backslash; Alt+Enter begins a line; a
     pasted block stays one piece.
 
@@ -29,8 +31,10 @@ def terminal_reader(questions: Callable[[], Sequence[str]], complete: Complete) 
         questions: those of earlier conversations, newest first. They come from the store, and nothing is written: what
             is deleted there is gone here.
         complete: what Tab offers: every command, with what may follow it.
+        typing: hears when the prompt is there and keys are its own, and when it is left.
     """
     from prompt_toolkit import PromptSession
+    from prompt_toolkit.application import Application
     from prompt_toolkit.completion import CompleteEvent, Completer, Completion
     from prompt_toolkit.document import Document
     from prompt_toolkit.history import History
@@ -57,6 +61,11 @@ def terminal_reader(questions: Callable[[], Sequence[str]], complete: Complete) 
         completer=Commands(),
         complete_while_typing=False,
     )
+
+    def drawn(app: Application[str]) -> None:
+        typing(not app.is_done)  # drawn a last time while Ctrl-C is still a key
+
+    session.app.after_render += drawn
 
     async def read() -> str:
         # Ctrl-C is a key here. A signal is somebody who ends the program, and that is not the prompt's to handle.
