@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from tests.fakes import koboldcpp, lmstudio, ollama, textgen
+from tests.fakes import koboldcpp, lmstudio, ollama, textgen, vllm
 from tests.fakes.base import Fake, FakeModel, running
 from tests.fakes.liar import CHAT, DONE, SSE, Say, answer, event, lying
 from tests.fakes.liar import models as listing
@@ -343,3 +343,37 @@ async def test_a_window_that_was_learned_gives_way_to_what_is_learned_next() -> 
         await ask(router, *talk(4000))
         assert shown(router) == (2000, "learned")
         assert [a.error for a in (await ask(router, *talk(5000))).attempts] == [None]
+
+
+async def test_a_configured_window_is_no_more_than_the_server_tells() -> None:
+    fake = Fake([FakeModel("m", window=2048)])
+    for said, shows in ((4096, (2048, "known")), (1024, (1024, "configured"))):
+        async with running(vllm.app(fake)) as url, open_router(config_of(url, style="native", window=said)) as router:
+            assert shown(router) == shows
+
+
+async def test_a_configured_window_that_the_server_refuses_is_corrected() -> None:
+    hider = Hider(2000)
+    async with over(hider, window=16_000) as router:
+        await ask(router, *talk(4000))
+        assert shown(router) == (2000, "learned")
+
+
+async def test_of_several_windows_that_are_too_small_the_largest_is_told() -> None:
+    small, large = Fake([FakeModel("a", window=1024)]), Fake([FakeModel("b", window=4096)])
+    async with (
+        running(vllm.app(small)) as one,
+        running(vllm.app(large)) as other,
+        open_router(config_of(one, other, style="native")) as router,
+    ):
+        with pytest.raises(QueryFailedError) as caught:
+            await ask(router, message("user", "word " * 9000))
+    cause = caught.value.cause
+    assert isinstance(cause, ContextOverflowError)
+    assert cause.window == 4096
+    assert cause.prompt_tokens > 8000
+
+
+async def test_a_short_question_fits_a_small_window_without_being_called_reduced() -> None:
+    async with over(Hider(1024), window=1024) as router:
+        assert (await ask(router, message("user", "hi"))).level is FallbackLevel.PRIMARY

@@ -235,7 +235,7 @@ async def test_of_hundreds_of_models_that_fail_a_few_are_tried_and_said_in_one_l
         CHAT: answer({"error": "no"}, status=400),
     }
     async with lying(refusing) as url:
-        with pytest.raises(QueryFailedError, match="tried 16: .*, and 8 more ") as caught:
+        with pytest.raises(QueryFailedError, match="tried 16: .*; and 8 more ") as caught:
             await ask(url)
     assert len(caught.value.attempts) == 16
     assert len(caught.value.message) < 600

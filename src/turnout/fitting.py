@@ -218,16 +218,19 @@ class Fitter:
         tools = counter.count_request((), request.tools)
         room = max(1, int(min(window, attempt.target_window or window) / scale) - tools)
         was_refused = told.scale > 1.0
-        fitted = fit(
-            request.messages,
-            window=room,
-            reserve=min(answer_room(request, window), room // 2),
-            counter=counter,
-            config=self._config,
-            target=int(room * self._config.compaction_target) if was_refused else None,
-            known=NOTHING_KNOWN if was_refused else self._decided.of(request, window),
-            compact_at=request.compact_at,
-        )
+        try:
+            fitted = fit(
+                request.messages,
+                window=room,
+                reserve=min(answer_room(request, window), room // 2),
+                counter=counter,
+                config=self._config,
+                target=int(room * self._config.compaction_target) if was_refused else None,
+                known=NOTHING_KNOWN if was_refused else self._decided.of(request, window),
+                compact_at=request.compact_at,
+            )
+        except ContextOverflowError as error:
+            raise _never_fits(attempt.candidate, int((error.prompt_tokens + tools) * scale), window) from error
         share = self._share(request, attempt.candidate)
         return Fit(fitted, estimate=int((fitted.tokens_after + tools) * share), margin=counter.margin)
 
@@ -370,6 +373,21 @@ def _too_long(candidate: Candidate, fit: Fit, window: int) -> ContextOverflowErr
         f"the prompt has {'' if fit.exact else 'about '}{fit.estimate} tokens, {candidate.label} has room for {window}",
         endpoint=candidate.endpoint.name,
         prompt_tokens=fit.estimate,
+        window=window,
+        hint=hint,
+    )
+
+
+def _never_fits(candidate: Candidate, tokens: int, window: int) -> ContextOverflowError:
+    """What cannot be left out is too long by itself."""
+    hint = "shorten the message, ask about a part of it, or use a model with a larger window"
+    if candidate.window_source in ("guessed", "learned"):
+        hint += f", or set `window` of {candidate.endpoint.name} in the configuration if it has more"
+    return ContextOverflowError(
+        f"the system prompt and the last user message have about {tokens:,} tokens; {candidate.label} has room for"
+        f" {window:,} ({candidate.window_source}), the answer's share included",
+        endpoint=candidate.endpoint.name,
+        prompt_tokens=tokens,
         window=window,
         hint=hint,
     )

@@ -324,7 +324,7 @@ class Router:
             return
         try:
             self._select(request, task)
-        except NoSuitableModelError:
+        except (NoSuitableModelError, NoServiceError):
             await self.fleet.settled()
             if exact:
                 await self.fleet.look_again()
@@ -338,16 +338,18 @@ class Router:
             model="" if task is not None else request.model,
             tokens=0,
             capabilities=capabilities_of(request),
+            answer=answer_room(request, 0),
+            answer_share=0.5 if request.max_tokens else 0.25,
         )
-        book, room = self.fleet.book, answer_room(request, 0)
+        book = self.fleet.book
         pool = self._selector.pool(self.catalog)
         if book.troubled:
             self.fleet.look_behind(book.due(candidate.endpoint for candidate in pool))
         # Tokens never exceed bytes.
-        at_most = len(request.raw.body) + room if request.raw is not None else 0
-        selection = self._selector.select(pool, needs, lambda: self._tokens(request) + room, at_most, book)
+        at_most = len(request.raw.body) + needs.answer if request.raw is not None else 0
+        selection = self._selector.select(pool, needs, lambda: self._tokens(request), at_most, book)
         if not selection.ranked and not selection.too_small:
-            raise unsuitable(pool, needs, selection, self._table)
+            raise unsuitable(pool, needs, selection, self._table, self.catalog.away)
         return selection
 
     def _plan(self, request: ChatRequest, selection: Selection) -> tuple[Attempt, ...]:
@@ -574,7 +576,7 @@ def _failed(run: Run) -> QueryFailedError:
     shown += [f"and {len(tried) - len(shown)} more"] if len(tried) > len(shown) else []
     cause = _cause(run.attempts)
     return QueryFailedError(
-        f"no model answered; tried {len(run.attempts)}: {', '.join(shown)}",
+        f"no model answered; tried {len(run.attempts)}: {'; '.join(shown)}",
         attempts=tuple(run.attempts),
         cause=cause,
         hint=cause.hint if cause else BackendError.advice,
@@ -592,6 +594,6 @@ def _cause(attempts: Sequence[AttemptRecord]) -> BackendError | None:
             break
     if best is None:
         return None
-    if isinstance(best.error, ContextOverflowError):  # the first has the server's numbers
-        return next(a.error for a in attempts if isinstance(a.error, ContextOverflowError))
+    if isinstance(best.error, ContextOverflowError):  # what the largest window could not take is what must be shorter
+        return max((a.error for a in attempts if isinstance(a.error, ContextOverflowError)), key=lambda e: e.window)
     return best.error

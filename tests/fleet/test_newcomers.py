@@ -15,7 +15,7 @@ from tests.fakes.base import Fake, FakeModel, running
 from tests.isolated import is_isolated
 from turnout.api import collect, load_any
 from turnout.build import open_router
-from turnout.errors import NoSuitableModelError
+from turnout.errors import NoServiceError, NoSuitableModelError
 from turnout.fleet.catalog import Catalog, EndpointStatus
 from turnout.routing.capabilities import load_table
 from turnout.routing.select import asked_for, candidates
@@ -60,7 +60,7 @@ async def test_a_server_that_has_just_started_is_found_by_the_name_of_its_model(
         router = await stack.enter_async_context(open_router(config, whole=True))
         router.fleet._refreshed = 0.0
         asked = ChatRequest((message("user", "hello"),), model="late")
-        with pytest.raises(NoSuitableModelError):
+        with pytest.raises(NoServiceError, match="b at .* may have it, and is offline"):
             await collect(router.route(asked))
         await stack.enter_async_context(serving("vllm", Fake(models=[FakeModel("late")]), port))
         router.fleet._refreshed = 0.0
@@ -139,3 +139,21 @@ async def test_a_key_reaches_a_default_port_only_when_its_own_kind_is_there() ->
         found = await turnout.discover_services(config)
     assert [(s.endpoint.kind, len(s.models)) for s in found if s.health is Health.ONLINE] == [("vllm", 1)]
     assert own.headers[-1]["authorization"] == "Bearer secret"
+
+
+async def test_a_model_whose_server_is_away_is_not_said_to_be_nobodys() -> None:
+    """An agent gives up at 404 and comes again at 503."""
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(serving("vllm", Fake()))
+        async with serving("vllm", Fake(models=[FakeModel("smol")])) as gone:
+            endpoints = [{"name": "a", "endpoint": first}, {"name": "b", "endpoint": gone}]
+            config = load_any({"custom_endpoints": endpoints, "discovery": {"enabled": False}})
+            router = await stack.enter_async_context(open_router(config, whole=True))
+        await router.refresh()
+        for asked in ("smol", "smol@b"):
+            with pytest.raises(NoServiceError, match=f"'{asked}' cannot be reached: b at .* has it, and is offline"):
+                await collect(router.route(ChatRequest((message("user", "hello"),), model=asked)))
+        with pytest.raises(NoServiceError, match="b at .* has it"):
+            await collect(router.route(ChatRequest((message("user", "hello"),), model="other@b")))
+        with pytest.raises(NoSuitableModelError):
+            await collect(router.route(ChatRequest((message("user", "hello"),), model="nobodys")))

@@ -429,7 +429,9 @@ async def test_failed_answers_are_told_and_a_broken_server_is_left_out() -> None
     broken, good = openai_app(), openai_app()
     async with running(broken) as one, running(good) as other, open_router(config_of(one, other)) as router:
         broken.state.fake.fault = "error"
-        services = [[a.service for a in (await collect(router.route(HI))).attempts] for _ in range(5)]
+        # Of different conversations: one that was answered at the second would stay there.
+        asked = [ChatRequest((message("user", f"hi {n}"),)) for n in range(5)]
+        services = [[a.service for a in (await collect(router.route(one))).attempts] for one in asked]
         assert services == [["s0", "s1"]] * 3 + [["s1"]] * 2
         assert router.fleet.book.record(router.catalog.endpoints[0].endpoint).health is Health.DEGRADED
 

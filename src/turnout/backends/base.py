@@ -156,6 +156,7 @@ class Backend:
         answer_limit: tokens that an answer gets where a request names no limit, at a server that also cuts the prompt
             to make room for the answer: such a server is told the room that is left. 0 for all others.
         silent_overflow: an answer without a word is how it says that the prompt exceeds the window.
+        takes_window: it allocates the window that a request names.
         default_slots: requests that it serves at once where it does not tell; 0 for those that queue any number well.
         cuts_silently: it may drop the beginning of a prompt that is too long, and answers as if nothing were missing.
     """
@@ -171,6 +172,7 @@ class Backend:
     from_root: bool = False
     answer_limit: int = 0
     silent_overflow: bool = False
+    takes_window: bool = False
     default_slots: int = 0
     cuts_silently: bool = False
 

@@ -51,6 +51,7 @@ class Ollama(Backend):
     title = "Ollama"
     default_urls = ("http://127.0.0.1:11434",)
     default_slots = 1
+    takes_window = True
     wire = WireFormat.OLLAMA
     from_root = True
     probes = ("/", "/api/version", "/api/status", "/api/tags")

@@ -19,7 +19,7 @@ from turnout.backends.base import clean
 from turnout.cli.ask import NO_END, Screen, only_embedded, require_store, route_lines, seen
 from turnout.cli.output import cell, loaded_config, note, report_error, table, waiting
 from turnout.cli.request import Wanted, build_request, question_options
-from turnout.errors import EXIT_DONE, AuditError, StorageError, TurnoutError, UsageError
+from turnout.errors import EXIT_DONE, AuditError, NoServiceError, StorageError, TurnoutError, UsageError
 from turnout.types import ChatRequest, message
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ async def _converse(loaded: LoadedConfig, name: str | None, given: Wanted, embed
         with waiting("starting the bundled model" if embedded else "looking for servers"):
             router = await stack.enter_async_context(open_router(loaded, embedded=embedded, store=store))
         terminal = sys.stdin.isatty() and sys.stdout.isatty()
-        talk = Chat(loaded, router, store, session, given, terminal=terminal)
+        talk = Chat(loaded, router, store, session, given, terminal=terminal, named=name is not None)
         with talk.ctrl_c.taken() if terminal else nullcontext():
             async with aclosing(talk.lines()) as lines:
                 async for line in lines:
@@ -122,10 +122,11 @@ class Chat:
         given: Wanted,
         *,
         terminal: bool,
+        named: bool,
     ) -> None:
         self.code, self.ctrl_c = EXIT_DONE, _CtrlC()
         self._loaded, self._router, self._store, self._session = loaded, router, store, session
-        self._given, self._terminal = given, terminal
+        self._given, self._terminal, self._named = given, terminal, named
         self._model = given["model"] or "auto"
         self._left = False
         self._looked = time.monotonic()
@@ -165,7 +166,7 @@ class Chat:
             self._aside(f"{where}; /help shows the commands, Ctrl-D leaves")
 
     def say_goodbye(self) -> None:
-        if self._terminal and self._store is not None and self._session.messages:
+        if self._store is not None and self._session.messages and (self._terminal or not self._named):
             self._aside(f"`turnout chat --session {self._session.id}` goes on with it")
 
     def _questions(self) -> Sequence[str]:
@@ -321,7 +322,11 @@ class Chat:
         if not await self._session.compact():
             click.echo("nothing was said yet")
             return
-        ahead = await self._outlook()
+        try:
+            ahead = await self._outlook()
+        except NoServiceError:
+            click.echo("from now on it is compacted; how far, the server that answers next decides: none answers now")
+            return
         before, after = ahead.system + ahead.history, ahead.fitted.tokens_after
         done = "; ".join(ahead.fitted.steps) or "nothing of it can be left out"
         click.echo(f"from now on: {cell(done)}; about {before:,} tokens become {min(before, after):,}")

@@ -35,6 +35,7 @@ class EndpointStatus:
         silent: nothing came back within the time limit, which a server that computes may do.
         children: addresses of servers that it runs for itself alone.
         speed: tokens a second that it generates or last generated, 0.0 when it does not tell.
+        had: ids of the models that it listed when it last listed any.
     """
 
     endpoint: Endpoint
@@ -58,6 +59,7 @@ class EndpointStatus:
     silent: bool = False
     children: tuple[str, ...] = ()
     speed: float = 0.0
+    had: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,12 @@ class Catalog:
         """Endpoints that can answer now, soon (loading) or perhaps (degraded), and list a model."""
         able = (Health.ONLINE, Health.LOADING, Health.DEGRADED)
         return tuple(s for s in self.endpoints if s.health in able and s.models and not s.unused)
+
+    @property
+    def away(self) -> tuple[EndpointStatus, ...]:
+        """Endpoints that cannot be asked now, and may be again."""
+        able = {id(s) for s in self.serving}
+        return tuple(s for s in self.endpoints if id(s) not in able and not s.unused)
 
     @property
     def probed(self) -> tuple[tuple[str, str], ...]:

@@ -371,9 +371,13 @@ def _endpoint_of(endpoint: Endpoint, backend: Backend, config: RouterConfig) -> 
 
 
 def _windowed(model: Model, endpoint: Endpoint) -> Model:
+    """With the window that the user says: where the server does not tell, is told it, or has more than is wanted."""
     if not endpoint.window:
         return model
     window = min(endpoint.window, model.max_window) if model.max_window else endpoint.window
+    told = model.window_source == "known" and model.window and not BY_KIND[endpoint.kind].takes_window
+    if told and window >= model.window:
+        return model
     return replace(model, window=window, window_source="configured")
 
 

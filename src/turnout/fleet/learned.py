@@ -85,7 +85,7 @@ class Learned:
     def windowed(self, endpoint: Endpoint, model: Model) -> Model:
         """The model with the window that was learned, where its server hides it or claimed more than it had."""
         found = self._kept.windows.get(_key(endpoint, model))
-        if found is None or model.window_source == "configured" or not self._holds(found):
+        if found is None or not self._holds(found):
             return model
         hidden = model.window_source in ("guessed", "learned") or not model.window
         if not hidden and not (found.claimed == model.window > found.tokens):
@@ -101,7 +101,7 @@ class Learned:
         if not believable(tokens):
             return
         key = _key(endpoint, model)
-        claimed = model.window if model.window_source == "known" else 0
+        claimed = model.window if model.window_source in ("known", "configured") else 0
         if model.window_source == "learned" and (last := self._kept.windows.get(key)):
             claimed = last.claimed
         self._write("windows", key, LearnedWindow(tokens, self._clock(), claimed))

@@ -317,7 +317,10 @@ class Fleet:
         if record.health is Health.OFFLINE and last is not None and last.health is not Health.OFFLINE:
             self.learned.forget_windows(status.endpoint)
         models = tuple(self.learned.windowed(status.endpoint, model) for model in status.models)
-        new = replace(status, models=models, health=record.health, reason=record.reason, since=self.book.since(record))
+        had = frozenset(model.id for model in models) or (last.had if last is not None else frozenset())
+        new = replace(
+            status, models=models, had=had, health=record.health, reason=record.reason, since=self.book.since(record)
+        )
         if status.silent and record.health is Health.DEGRADED and last is not None:
             new = replace(last, health=record.health, reason=record.reason, since=new.since, checked_at=new.checked_at)
         changed = last is None or _lasting(new) != _lasting(last)

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from turnout.config import RouterConfig, TaskRouting
-from turnout.errors import NoSuitableModelError
-from turnout.fleet.catalog import Catalog
+from turnout.errors import NoServiceError, NoSuitableModelError
+from turnout.fleet.catalog import Catalog, EndpointStatus
 from turnout.fleet.health import HealthBook
 from turnout.fleet.pins import Pin, evicted_by
 from turnout.routing.capabilities import CapabilityTable, shipped_lists
 from turnout.routing.fallback import Ranked
 from turnout.routing.names import parse_model_name
-from turnout.types import Candidate, FallbackLevel, TaskCategory
+from turnout.types import Candidate, FallbackLevel, Health, TaskCategory
 
 MAX_REMEMBERED = 256
 
@@ -25,14 +25,17 @@ class Needs:
     Attributes:
         category: the kind of work, None when an exact model was asked for.
         model: the exact model asked for, or "".
-        tokens: prompt and room for the answer, in tokens.
+        tokens: of the prompt.
         capabilities: of ``tools, vision``.
+        answer: tokens that are wanted for the answer; of a window at most ``answer_share`` is kept free for it.
     """
 
     category: TaskCategory | None
     model: str
     tokens: int
     capabilities: frozenset[str] = frozenset()
+    answer: int = 0
+    answer_share: float = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,7 @@ def select(pool: Sequence[Candidate], needs: Needs, config: RouterConfig, table:
         reason = _hard_reason(candidate, needs, config, table, alone=len(wanted) == 1)
         if reason:
             rejected.append((candidate, reason))
-        elif candidate.window < max(needs.tokens, minimum):
+        elif candidate.window < max(needs.tokens + _room(candidate, needs), minimum):
             small.append(candidate)
         else:
             usable.append(candidate)
@@ -102,6 +105,10 @@ def select(pool: Sequence[Candidate], needs: Needs, config: RouterConfig, table:
     policy = _policy(needs, config, routing)
     smallest = min((r.candidate for r in (*ranked, *too_small)), key=lambda c: _smallness(c, table), default=None)
     return Selection(tuple(ranked), tuple(too_small), tuple(rejected), smallest, policy, minimum)
+
+
+def _room(candidate: Candidate, needs: Needs) -> int:
+    return min(needs.answer, int(candidate.window * needs.answer_share))
 
 
 class Selector:
@@ -307,12 +314,23 @@ def _by_lists(
 
 
 def unsuitable(
-    pool: Sequence[Candidate], needs: Needs, selection: Selection, table: CapabilityTable
-) -> NoSuitableModelError:
-    """Why nobody can serve it: nobody has the model, or those who have it lack what the request needs."""
+    pool: Sequence[Candidate],
+    needs: Needs,
+    selection: Selection,
+    table: CapabilityTable,
+    away: Sequence[EndpointStatus] = (),
+) -> NoSuitableModelError | NoServiceError:
+    """Why nobody can serve it: nobody has the model, or those who have it lack what the request needs.
+
+    Args:
+        away: endpoints that cannot be asked now: who has the model, or may have it, is not a server without it.
+    """
     wanted = asked_for(pool, needs.model, table) if needs.model else list(pool)
     if not wanted:
         served = ", ".join(sorted({c.model.id for c in pool})[:8])
+        if missing := _missing(needs.model, away):
+            hint = f"`turnout discover` shows their state; there are: {served}"
+            return NoServiceError(f"{needs.model!r} cannot be reached: {missing}", hint=hint)
         return NoSuitableModelError(f"no server has the model {needs.model!r}", hint=f"there are: {served}")
     reasons = "; ".join([f"{c.label}: {reason}" for c, reason in selection.rejected if c in wanted][:5])
     needed = frozenset[str]().union(*(_lacking(c, needs.capabilities) for c in wanted))
@@ -324,6 +342,19 @@ def unsuitable(
     able = sorted({c.model.id for c in pool if not (_cannot_chat(c, table) or _lacking(c, needed))})
     hint = f"ask for {', '.join(able[:8])}" if able else "`turnout models` shows what each model can do"
     return NoSuitableModelError(f"{needs.model!r} cannot serve this request: {reasons}", hint=hint, needed=needed)
+
+
+def _missing(asked: str, away: Sequence[EndpointStatus]) -> str:
+    """Who has the model and does not answer, else who was configured and may have it; "" when nobody is missed."""
+    name, _, place = asked.rpartition("@")
+    has = [s for s in away if asked in s.had or (name in s.had and place == s.endpoint.name)]
+    has = has or [s for s in away if name and place == s.endpoint.name]
+    may = [s for s in away if s.endpoint.configured and not s.had and s.health is not Health.NEEDS_KEY]
+    told = [
+        f"{s.endpoint.name} at {s.endpoint.url} {'has' if has else 'may have'} it, and is {s.health}: {s.reason}"
+        for s in has or may
+    ]
+    return "; ".join(told[:3])
 
 
 def select_model(
