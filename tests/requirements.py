@@ -647,7 +647,7 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "who asked learns which failure decided, and what else was tried",
         by(
             FALL + "test_a_failed_plan_tells_a_client_what_else_was_tried",
-            code=("turnout.router:_cause", "turnout.gateway.refusal:cause_of"),
+            code=("turnout.outcome:cause_of", "turnout.gateway.refusal:cause_of"),
         ),
     ),
     (
@@ -704,7 +704,7 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         by(
             FALL + "test_an_error_does_what_the_page_says[alone-the connection is cut after two words]",
             FALL + "test_a_broken_answer_brings_a_client_what_had_come",
-            code="turnout.router:_broken",
+            code="turnout.outcome:broken",
         ),
     ),
     (

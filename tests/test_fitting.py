@@ -377,3 +377,11 @@ async def test_of_several_windows_that_are_too_small_the_largest_is_told() -> No
 async def test_a_short_question_fits_a_small_window_without_being_called_reduced() -> None:
     async with over(Hider(1024), window=1024) as router:
         assert (await ask(router, message("user", "hi"))).level is FallbackLevel.PRIMARY
+
+
+async def test_an_explanation_promises_nothing_that_cannot_be_done() -> None:
+    async with over(Hider(1024), window=1024) as router:
+        with pytest.raises(ContextOverflowError, match="last user message"):
+            await router.explain(ChatRequest((message("user", "word " * 9000),)))
+        explained = await router.explain(ChatRequest(talk(3000)))
+        assert explained.attempts[0].level is FallbackLevel.REDUCED_CONTEXT

@@ -7,7 +7,6 @@ import logging
 import math
 import random
 import time
-from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -29,10 +28,7 @@ from turnout.errors import (
     EndpointLoadingError,
     NoServiceError,
     NoSuitableModelError,
-    PhaseTimeoutError,
-    QueryFailedError,
     StorageError,
-    StreamBrokenError,
     TurnoutError,
     UsageError,
 )
@@ -42,6 +38,7 @@ from turnout.fleet.pins import Pin
 from turnout.guard.audit import AuditLog, QueryEnd, QueryStart
 from turnout.guard.trail import Trail
 from turnout.hygiene import tidy
+from turnout.outcome import broken, failed, reason_of, tried_of
 from turnout.placement import Placement
 from turnout.request import answer_room, capabilities_of, check, classify, enrich, query_of
 from turnout.residency import the_one, unload, warm
@@ -82,7 +79,6 @@ if TYPE_CHECKING:
     from turnout.fleet.watch import Fleet
     from turnout.guard.network import HttpClient
 
-MAX_SHOWN_ATTEMPTS = 8
 # Of a server that fails with every one of many models, each try may load another of them.
 MAX_ATTEMPTS = 16
 LOCAL = Principal()
@@ -258,7 +254,12 @@ class Router:
             yield Notice("not_recorded", problem)
 
     async def explain(self, request: ChatRequest) -> Explanation:
-        """The decision with every candidate and why it was or was not taken; no model is called."""
+        """The decision with every candidate and why it was or was not taken; no model is called.
+
+        Raises:
+            ContextOverflowError: no candidate could take it, however much is left out.
+            UsageError, NoServiceError, NoSuitableModelError: as ``route``.
+        """
         check(request)
         task = classify(request)
         context = await self._gather(request, task)
@@ -266,7 +267,22 @@ class Router:
         selection = self._select(request, task)
         why = not_gathered_because(self._config.serena, request, task) or "the workspace could not be read in time"
         note = f"{context.provider}: {context.note}" if context else f"none: {why}"
-        return Explanation(task, selection, self._plan(request, selection), self._tokens(request), note)
+        plan = self._plan(request, selection)
+        if not selection.ranked:
+            await self._require_one_that_fits(request, plan)
+        return Explanation(task, selection, plan, self._tokens(request), note)
+
+    async def _require_one_that_fits(self, request: ChatRequest, plan: Sequence[Attempt]) -> None:
+        refused: ContextOverflowError | None = None
+        for attempt in sorted(plan, key=lambda a: a.candidate.window):
+            try:
+                await self._fitter.preview(request, attempt.candidate, LOCAL.id)
+            except ContextOverflowError as error:
+                refused = error
+            else:
+                return
+        if refused is not None:
+            raise refused
 
     async def preview(
         self, request: ChatRequest, candidate: Candidate, principal: Principal = LOCAL
@@ -386,12 +402,12 @@ class Router:
             if ended is None:
                 return
             if begun:
-                raise _broken(ended, run) from ended
+                raise broken(ended, "".join(run.text), run.attempts) from ended
             rest = sooner(rest, attempt.wait + time.monotonic() - began)
             plan = after_error(rest, attempt, ended, selection.target)
             if not request.compactable:
                 plan = tuple(a for a in plan if not a.reduced)
-        raise _failed(run)
+        raise failed(run.attempts)
 
     async def _attempt(self, run: Run, request: ChatRequest, attempt: Attempt) -> AsyncGenerator[Event, None]:
         """Ask one candidate. The first event is the head of its answer: from there on nothing is tried again."""
@@ -453,13 +469,13 @@ class Router:
             window_source=candidate.window_source,
             prompt_tokens=fit.estimate,
             attempts=tuple(run.attempts),
-            reason=_reason(attempt, run.attempts),
+            reason=reason_of(attempt, run.attempts),
         )
         heads: list[Event] = [Started(route)]
         if fitted.changed:
             heads.append(Notice("compacted", "; ".join(fitted.steps)))
         if len(run.attempts) > 1:
-            heads += [Notice("fallback", text) for text in _tried(run.attempts, " did not answer: ")]
+            heads += [Notice("fallback", text) for text in tried_of(run.attempts, " did not answer: ")]
         return heads
 
     def _notices(
@@ -541,59 +557,3 @@ def _patient(endpoint: Endpoint, seconds: int) -> Endpoint:
 def _record_of(attempt: Attempt, error: BackendError | None, began: float) -> AttemptRecord:
     model, endpoint = attempt.candidate.model, attempt.candidate.endpoint
     return AttemptRecord(attempt.level, model.id, endpoint.name, error, time.monotonic() - began, attempt.wait)
-
-
-def _reason(attempt: Attempt, tried: Sequence[AttemptRecord]) -> str:
-    """Why this model answers: its place in the plan, and who did not answer before it."""
-    failed = next((a for a in tried if a.error is not None), None)
-    return f"{attempt.reason}; {failed.model} @ {failed.service} did not answer" if failed else attempt.reason
-
-
-def _tried(attempts: Sequence[AttemptRecord], between: str) -> list[str]:
-    """What failed and why, each once, with the number of tries."""
-    failures = Counter(
-        f"{a.model} @ {a.service}{between}{a.error.message.removeprefix(f'{a.service}: ')}"
-        for a in attempts
-        if a.error is not None
-    )
-    return [f"{text} ({tries} tries)" if tries > 1 else text for text, tries in failures.items()]
-
-
-def _broken(error: BackendError, run: Run) -> StreamBrokenError:
-    cause = error.__cause__ if isinstance(error.__cause__, PhaseTimeoutError) else error
-    return StreamBrokenError(
-        error.message,
-        endpoint=error.endpoint,
-        received="".join(run.text),
-        attempts=tuple(run.attempts),
-        hint=cause.hint,
-    )
-
-
-def _failed(run: Run) -> QueryFailedError:
-    tried = _tried(run.attempts, ": ")
-    shown = tried[:MAX_SHOWN_ATTEMPTS]
-    shown += [f"and {len(tried) - len(shown)} more"] if len(tried) > len(shown) else []
-    cause = _cause(run.attempts)
-    return QueryFailedError(
-        f"no model answered; tried {len(run.attempts)}: {'; '.join(shown)}",
-        attempts=tuple(run.attempts),
-        cause=cause,
-        hint=cause.hint if cause else BackendError.advice,
-    )
-
-
-def _cause(attempts: Sequence[AttemptRecord]) -> BackendError | None:
-    """The failure that decided: of each candidate the last one counts, and of those the best candidate's. But a prompt
-    that somebody would have taken had it been shorter is what its sender can change."""
-    last = {(a.model, a.service): a for a in attempts if a.error is not None}
-    best = next(iter(last.values()), None)
-    for record in last.values():
-        if isinstance(record.error, ContextOverflowError) and record.level <= FallbackLevel.FALLBACK:
-            best = record
-            break
-    if best is None:
-        return None
-    if isinstance(best.error, ContextOverflowError):  # what the largest window could not take is what must be shorter
-        return max((a.error for a in attempts if isinstance(a.error, ContextOverflowError)), key=lambda e: e.window)
-    return best.error

@@ -24,7 +24,7 @@ def test_classify_says_what_and_why() -> None:
 async def test_explain_names_every_candidate_and_runs_nothing(fakes: Fakes) -> None:
     configure(
         await fakes.start("qwen2.5-coder-32b-instruct"),
-        await fakes.start("qwen2.5-coder-7b-instruct", window=512, fault="error"),
+        await fakes.start("qwen2.5-coder-7b-instruct", window=64, fault="error"),
         await fakes.start("nomic-embed-text"),
     )
     result = await run_beside("explain", "Write a function", stdin=b"")

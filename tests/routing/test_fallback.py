@@ -12,7 +12,7 @@ from turnout.errors import (
     EndpointLoadingError,
     ServerFailedError,
 )
-from turnout.router import _cause
+from turnout.outcome import cause_of
 from turnout.routing.fallback import after_error
 from turnout.types import Attempt, AttemptRecord, Candidate, Endpoint, FallbackLevel, Model
 
@@ -51,7 +51,7 @@ def test_our_own_count_is_not_asked_twice() -> None:
 
 def test_the_failure_that_decided() -> None:
     def cause(*errors: tuple[FallbackLevel, str, BackendError]) -> str:
-        found = _cause([AttemptRecord(level, "m", service, error, 0.0) for level, service, error in errors])
+        found = cause_of([AttemptRecord(level, "m", service, error, 0.0) for level, service, error in errors])
         return found.code if found else ""
 
     primary, reduced, smallest = FallbackLevel.PRIMARY, FallbackLevel.REDUCED_CONTEXT, FallbackLevel.SMALLEST
