@@ -234,6 +234,18 @@ async def test_what_a_server_would_cut_is_refused_with_the_number(module: object
     assert sent < model.window
 
 
+async def test_a_count_that_no_prompt_can_have_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It emptied the conversation, for good: what is decided stays."""
+    sent = []
+    for told in (0, 1_000_000):
+        monkeypatch.setattr(koboldcpp, "counted", lambda _, told=told: told)
+        fake = Fake([FakeModel(window=4096, max_window=4096)])
+        async with running(koboldcpp.app(fake)) as url, open_router(config_of(url, style="native")) as router:
+            await ask(router, *talk(2500))
+        sent.append(chats(fake)[0]["messages"])
+    assert sent[1] == sent[0], "as where the server does not count"
+
+
 async def test_one_window_is_chosen_for_a_model_of_ollama_and_kept() -> None:
     fake = Fake([FakeModel("a", resident=False), FakeModel("b", window=4096)])
     async with (

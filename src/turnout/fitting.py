@@ -14,7 +14,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from turnout.backends import BY_KIND
-from turnout.context.calibration import MARGIN, Calibration, from_json, observe, to_json
+from turnout.context.calibration import MARGIN, Calibration, from_json, observe, possible, to_json
 from turnout.context.compaction import NOTHING_KNOWN, Fitted, conversation_key, fit
 from turnout.context.tokens import TokenCounter, get_token_counter, request_features
 from turnout.errors import BackendError, ContextOverflowError
@@ -269,7 +269,7 @@ class Fitter:
         return _with_limit(request, fit, window)
 
     async def _count(self, request: ChatRequest, candidate: Candidate, messages: Sequence[Message]) -> int:
-        """The server's own count; 0 when it has none to give."""
+        """The server's own count; 0 when it has none to give, or none that can be."""
         sent = replace(request, messages=tuple(messages), raw=None)
         key = blake2b(
             repr((candidate.endpoint.url, candidate.model.id, sent.messages, sent.tools)).encode("utf-8", "replace")
@@ -282,11 +282,13 @@ class Fitter:
             exact = await backend.count_tokens(self._client, candidate.endpoint, sent, candidate.model)
         except BackendError:
             return 0
-        if exact:
-            self._observe(candidate, request, messages, exact)
-            self._exact[key.digest()] = exact
-            if len(self._exact) > MAX_EXACT:
-                self._exact.popitem(last=False)
+        calibration, features = self._learned(candidate)[0], request_features(messages, request.tools)
+        if not exact or not possible(calibration, features, exact):
+            return 0
+        self._observe(candidate, request, messages, exact)
+        self._exact[key.digest()] = exact
+        if len(self._exact) > MAX_EXACT:
+            self._exact.popitem(last=False)
         return exact
 
     def refused(

@@ -149,6 +149,13 @@ def of_ratio(ratio: float) -> Calibration:
     return replace(_prior("other"), weights=(*weights, *_prior("other").weights[TEXTS:]))
 
 
+def possible(calibration: Calibration, features: Sequence[float], reported: float) -> bool:
+    """Whether a request, by ``tokens.request_features``, may have so many tokens with any weights that are sane."""
+    start = _prior(calibration.family)
+    least, most = (replace(start, weights=bound).expect(features) for bound in _bounds(calibration.family))
+    return least <= reported <= most + NOISE
+
+
 def observe(calibration: Calibration, features: Sequence[float], reported: float) -> Calibration:
     """What is known after a server has reported the prompt tokens of a request.
 
@@ -157,8 +164,7 @@ def observe(calibration: Calibration, features: Sequence[float], reported: float
         reported: all tokens of the prompt, those from a cache included. Whatever it is, nothing is raised.
     """
     start = _prior(calibration.family)
-    least, most = (replace(start, weights=bound).expect(features) for bound in _bounds(calibration.family))
-    if not least <= reported <= most + NOISE:
+    if not possible(calibration, features, reported):
         return replace(calibration, ignored=calibration.ignored + 1)
     slope = _slope(calibration.weights, features)
     expected = max(1.0, calibration.expect(features))
