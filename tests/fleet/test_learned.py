@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from turnout.context.calibration import SIZE, prior, to_json
 from turnout.fleet.learned import MAX_ENTRIES, WINDOW_HOLDS, Learned, LearnedWindow, Speed
 from turnout.types import Endpoint, Model
 
@@ -110,14 +111,19 @@ def test_a_place_that_cannot_be_written_costs_nothing_but_a_line(
 
 
 def test_it_never_grows_without_end(tmp_path: Path) -> None:
-    path = tmp_path / "learned.json"
+    path, most = tmp_path / "learned.json", MAX_ENTRIES["windows"]
+    counts = to_json(replace(prior("qwen"), covariance=((-1 / 30_000,) * SIZE,) * SIZE))
     learned = Learned(path)
-    for n in range(MAX_ENTRIES + 50):
-        learned.learn_window(BOX, replace(HIDDEN, id=f"m{n}"), 2000)
+    for n in range(most + 50):
+        model = replace(HIDDEN, id=f"m{n}")
+        learned.learn_window(BOX, model, 2000)
+        learned.learn_speed(BOX, model, prefill=1 / 3, load=1 / 3)
+        learned.learn_counts(model.id, counts)
     learned.save()
     kept = json.loads(path.read_text())["windows"]
-    assert len(kept) == MAX_ENTRIES
-    assert any(key.endswith(f"m{MAX_ENTRIES + 49}") for key in kept)
+    assert len(kept) == most
+    assert any(key.endswith(f"m{most + 49}") for key in kept)
+    assert Learned(path).counts(f"m{most + 49}") == counts, "it can be read"
 
 
 async def test_what_is_learned_while_it_is_saved_is_saved_the_next_time(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from turnout.types import Endpoint, Model
 WINDOW_HOLDS = 24 * 3600.0  # seconds: a server that was started again may have another one
 # Tokens. A server that names more or fewer is wrong: nothing could be sent, or nothing would ever be too long.
 LEAST_WINDOW, MOST_WINDOW = 128, 100_000_000
-MAX_ENTRIES = 2000
+MAX_ENTRIES = {"windows": 2000, "speeds": 2000, "counts": 500}  # one of the last takes 5 kB
 SMOOTHING = 0.3  # the share of the newest observation
 UNCHANGED = 0.05  # what differs by less from what is known is no news
 MAX_FILE_BYTES = 8_000_000
@@ -136,7 +136,7 @@ class Learned:
         return believable(window.tokens) and 0 <= self._clock() - window.at < WINDOW_HOLDS
 
     def _write(self, section: str, key: str, value: object) -> None:
-        _put(getattr(self._kept, section), key, value)
+        _put(self._kept, section, key, value)
         self._changed.add((section, key))
 
     def save(self) -> None:
@@ -150,7 +150,7 @@ class Learned:
                 kept = _read(self._path)
                 for section, key in changed:
                     if key in getattr(self._kept, section):
-                        _put(getattr(kept, section), key, getattr(self._kept, section)[key])
+                        _put(kept, section, key, getattr(self._kept, section)[key])
                 replace_file(self._path, msgspec.json.encode(kept))
             finally:
                 unlock_folder(folder)
@@ -176,10 +176,11 @@ async def _save_on(learned: Learned) -> None:
         await asyncio.to_thread(learned.save)
 
 
-def _put(entries: dict[str, object], key: str, value: object) -> None:
+def _put(kept: _Kept, section: str, key: str, value: object) -> None:
+    entries: dict[str, object] = getattr(kept, section)
     entries.pop(key, None)
     entries[key] = value  # the newest last
-    while len(entries) > MAX_ENTRIES:
+    while len(entries) > MAX_ENTRIES[section]:
         del entries[next(iter(entries))]
 
 
