@@ -242,10 +242,14 @@ async def test_of_hundreds_of_models_that_fail_a_few_are_tried_and_said_in_one_l
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["events", "the client's bytes"])
-@pytest.mark.parametrize("piece", [b": keepalive 0/3007\n\n", b"\n", b"d"])
-async def test_comments_are_no_beginning_of_an_answer(piece: bytes, streamed: bool) -> None:
+@pytest.mark.parametrize(
+    ("head", "piece"),
+    [(SSE, b": keepalive 0/3007\n\n"), (SSE, b"\n"), (SSE, b"d"), (SSE.replace(b"200 OK", b"500 Failed"), b"sorry ")],
+    ids=["comments", "empty lines", "a line without end", "an error without end"],
+)
+async def test_what_is_no_answer_is_no_beginning_of_one(head: bytes, piece: bytes, streamed: bool) -> None:
     async def keep_alive(writer: asyncio.StreamWriter) -> None:
-        writer.write(SSE)
+        writer.write(head)
         while True:
             writer.write(piece)
             await writer.drain()

@@ -180,7 +180,7 @@ def _require_stream(reply: StreamReply, endpoint: Endpoint) -> None:
 async def _raise_refusal(backend: Backend, endpoint: Endpoint, reply: StreamReply) -> None:
     if reply.status == 200:
         return
-    body = await reply.read_all(ERROR_BYTES)
+    body = await reply.read_all(ERROR_BYTES, empty=True)
     raise backend.error(endpoint, reply.status, reply.headers, body)
 
 

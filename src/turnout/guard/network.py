@@ -120,8 +120,12 @@ class StreamReply:
             yield data
             self._waiting_since = clock()
 
-    async def read_all(self, max_bytes: int) -> bytes:
+    async def read_all(self, max_bytes: int, *, empty: bool = False) -> bytes:
         """The whole body.
+
+        Args:
+            max_bytes: the most it may have.
+            empty: it is no answer: all of it is to come within the limit of the first byte.
 
         Raises:
             NonsenseError: it is larger than ``max_bytes``.
@@ -132,7 +136,7 @@ class StreamReply:
             pieces, size = [content.read_nowait(-1)], content.total_bytes
         else:
             pieces, size = [], 0
-            async for piece in self.chunks():
+            async for piece in self.chunks(empty=empty):
                 size += len(piece)
                 if size > max_bytes:
                     break
