@@ -151,6 +151,8 @@ class Chat:
             except EOFError:
                 return
             except KeyboardInterrupt:
+                if self.ctrl_c.ending:
+                    raise
                 self._aside("Ctrl-D or /quit leaves")
                 continue
             if line:
@@ -387,6 +389,7 @@ class _CtrlC:
     def __init__(self) -> None:
         self._task: asyncio.Task[Any] | None = None
         self._typing = self._asked = False
+        self.ending = False  # by a signal that ends the program
 
     def typing(self, now: bool) -> None:
         """Whether the prompt is there."""
@@ -429,6 +432,7 @@ class _CtrlC:
                 usual(number, frame)
 
         def end(number: int, frame: Any) -> None:
+            self.ending = True
             signal.signal(signal.SIGINT, usual)
             handler = ending[signal.Signals(number)]
             if callable(handler):
