@@ -889,8 +889,15 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         by(
             OLLAMA_GATE + "test_the_client_gets_a_real_answer_whole_and_streamed",
             OLLAMA_GATE + "test_recorded_bytes_of_the_server_reach_its_own_client",
-            OLLAMA_GATE + "test_lists_tell_the_true_window_and_what_models_can",
             code="turnout.gateway.ollama:_Chat.__call__",
+        ),
+    ),
+    (
+        "GW-1",
+        "Ollama's lists tell the true window",
+        by(
+            OLLAMA_GATE + "test_lists_tell_the_true_window_and_what_models_can",
+            code=("turnout.gateway.ollama:tags", "turnout.gateway.ollama:_shown"),
         ),
     ),
     (
