@@ -543,11 +543,6 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         by(SESSION + "test_nothing_is_stored_when_nothing_is_to_be", code="turnout.session:open_sessions"),
     ),
     (
-        "CTX-2",
-        "the conversation as a value: total tokens, counted anew for another model",
-        by(PARTS + "test_a_hand_over_recounts_and_is_recorded", code="turnout.context.conversation:add"),
-    ),
-    (
         "CTX-3",
         "compaction in the stated order",
         by(PARTS + "test_compaction_properties", code="turnout.context.compaction:fit"),
@@ -602,11 +597,6 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
             TALKS + "test_hand_overs_are_shown_with_time_model_and_reason",
             code=("turnout.context.store:_switch", "turnout.cli.session:markdown"),
         ),
-    ),
-    (
-        "CTX-5",
-        "hand-off recounts and is recorded",
-        by(PARTS + "test_a_hand_over_recounts_and_is_recorded", code="turnout.context.conversation:switch_model"),
     ),
     (
         "CTX-5",

@@ -22,7 +22,6 @@ from turnout.code.provider import CodeContext, Issue, Reference
 from turnout.config import ContextConfig, RouterConfig, TaskRouting
 from turnout.config_load import load_config_from_dict
 from turnout.context.compaction import STUB_MARK, SUMMARY_MARK, fit
-from turnout.context.conversation import Conversation, add, switch_model
 from turnout.context.tokens import get_token_counter
 from turnout.embedded import ENGINE
 from turnout.errors import (
@@ -321,15 +320,6 @@ def test_tokens_are_estimated_per_family() -> None:
         assert len(text) / get_token_counter(name).count(text) == pytest.approx(ratio, rel=0.12)
     assert get_token_counter("qwen").count("汉字" * 50) >= 70
     assert get_token_counter("x").count("") == 0
-
-
-def test_a_hand_over_recounts_and_is_recorded() -> None:
-    conversation = add(Conversation(active_model="other"), message("user", "Please read it again. " * 40), 1.0)
-    before = conversation.total_tokens
-    switched = switch_model(conversation, "qwen2.5:7b", "the other is busy", 2.0)
-    assert switched.total_tokens > before
-    assert [(s.model, s.reason) for s in switched.model_history] == [("qwen2.5:7b", "the other is busy")]
-    assert switch_model(switched, "qwen2.5:7b", "same", 3.0) is switched
 
 
 TURNS = st.one_of(

@@ -57,7 +57,7 @@ Slots: TypeAlias = Annotated[
     Annotated[int, Meta(ge=1, le=100_000)] | None,
     Meta(
         description="Requests that it serves at once; more wait in a queue of ours. Default: what the server tells, "
-        "else 1 for Ollama, Jan, KoboldCpp, GPT4All, text-generation-webui and MLX-LM, and no limit for others."
+        "else one where its kind is known to queue without a word, else no limit."
     ),
 ]
 ModelNames: TypeAlias = tuple[Annotated[str, Meta(pattern=r"\S")], ...]

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from turnout.backends import BY_KIND
 from turnout.context.calibration import MARGIN, Calibration, from_json, observe, possible, to_json
-from turnout.context.compaction import NOTHING_KNOWN, Fitted, conversation_key, fit
+from turnout.context.compaction import NOTHING_KNOWN, Fitted, conversation_key, fit, history_key
 from turnout.context.tokens import TokenCounter, get_token_counter, request_features
 from turnout.errors import BackendError, ContextOverflowError
 from turnout.fleet.learned import MOST_WINDOW, believable
@@ -271,11 +270,8 @@ class Fitter:
     async def _count(self, request: ChatRequest, candidate: Candidate, messages: Sequence[Message]) -> int:
         """The server's own count; 0 when it has none to give, or none that can be."""
         sent = replace(request, messages=tuple(messages), raw=None)
-        key = blake2b(
-            repr((candidate.endpoint.url, candidate.model.id, sent.messages, sent.tools)).encode("utf-8", "replace")
-        )
-        known = self._exact.get(key.digest())
-        if known is not None:
+        key = history_key(messages) + repr((candidate.endpoint.url, candidate.model.id, request.tools)).encode()
+        if (known := self._exact.get(key)) is not None:
             return known
         backend = BY_KIND[candidate.endpoint.kind]
         try:
@@ -286,7 +282,7 @@ class Fitter:
         if not exact or not possible(calibration, features, exact):
             return 0
         self._observe(candidate, request, messages, exact)
-        self._exact[key.digest()] = exact
+        self._exact[key] = exact
         if len(self._exact) > MAX_EXACT:
             self._exact.popitem(last=False)
         return exact

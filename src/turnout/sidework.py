@@ -18,16 +18,14 @@ from turnout.backends.lanes import text_lane
 from turnout.errors import (
     BackendError,
     NoServiceError,
-    NoSuitableModelError,
-    QueryFailedError,
-    StreamBrokenError,
     TurnoutError,
     UsageError,
 )
 from turnout.guard.audit import QueryEnd, QueryStart
+from turnout.outcome import broken, failed
 from turnout.routing.advice import BUNDLED
 from turnout.routing.capabilities import CapabilityTable
-from turnout.routing.select import asked_for
+from turnout.routing.select import asked_for, nobody_has
 from turnout.types import (
     VIRTUAL_MODELS,
     AttemptRecord,
@@ -51,7 +49,6 @@ if TYPE_CHECKING:
     from turnout.placement import Placement
 
 T = TypeVar("T")
-MAX_SHOWN = 8
 
 
 @dataclass(slots=True)
@@ -187,14 +184,13 @@ class Sidework:
                     self._fleet.book.attempt(endpoint, error)
                     run.note(candidate, error, began)
                     if run.answers is not None:
-                        received = "".join(run.text)
-                        raise StreamBrokenError(error.message, endpoint=endpoint.name, received=received) from error
+                        raise broken(error, "".join(run.text), run.attempts) from error
                     continue
                 self._fleet.book.attempt(endpoint, None)
                 run.note(candidate, None, began)
                 run.error = ""
                 return
-            raise _failed(run)
+            raise failed(run.attempts)
         except TurnoutError as error:
             run.error = error.code
             raise
@@ -216,8 +212,7 @@ class Sidework:
             await self._fleet.look_again()
             found = self._named(model)
         if not found:
-            served = ", ".join(sorted({c.model.id for c in self._pool()})[:MAX_SHOWN])
-            raise NoSuitableModelError(f"no server has the model {model!r}", hint=f"there are: {served}")
+            raise nobody_has(model, self._pool(), self._fleet.catalog.away)
         book = self._fleet.book
         well = [c for c in found if not book.bars(c.endpoint)]
         if not well:
@@ -254,11 +249,3 @@ class Sidework:
                 response="".join(run.text),
             )
         )
-
-
-def _failed(run: _Run) -> QueryFailedError:
-    errors = [a.error for a in run.attempts if a.error is not None]
-    tried = "; ".join(f"{error.message}" for error in errors[:MAX_SHOWN])
-    cause = errors[0] if errors else None
-    hint = cause.hint if cause else ""
-    return QueryFailedError(f"no server answered: {tried}", attempts=tuple(run.attempts), cause=cause, hint=hint)

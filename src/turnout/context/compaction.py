@@ -107,7 +107,12 @@ NOTHING_KNOWN: Mapping[bytes, Form] = {}
 def conversation_key(messages: Sequence[Message]) -> bytes:
     """What a conversation is known by however long it grows: its system messages and the first other one."""
     lead = next((i for i, m in enumerate(messages) if m.role != "system"), len(messages))
-    return _chain(messages[: lead + 1], b"")[-1] if messages else b""
+    return history_key(messages[: lead + 1])
+
+
+def history_key(messages: Sequence[Message]) -> bytes:
+    """A digest of what messages say."""
+    return _chain(messages, b"")[-1] if messages else b""
 
 
 def fit(
@@ -254,7 +259,7 @@ class _History:
     def key(self, end: int) -> bytes:
         """What the first ``end`` messages are known by."""
         if self._keys is None:
-            self._keys = _chain(self.body, _chain(self.head, b"")[-1] if self.head else b"")
+            self._keys = _chain(self.body, history_key(self.head))
         return self._keys[end - 1]
 
     def left_out(self, form: Form) -> tuple[Message, ...]:

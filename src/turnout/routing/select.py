@@ -327,11 +327,7 @@ def unsuitable(
     """
     wanted = asked_for(pool, needs.model, table) if needs.model else list(pool)
     if not wanted:
-        served = ", ".join(sorted({c.model.id for c in pool})[:8])
-        if missing := _missing(needs.model, away):
-            hint = f"`turnout discover` shows their state; there are: {served}"
-            return NoServiceError(f"{needs.model!r} cannot be reached: {missing}", hint=hint)
-        return NoSuitableModelError(f"no server has the model {needs.model!r}", hint=f"there are: {served}")
+        return nobody_has(needs.model, pool, away)
     reasons = "; ".join([f"{c.label}: {reason}" for c, reason in selection.rejected if c in wanted][:5])
     needed = frozenset[str]().union(*(_lacking(c, needs.capabilities) for c in wanted))
     if all(_cannot_chat(c, table) for c in wanted):
@@ -342,6 +338,17 @@ def unsuitable(
     able = sorted({c.model.id for c in pool if not (_cannot_chat(c, table) or _lacking(c, needed))})
     hint = f"ask for {', '.join(able[:8])}" if able else "`turnout models` shows what each model can do"
     return NoSuitableModelError(f"{needs.model!r} cannot serve this request: {reasons}", hint=hint, needed=needed)
+
+
+def nobody_has(
+    asked: str, pool: Sequence[Candidate], away: Sequence[EndpointStatus]
+) -> NoSuitableModelError | NoServiceError:
+    """Who asks for a model by name and finds nobody: its server is away, or there is none."""
+    served = ", ".join(sorted({c.model.id for c in pool})[:8])
+    if missing := _missing(asked, away):
+        hint = f"`turnout discover` shows their state; there are: {served}"
+        return NoServiceError(f"{asked!r} cannot be reached: {missing}", hint=hint)
+    return NoSuitableModelError(f"no server has the model {asked!r}", hint=f"there are: {served}")
 
 
 def _missing(asked: str, away: Sequence[EndpointStatus]) -> str:
