@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from tests.cli.conftest import Fakes, configure, run, run_beside
+from tests.cli.conftest import Fakes, configure, run, run_beside, usual_signals
 from tests.cli.typist import ALT_ENTER, CTRL_C, CTRL_D, ENTER, PASTE, PASTED, UP, Typist
 from tests.fakes.base import running
 from tests.fakes.liar import CHAT, DONE, SSE, Say, event, lying, models
@@ -335,7 +335,9 @@ async def test_a_coprocess_gets_each_answer_before_it_asks_again(fakes: Fakes) -
     configure(await fakes.start())
     pipe = asyncio.subprocess.PIPE
     command = [sys.executable, "-c", "from turnout.cli import main; main()", "chat"]
-    child = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe)
+    child = await asyncio.create_subprocess_exec(
+        *command, stdin=pipe, stdout=pipe, stderr=pipe, preexec_fn=usual_signals
+    )
     assert child.stdin is not None
     assert child.stdout is not None
     for _ in range(2):
