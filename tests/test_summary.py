@@ -105,14 +105,14 @@ async def test_without_a_writer_the_first_sentences_stand(small: Fake, big: Fake
 
 
 async def test_the_only_slot_of_the_model_that_answers_is_left_alone() -> None:
-    alone = Fake([FakeModel(BIG, window=4096)], slots=1)
+    alone = Fake([FakeModel(BIG, window=8192)], slots=1)  # large enough to write a summary
     async with running(vllm.app(alone)) as url:
         config = {
             "custom_endpoints": [{"name": "big", "endpoint": url, "api_style": "native"}],
             "discovery": {"enabled": False},
         }
         async with open_router(load_any(config)) as router:
-            await ask(router, *talk(6000))
+            await ask(router, *talk(12_000))
     assert len(chats(alone)) == 1
 
 
