@@ -818,6 +818,22 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "start and end, keyed hash, chain",
         by(PARTS + "test_the_audit_chain", code="turnout.guard.audit:AuditLog._write"),
     ),
+    (
+        "SEC-3",
+        "changes of keys are logged before they are made",
+        by(
+            "cli/test_key.py::test_a_key_is_printed_once_and_every_change_is_in_the_audit_log",
+            code="turnout.cli.key:_change",
+        ),
+    ),
+    (
+        "SEC-3",
+        "refusals at the gateway are logged, and do not fill the log",
+        by(
+            "gateway/test_auth.py::test_refusals_are_in_the_audit_log_and_do_not_fill_it",
+            code="turnout.gateway.auth:RefusalLog.write",
+        ),
+    ),
     ("SEC-3", "rotation and retention", AIRGAP),
     ("SEC-4", "checksums", AIRGAP),
     ("SEC-5", "no external DNS resolution", AIRGAP),
@@ -904,6 +920,36 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "GW-2",
         "the same format passes through",
         by(GATE + "test_unknown_fields_survive_the_raw_lane", code="turnout.wire.scan:edit_request"),
+    ),
+    (
+        "GW-1",
+        "with keys, no route is open without one",
+        by("gateway/test_auth.py::test_no_route_is_open_without_a_key", code="turnout.gateway.auth:Door.admit"),
+    ),
+    (
+        "GW-1",
+        "a key does what it may: models, routes, rate, requests at once",
+        by(
+            "gateway/test_auth.py::test_too_much_is_503_with_a_wait_and_never_429",
+            "gateway/test_auth.py::test_no_more_run_at_once_than_the_key_may_have",
+            code="turnout.gateway.auth:Meter.take",
+        ),
+    ),
+    (
+        "GW-1",
+        "limits of headers, bodies, times and connections",
+        by(
+            "gateway/test_limits.py::test_a_request_that_does_not_come_in_is_ended",
+            code="turnout.gateway.transport:GatheringProtocol.end_when_late",
+        ),
+    ),
+    (
+        "GW-1",
+        "which way an answer went, in its headers",
+        by(
+            "gateway/test_metrics.py::test_every_answer_says_which_way_it_went",
+            code="turnout.gateway.exchange:decision_headers",
+        ),
     ),
     ("GW-3", "real agents", GATEWAY),
     (
@@ -1075,7 +1121,15 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
     ("UI-1", "completion tested in shells", "deferred: no issue filed yet"),
     ("UI-2", "dashboard", LATER),
     ("UI-3", "MCP server", LATER),
-    ("UI-4", "metrics", GATEWAY),
+    (
+        "UI-4",
+        "metrics",
+        by(
+            "gateway/test_metrics.py::test_requests_are_counted_by_what_became_of_them",
+            "gateway/test_metrics.py::test_what_clients_write_is_never_a_label",
+            code=("turnout.gateway.metrics:Metrics.ended", "turnout.gateway.metrics:Metrics.families"),
+        ),
+    ),
     ("UI-5", "offline bundle", AIRGAP),
     ("HA-1", "replicas", LATER),
 )

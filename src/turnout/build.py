@@ -78,7 +78,7 @@ async def open_router(
     """
     config = loaded.config
     allow = refuse_outside(loaded)
-    audit = _open_audit(loaded)
+    audit = open_audit_log(loaded)
     async with AsyncExitStack() as stack:
         if audit is not None:
             stack.callback(audit.close)
@@ -145,7 +145,7 @@ async def open_client_for(loaded: LoadedConfig) -> AsyncIterator[HttpClient]:
         AuditError: the audit log cannot be opened.
     """
     allow = refuse_outside(loaded)
-    audit = _open_audit(loaded)
+    audit = open_audit_log(loaded)
     try:
         async with open_client(allow, on_refusal=_refusal_logger(audit)) as client:
             yield client
@@ -252,7 +252,12 @@ def _require_allowed(allow: AllowList, endpoint: Endpoint, place: str) -> None:
         raise GuardError(message, target=error.target, hint=error.hint) from error
 
 
-def _open_audit(loaded: LoadedConfig) -> AuditLog | None:
+def open_audit_log(loaded: LoadedConfig) -> AuditLog | None:
+    """The audit log; None when the configuration wants none.
+
+    Raises:
+        AuditError: it cannot be opened.
+    """
     security = loaded.config.security
     if not security.audit_enabled:
         return None

@@ -303,13 +303,36 @@ class EmbeddedConfig(Section, frozen=True, kw_only=True):
 
 
 class GatewayConfig(Section, frozen=True, kw_only=True):
-    """``turnout serve``: loopback only until keys exist."""
+    """``turnout serve`` (docs/gateway.md). Beyond loopback it needs keys."""
 
-    host: Annotated[str, Meta(description="`127.0.0.1`, `::1` or `localhost`.")] = "127.0.0.1"
+    host: Annotated[
+        str,
+        Meta(
+            description="Where it listens: `127.0.0.1`, `::1`, `localhost`, or with keys another address of this host."
+        ),
+    ] = "127.0.0.1"
     port: Annotated[int, Meta(ge=1, le=65_535, description="The TCP port.")] = 4747
     max_body_mb: Annotated[
         int, Meta(ge=1, le=1024, description="Larger requests are refused.", extra={"unit": "MB"})
     ] = 32
+    hosts: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Names that clients call it by, beside `localhost` and the addresses it listens on; without "
+            "port. A request for any other name is refused."
+        ),
+    ] = ()
+    max_connections: Annotated[
+        int, Meta(ge=1, le=100_000, description="More at the same time are refused with 503.")
+    ] = 2048
+    body_timeout: Annotated[Milliseconds, Meta(description="The longest that a request may take to come in.")] = 60_000
+    drain_timeout: Annotated[
+        Milliseconds, Meta(description="How long what runs may go on once it is told to stop.")
+    ] = 30_000
+    access_log: Annotated[
+        bool | None,
+        Meta(description="A JSON line on standard output for each request. Default: only beyond loopback."),
+    ] = None
 
 
 class RouterConfig(Section, frozen=True, kw_only=True):

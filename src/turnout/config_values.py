@@ -48,11 +48,19 @@ def impossible(config: RouterConfig, kinds: Mapping[str, str]) -> Iterator[Probl
     if context.compaction_target >= context.compaction_threshold:
         said = f"the target {context.compaction_target} is not below the threshold {context.compaction_threshold}"
         yield ("context", "compaction_target"), said, "for example 0.5 and 0.8"
-    if config.gateway.host not in LOOPBACK:
-        hint = f"{', '.join(LOOPBACK)}: serving other machines needs keys, which do not exist yet"
-        yield ("gateway", "host"), f"{shown(config.gateway.host)} is not loopback", hint
+    yield from _gateway_problems(config)
     yield from _security_problems(config)
     yield from _scan_problems(config)
+
+
+def _gateway_problems(config: RouterConfig) -> Iterator[Problem]:
+    host = config.gateway.host
+    if host != "localhost" and (_network(host) is None or "/" in host):
+        yield ("gateway", "host"), f"{shown(host)} is not an address of this host", "for example 127.0.0.1 or 0.0.0.0"
+    for number, name in enumerate(config.gateway.hosts):
+        if "/" in name or not _is_host(name):
+            hint = "a name or an address, without scheme, port and wildcard"
+            yield ("gateway", "hosts", str(number)), f"{shown(name)} is not a host", hint
 
 
 def _scan_problems(config: RouterConfig) -> Iterator[Problem]:

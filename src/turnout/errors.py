@@ -6,6 +6,7 @@
     ├── NoServiceError         no local LLM server answered (what was probed, what to do next)
     ├── NoSuitableModelError   servers answered, none has a model this request can use
     ├── QueryFailedError       every attempt of the plan failed (carries the attempts)
+    ├── NotPermittedError      whoever asks may not have what was asked for (the limits of a key)
     ├── GuardError             a connection that the allow-list does not hold was refused
     ├── AuditError             the audit log cannot be written
     ├── StorageError           a file of ours (session store, data directory) cannot be used
@@ -155,6 +156,13 @@ class GuardError(TurnoutError):
     def __init__(self, message: str, *, target: str = "", hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.target = target
+
+
+class NotPermittedError(TurnoutError):
+    """Whoever asks may not have what was asked for: the key has limits."""
+
+    exit_code = EXIT_REFUSED
+    code = "not_permitted"
 
 
 class AuditError(TurnoutError):

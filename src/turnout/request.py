@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from turnout.errors import UsageError
+from turnout.errors import NotPermittedError, UsageError
 from turnout.routing.classify import classify_task
 from turnout.types import (
     VIRTUAL_MODELS,
@@ -13,6 +14,7 @@ from turnout.types import (
     ClassificationResult,
     Image,
     Message,
+    Principal,
     TaskCategory,
     Text,
     ToolResult,
@@ -29,6 +31,25 @@ def query_of(request: ChatRequest) -> str:
     """The words of a request that its hash in the log is of."""
     raw = request.raw
     return request.last_user_text or (raw.body.decode("utf-8", "replace") if raw else "")
+
+
+def may_ask(principal: Principal, model: str) -> bool:
+    """Whether ``model`` may be asked for, in any case of its letters and with or without ``:latest``."""
+    if not principal.models:
+        return True
+    name = model.lower().removesuffix(":latest")
+    return any(fnmatchcase(name, pattern.lower().removesuffix(":latest")) for pattern in principal.models)
+
+
+def permit(principal: Principal, model: str) -> None:
+    """Refuse a model that whoever asks may not ask for.
+
+    Raises:
+        NotPermittedError: it is not among those of the principal.
+    """
+    if not may_ask(principal, model):
+        hint = f"it may ask for: {', '.join(principal.models)}"
+        raise NotPermittedError(f"the key {principal.id!r} may not ask for {model[:80]!r}", hint=hint)
 
 
 _ASKING = (Image, ToolResult)  # what asks for an answer without a word

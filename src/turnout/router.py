@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,14 +25,13 @@ from turnout.errors import (
     BackendError,
     CallerLeftError,
     ContextOverflowError,
-    EndpointLoadingError,
     NoServiceError,
     NoSuitableModelError,
     StorageError,
     TurnoutError,
     UsageError,
 )
-from turnout.fitting import Fit, Fitter, Refusals
+from turnout.fitting import Fit, Fitter
 from turnout.fleet.catalog import Catalog
 from turnout.fleet.pins import Pin
 from turnout.guard.audit import AuditLog, QueryEnd, QueryStart
@@ -40,7 +39,7 @@ from turnout.guard.trail import Trail
 from turnout.hygiene import tidy
 from turnout.outcome import broken, failed, reason_of, tried_of
 from turnout.placement import Placement
-from turnout.request import answer_room, capabilities_of, check, classify, enrich, query_of
+from turnout.request import answer_room, capabilities_of, check, classify, enrich, permit, query_of
 from turnout.residency import the_one, unload, warm
 from turnout.routing.advice import BUNDLED, what_to_check
 from turnout.routing.capabilities import CapabilityTable
@@ -48,6 +47,7 @@ from turnout.routing.classify import classify_task
 from turnout.routing.fallback import LOADING_WAIT, RetryBudget, after_error, plan_attempts, sooner
 from turnout.routing.patience import first_byte_limit
 from turnout.routing.select import Needs, Selection, Selector, unsuitable
+from turnout.run import Run, new_id
 from turnout.sidework import Sidework
 from turnout.summary import Summarizer
 from turnout.types import (
@@ -65,7 +65,6 @@ from turnout.types import (
     Principal,
     Route,
     Started,
-    TextDelta,
     Usage,
     UsageReport,
     WireFormat,
@@ -78,6 +77,7 @@ if TYPE_CHECKING:
     from turnout.context.store import SessionStore
     from turnout.fleet.watch import Fleet
     from turnout.guard.network import HttpClient
+
 
 # Of a server that fails with every one of many models, each try may load another of them.
 MAX_ATTEMPTS = 16
@@ -103,39 +103,6 @@ class Explanation:
     attempts: tuple[Attempt, ...]
     prompt_tokens: int
     context_note: str
-
-
-@dataclass(slots=True)
-class Run:
-    """What is known of one request while it runs. Written by its own pipeline only."""
-
-    request: ChatRequest
-    principal: Principal
-    query: str  # the words whose keyed hash is logged
-    id: str = field(default_factory=lambda: f"{random.getrandbits(128):032x}")
-    started: float = field(default_factory=time.monotonic)
-    task: ClassificationResult | None = None
-    attempts: list[AttemptRecord] = field(default_factory=list)
-    route: Route | None = None
-    usage: Usage = field(default_factory=Usage)
-    text: list[str] = field(default_factory=list)
-    error: str = "cancelled"
-    compacted: bool = False  # what was sent to the model that answers
-    refusals: Refusals = field(default_factory=Refusals)
-    place: bytes = b""  # what its conversation is known by
-
-    @property
-    def failures(self) -> int:
-        """Attempts that failed, but for those that a busy or loading server will serve later."""
-        return sum(not isinstance(a.error, EndpointLoadingError) for a in self.attempts)
-
-    def see(self, event: Event) -> None:
-        if isinstance(event, TextDelta):
-            self.text.append(event.text)
-        elif isinstance(event, UsageReport):
-            self.usage = event.usage
-        elif isinstance(event, Started):
-            self.route = event.route
 
 
 class Router:
@@ -176,6 +143,11 @@ class Router:
         """The last answer's end that could not be written to the audit log: it was given all the same, and told."""
         return self._trail.alarm if self._trail is not None else None
 
+    def note(self, event_type: str, *, error: str = "", principal: str = LOCAL.id, service: str = "") -> None:
+        """Write to the audit log what is no query. Raises AuditError."""
+        if self._audit is not None:
+            self._audit.event(event_type, error=error, principal=principal, service=service)
+
     @property
     def catalog(self) -> Catalog:
         """What runs where, as it was last seen."""
@@ -208,10 +180,22 @@ class Router:
         await unload(self.client, candidate)
         return candidate
 
-    async def route(self, request: ChatRequest, principal: Principal = LOCAL) -> AsyncGenerator[Event, None]:
+    def begin(self, request: ChatRequest, principal: Principal, request_id: str = "") -> Run:
+        """The record of a request that is to be routed."""
+        return Run(request, principal, query_of(request), request_id or new_id())
+
+    async def route(
+        self, request: ChatRequest, principal: Principal = LOCAL, run: Run | None = None
+    ) -> AsyncGenerator[Event, None]:
         """Answer ``request`` as a stream of events. Close the stream to cancel (``aclosing``).
 
+        Args:
+            request: what is asked.
+            principal: who asks.
+            run: the record of this request, for who wants to read it; filled meanwhile.
+
         Raises:
+            NotPermittedError: the principal may not ask for this model.
             UsageError: the request is empty or far too long, its position is beyond the end of the file, or the id of
                 its session is not a plain name.
             NoServiceError: no server answered.
@@ -220,11 +204,11 @@ class Router:
             StreamBrokenError: the answer broke off after output had begun; carries what came.
             AuditError: the audit log cannot be written, so nothing was run.
         """
-        run = Run(request, principal, query_of(request))
+        run = run or self.begin(request, principal)
         await self._audit_start(run)
         self._budget.earn()
         try:
-            self._check(request)
+            self._check(request, principal)
             request = tidy(request) if request.own_history else request
             run.task = classify(request)
             if not self.catalog.serving:
@@ -297,7 +281,8 @@ class Router:
 
     # Steps of the pipeline, in its order.
 
-    def _check(self, request: ChatRequest) -> None:
+    def _check(self, request: ChatRequest, principal: Principal) -> None:
+        permit(principal, request.model)
         check(request)
         if self._store is not None and request.session_id:
             from turnout.context.store import check_session_id
@@ -470,6 +455,7 @@ class Router:
             prompt_tokens=fit.estimate,
             attempts=tuple(run.attempts),
             reason=reason_of(attempt, run.attempts),
+            compacted=fitted.changed,
         )
         heads: list[Event] = [Started(route)]
         if fitted.changed:

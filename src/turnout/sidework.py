@@ -23,6 +23,7 @@ from turnout.errors import (
 )
 from turnout.guard.audit import QueryEnd, QueryStart
 from turnout.outcome import broken, failed
+from turnout.request import permit
 from turnout.routing.advice import BUNDLED
 from turnout.routing.capabilities import CapabilityTable
 from turnout.routing.select import asked_for, nobody_has
@@ -172,6 +173,7 @@ class Sidework:
         if self._trail is not None:
             await self._trail.start(QueryStart(run.id, "", run.principal.id, run.query))
         try:
+            permit(run.principal, run.model)
             for candidate in await self._candidates(run.model, what):
                 endpoint, began = candidate.endpoint, time.monotonic()
                 self._fleet.book.begin(endpoint)

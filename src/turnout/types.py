@@ -237,10 +237,15 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who asks. Every request carries one; ``local`` is the person at this machine."""
+    """Who asks. Every request carries one; ``local`` is the person at this machine.
+
+    Attributes:
+        models: patterns of the models, exact or virtual, that may be asked for; empty for all.
+    """
 
     id: str = "local"
     roles: frozenset[str] = frozenset({"user"})
+    models: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -552,6 +557,7 @@ class Route:
         prompt_tokens: our estimate of the prompt that was sent.
         attempts: what was tried, the last one being this.
         reason: one sentence for people.
+        compacted: less was sent than the client has.
     """
 
     request_id: str
@@ -567,6 +573,7 @@ class Route:
     prompt_tokens: int = 0
     attempts: tuple[AttemptRecord, ...] = ()
     reason: str = ""
+    compacted: bool = False
 
 
 Event: TypeAlias = (

@@ -14,10 +14,10 @@ import aiohttp
 from tests.cli.conftest import Fakes, configure, program, run
 
 
-def test_it_listens_on_loopback_only() -> None:
+def test_it_listens_on_loopback_only_without_a_key() -> None:
     result = run("serve", "--host", "0.0.0.0")
     assert result.exit_code == 2
-    assert "loopback only" in result.stderr
+    assert "cannot listen on 0.0.0.0" in result.stderr
     assert run("serve", "--port", "70000").exit_code == 2
 
 

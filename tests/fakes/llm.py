@@ -28,6 +28,7 @@ class State:
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
         self.closed = asyncio.Event()
+        self.release = asyncio.Event()  # ends a "stall"
 
     def take_fault(self) -> str:
         if self.faults_left == 0:
@@ -128,7 +129,7 @@ async def _openai_stream(state: State, body: dict[str, object], fault: str) -> A
                 if fault == "drop" and place == 1:
                     raise ConnectionResetError
                 if fault == "stall" and place == 1:
-                    await asyncio.Event().wait()
+                    await state.release.wait()
             yield chunk({}, "stop")
         options = body.get("stream_options")
         if isinstance(options, dict) and options.get("include_usage"):

@@ -89,7 +89,7 @@ async def test_unknown_fields_survive_the_raw_lane() -> None:
         body = {"model": app.state.fake.models[0], "messages": QUESTION, "min_p": 0.1, "x_unknown": {"deep": [1, 2]}}
         async with session.post(f"{url}/v1/chat/completions", json=body) as reply:
             assert reply.status == 200
-            assert reply.headers["x-turnout-service"] == "s0"
+            assert reply.headers["x-turnout-endpoint"] == "s0"
     assert app.state.fake.seen == [body]
 
 
@@ -134,7 +134,7 @@ async def test_an_error_under_200_before_any_output_fails_over(stream: bool) -> 
             body = {"model": good.state.fake.models[0], "messages": QUESTION, "stream": stream}
             async with session.post(f"{url}/v1/chat/completions", json=body) as reply:
                 assert reply.status == 200
-                assert reply.headers["x-turnout-service"] == "s1"
+                assert reply.headers["x-turnout-endpoint"] == "s1"
                 assert "boom" not in (await reply.read()).decode()
 
 
@@ -246,7 +246,7 @@ ENDPOINTS = (
     "POST /v1/chat/completions, POST /v1/completions, POST /v1/embeddings, POST /v1/rerank, POST /v1/messages, "
     "POST /v1/responses, POST /api/chat, POST /api/generate, POST /api/embed, POST /api/embeddings, POST /api/show, "
     "DELETE /v1/responses/{id}, GET /v1/responses/{id}, GET /v1/models, GET /v1/models/{id}, "
-    "GET /api/tags, GET /api/ps, GET /api/version, GET /health, GET /"
+    "GET /api/tags, GET /api/ps, GET /api/version, GET /metrics, GET /healthz, GET /readyz, GET /health, GET /"
 )
 
 

@@ -81,7 +81,7 @@ async def test_a_model_of_that_very_id_is_asked_before_one_of_another_build() ->
     first, second = Fake([FakeModel(f"{asked}-instruct")]), Fake([FakeModel(asked)])
     async with gateway((vllm, first), (ollama, second)) as url, aiohttp.ClientSession() as session:
         async with session.post(f"{url}/v1/embeddings", json={"model": asked, "input": "a"}) as reply:
-            assert reply.headers["x-turnout-service"] == "s1"
+            assert reply.headers["x-turnout-endpoint"] == "s1"
             assert reply.headers["x-turnout-model"] == f"{asked}:latest"
 
 
@@ -160,7 +160,7 @@ async def test_a_server_that_fails_before_its_first_word_is_passed_over(stream: 
         body = {"model": MODEL, "prompt": "a", "stream": stream}
         async with session.post(f"{url}/v1/completions", json=body) as reply:
             text = await reply.text()
-            assert reply.headers["x-turnout-service"] == "s1"
+            assert reply.headers["x-turnout-endpoint"] == "s1"
             assert reply.content_type == ("text/event-stream" if stream else "application/json")
     assert "return a + b" in text
     assert (len(bad.seen), len(good.seen)) == (1, 1)

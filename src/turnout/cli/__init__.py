@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("models", "List the models that the local servers offer."),
     "top": ("top", "Show live what is loaded where, who waits, tokens per second and changes of state."),
     "serve": ("serve", "Run the gateway that coding agents connect to."),
+    "key": ("key", "Make, list, rotate and revoke the keys of the gateway."),
     "config": ("config", "Check, show or create the configuration."),
     "embedded": ("embedded", "Install or inspect the bundled demonstration model."),
     "doctor": ("doctor", "Check this installation and say how to fix what is wrong."),

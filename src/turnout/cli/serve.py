@@ -8,15 +8,18 @@ from turnout.cli.output import loaded_config
 
 
 @click.command()
-@click.option("--host", help="Loopback address to listen on. Default: gateway.host.")
+@click.option(
+    "--host", help="Address to listen on; beyond loopback only with keys (`turnout key`). Default: gateway.host."
+)
 @click.option("--port", type=click.IntRange(0, 65535), help="Port; 0 takes a free one. Default: gateway.port.")
 @click.pass_obj
 def serve(config_file: str | None, host: str | None, port: int | None) -> None:
     """Run the gateway that coding agents connect to.
 
-    Listens until Ctrl-C; says its address on stderr.
+    Listens until Ctrl-C or SIGTERM, which let what runs end; says its address on stderr. The configuration is read anew
+    on SIGHUP and when its file is saved.
     """
     loaded = loaded_config(config_file)
-    from turnout.gateway.app import serve as run
+    from turnout.gateway.live import serve as run
 
     run(loaded, host, port)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from turnout.fleet.files import lock_folder, replace_file, unlock_folder
+from turnout.files import lock_folder, replace_file, unlock_folder
 from turnout.types import Endpoint, Model
 
 WINDOW_HOLDS = 24 * 3600.0  # seconds: a server that was started again may have another one

@@ -13,8 +13,8 @@ from pathlib import Path
 import msgspec
 
 from turnout.errors import StorageError
+from turnout.files import lock_folder, replace_file, unlock_folder
 from turnout.fleet.catalog import Catalog, EndpointStatus
-from turnout.fleet.files import lock_folder, replace_file, unlock_folder
 from turnout.types import Health, Model
 
 log = logging.getLogger("turnout")

@@ -1,13 +1,14 @@
-"""The HTTP face: every URL and the middleware order on one page. Loopback only until keys exist."""
+"""The HTTP face: every URL and the middleware order on one page.
+
+A request passes ``auth.Door`` first, whatever it is; ``live.py`` runs all this as a process.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import re
-import sys
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 
 import msgspec
 import uvicorn
@@ -19,26 +20,19 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from turnout import __version__
-from turnout.build import open_router
-from turnout.config import LoadedConfig
-from turnout.errors import UsageError
-from turnout.fleet.catalog import Catalog
+from turnout.config import data_dir
 from turnout.gateway import completions, ollama, responses, side
+from turnout.gateway.access import AccessLog
+from turnout.gateway.auth import OPEN_ROUTES, Door, Meter, RefusalLog
+from turnout.gateway.exchange import Exchange, Noted, enter
+from turnout.gateway.metrics import Metrics
 from turnout.gateway.refusal import HttpError, format_of, refusal
-from turnout.gateway.transport import GatheringProtocol
+from turnout.gateway.transport import Limits, protocol, sweeping
+from turnout.guard.keys import Keyring, keys_path
 from turnout.guard.listen import listen
 from turnout.router import Router
-from turnout.types import Health
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
-ALLOWED_HOSTS = frozenset({b"localhost", b"127.0.0.1", b"[::1]"})
-# A loopback page, or what is no page of a site at all: an editor's own view, such as vscode-webview://.
-_OWN_ORIGIN = re.compile(
-    rb"https?://(?:localhost|127\.0\.0\.1|\[::1\])(?::\d{1,5})?|(?!(?:https?|file|ftp|wss?):)[a-z][a-z0-9+.-]*://[!-~]+",
-    re.IGNORECASE,
-)
-_JSON_TYPE = re.compile(rb"application/(?:[\w.-]+\+)?json[ \t]*(?:;.*)?", re.IGNORECASE)
-
+DEFAULT_LIMITS = Limits()
 
 # What is asked of a model, by POST.
 CHAT: dict[str, ASGIApp] = {
@@ -56,12 +50,30 @@ CHAT: dict[str, ASGIApp] = {
 }
 
 
-def create_app(router: Router, *, max_body_bytes: int = 32_000_000) -> Gateway:
+class Shared:
+    """What outlives a reload of the configuration: counters, and that the process is about to end."""
+
+    def __init__(self) -> None:
+        self.meter, self.metrics, self.refusals = Meter(), Metrics(), RefusalLog()
+        self.draining = False
+
+
+def create_app(
+    router: Router,
+    *,
+    max_body_bytes: int = 32_000_000,
+    door: Door | None = None,
+    shared: Shared | None = None,
+    access: AccessLog | None = None,
+) -> Gateway:
     """The application over an open Router.
 
     Args:
         router: routes the requests.
         max_body_bytes: a larger request body is refused with 413.
+        door: who is let in; by default whoever has a key of the data directory, or this machine where it has none.
+        shared: what another application of this process counted before.
+        access: where each request is written to.
     """
     app = Gateway(
         routes=[
@@ -72,6 +84,9 @@ def create_app(router: Router, *, max_body_bytes: int = 32_000_000) -> Gateway:
             Route("/api/tags", ollama.tags, methods=["GET"]),
             Route("/api/ps", ollama.running, methods=["GET"]),
             Route("/api/version", ollama.version, methods=["GET"]),
+            Route("/metrics", metrics, methods=["GET"]),
+            Route("/healthz", health, methods=["GET"]),
+            Route("/readyz", ready, methods=["GET"]),
             Route("/health", health, methods=["GET"]),
             Route("/", root, methods=["GET"]),
         ],
@@ -82,11 +97,22 @@ def create_app(router: Router, *, max_body_bytes: int = 32_000_000) -> Gateway:
     app.state.router = router
     app.state.responses = responses.Shelves()
     app.state.max_body_bytes = max_body_bytes
+    app.door = door or Door(Keyring(keys_path(data_dir())))
+    app.shared, app.access = shared or Shared(), access
+    routes = [route for route in app.routes if isinstance(route, Route)]
+    app.paths = {route.path: route.path for route in routes} | {r.endpoint: r.path for r in routes if "{" in r.path}
     return app
 
 
 class Gateway(Starlette):
-    """The checks come first; chat goes straight to its endpoint, since routing costs a tenth of a short answer."""
+    """The door comes first; chat goes straight to its endpoint, since routing costs a tenth of a short answer."""
+
+    door: Door
+    shared: Shared
+    access: AccessLog | None
+    paths: Mapping[object, str]
+    in_flight = 0
+    _idle: asyncio.Event | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI call."""
@@ -94,18 +120,78 @@ class Gateway(Starlette):
             await super().__call__(scope, receive, send)
             return
         chat = CHAT.get(scope["path"]) if scope["method"] == "POST" else None
-        if error := _foreign(scope["headers"], chat=chat is not None):
-            await refusal(error, format_of(scope))(scope, receive, send)
-        elif chat is None:
-            await super().__call__(scope, receive, send)
-        else:
-            scope["app"] = self
-            await chat(scope, receive, send)
+        exchange = Exchange()
+        enter(scope, exchange)
+        answer = Noted(exchange, send)
+        self.in_flight += 1
+        self.shared.metrics.in_flight += 1
+        try:
+            if (error := self._refused(exchange, scope, chat=chat is not None)) is not None:
+                await refusal(error, format_of(scope))(scope, receive, answer)
+            elif chat is None:
+                await super().__call__(scope, receive, answer)
+            else:
+                scope["app"] = self
+                await chat(scope, receive, answer)
+        finally:
+            self._ended(exchange, scope, "" if chat is None else scope["path"])
+
+    def _refused(self, exchange: Exchange, scope: Scope, *, chat: bool) -> HttpError | None:
+        """Why this request is not served, or None; the one place where that is decided."""
+        try:
+            self.door.admit(exchange, scope, self.shared.meter, chat=chat)
+            if self.shared.draining and scope["path"] not in OPEN_ROUTES:
+                headers = {"Retry-After": "5", "Connection": "close"}
+                raise HttpError(503, "the gateway is stopping", hint="ask again", headers=headers, code="stopping")
+        except HttpError as error:
+            exchange.refused = error.code
+            if error.status != 415 and error.code != "stopping":
+                self.shared.refusals.write(error, exchange, scope, self.state.router.note)
+            return error
+        return None
+
+    def _ended(self, exchange: Exchange, scope: Scope, chat: str) -> None:
+        shared = self.shared
+        if exchange.key is not None:
+            shared.meter.leave(exchange.key)
+        route = chat or self.paths.get(scope["path"]) or self.paths.get(scope.get("endpoint"), "unknown")
+        shared.metrics.ended(exchange, route)
+        if self.access is not None:
+            self.access.write(exchange, scope, route)
+        exchange.run = None  # a connection that is kept has its last scope, which must not keep what was asked
+        shared.metrics.in_flight -= 1
+        self.in_flight -= 1
+        if self._idle is not None and not self.in_flight:
+            self._idle.set()
+            self._idle = None
+
+    async def idle(self) -> None:
+        """Wait until no request runs; new ones must go elsewhere, or be refused."""
+        while self.in_flight:
+            if self._idle is None:
+                self._idle = asyncio.Event()
+            await self._idle.wait()
 
 
 async def health(request: Request) -> Response:
     """Alive; says nothing about the servers behind."""
     return Response(b'{"status":"ok"}', media_type="application/json")
+
+
+async def ready(request: Request) -> Response:
+    """Whether a request would find a server that can answer."""
+    if request.app.shared.draining:
+        state = "stopping"
+    else:
+        state = "ready" if request.app.state.router.catalog.serving else "no server can answer"
+    status, headers = (200, None) if state == "ready" else (503, {"Retry-After": "5"})
+    return Response(msgspec.json.encode({"status": state}), status, headers, media_type="application/json")
+
+
+async def metrics(request: Request) -> Response:
+    """For Prometheus."""
+    text, kind = request.app.shared.metrics.text(request.app.state.router)
+    return Response(text, headers={"Content-Type": kind})
 
 
 async def root(request: Request) -> Response:
@@ -134,56 +220,12 @@ def _endpoints(app: Starlette) -> list[str]:
     ]
 
 
-def _foreign(headers: Iterable[tuple[bytes, bytes]], *, chat: bool) -> HttpError | None:
-    """Why a request is not one of this machine's own programs, or None.
+class _Server(uvicorn.Server):
+    """uvicorn without its own ideas about signals: they are the process's, and SIGTERM means more than an end."""
 
-    A foreign Host is what a page in a browser sends after DNS rebinding; a foreign Origin is any other page. A page's
-    form can post text without asking first, so where an Origin is, a chat must say that it is JSON.
-    """
-    hosts, origins, types = [], [], []
-    for name, value in headers:
-        if name == b"host":
-            hosts.append(value)
-        elif name == b"origin":
-            origins.append(value)
-        elif name == b"content-type":
-            types.append(value)
-    if len(hosts) != 1 or _host_name(hosts[0].lower()) not in ALLOWED_HOSTS:
-        return HttpError(421, "the Host header is not this gateway's", hint="use http://127.0.0.1 or http://localhost")
-    if not all(_OWN_ORIGIN.fullmatch(origin) for origin in origins):
-        return HttpError(403, "the request comes from another site's page", hint="call the gateway from this machine")
-    if chat and origins and not (len(types) == 1 and _JSON_TYPE.fullmatch(types[0])):
-        return HttpError(415, "a page must send a chat as JSON", hint="Content-Type: application/json")
-    return None
-
-
-def _host_name(host: bytes) -> bytes:
-    return host[: host.index(b"]") + 1] if host.startswith(b"[") and b"]" in host else host.split(b":", 1)[0]
-
-
-def serve(loaded: LoadedConfig, host: str | None = None, port: int | None = None) -> None:
-    """Run the gateway until a signal ends it.
-
-    Raises:
-        UsageError: the address is not loopback.
-        ListenError: the port is in use.
-    """
-    gateway = loaded.config.gateway
-    address = host or gateway.host
-    if address not in LOOPBACK:
-        raise UsageError(f"the gateway listens on loopback only, not on {address}", hint="use --host 127.0.0.1")
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(loaded, address, gateway.port if port is None else port))
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop where it is installed; it has no build for Windows."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
 
 
 def calm_collector() -> None:
@@ -194,41 +236,18 @@ def calm_collector() -> None:
     gc.set_threshold(20_000, 20, 20)
 
 
-async def _serve(loaded: LoadedConfig, host: str, port: int) -> None:
-    async with open_router(loaded, watch=True) as router:
-        calm_collector()
-        app = create_app(router, max_body_bytes=loaded.config.gateway.max_body_mb * 1_000_000)
-        async with running(app, host, port) as (server, url):
-            sys.stderr.write(f"Turnout listens on {url}\n{_found(router.catalog, loaded.config.discovery.interval)}\n")
-            sys.stderr.flush()
-            await server
-
-
-def _found(catalog: Catalog, interval: int) -> str:
-    """What there is to route to, or what to do; ``interval`` in milliseconds."""
-    serving = catalog.serving
-    if serving:
-        models = sum(len(status.models) for status in serving)
-        names = ", ".join(f"{status.endpoint.name} ({len(status.models)})" for status in serving)
-        return f"Found {_counted(len(serving), 'server')} with {_counted(models, 'model')}: {names}"
-    loading = [status.endpoint.name for status in catalog.endpoints if status.health is Health.LOADING]
-    if loading:
-        return f"No model can answer yet; still loading: {', '.join(loading)}"
-    return (
-        "No server is found yet: start one such as llama-server or Ollama, or name yours in the configuration"
-        f" (`turnout config init`). It is looked for every {interval / 1000:g} s and when a request comes."
-    )
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
 @asynccontextmanager
 async def running(
-    app: Starlette, host: str = "127.0.0.1", port: int = 0
+    app: ASGIApp, host: str = "127.0.0.1", port: int = 0, *, limits: Limits = DEFAULT_LIMITS, grace: int = 5
 ) -> AsyncIterator[tuple[asyncio.Task[None], str]]:
     """Serve ``app``; yields the server's task and its URL once it listens.
+
+    Args:
+        app: the application.
+        host: an address of this machine.
+        port: 0 takes a free one.
+        limits: what a client may take before it has asked anything.
+        grace: seconds that requests have to end when all is over.
 
     Raises:
         ListenError: it cannot listen there.
@@ -236,15 +255,15 @@ async def running(
     listener = listen(host, port)
     config = uvicorn.Config(
         app,
-        http=GatheringProtocol,
+        http=protocol(limits),
         log_level="warning",
         access_log=False,
         lifespan="off",
         proxy_headers=False,
         server_header=False,
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=grace,
     )
-    server = uvicorn.Server(config)
+    server = _Server(config)
     task = asyncio.create_task(server.serve([listener]))
     while not server.started:
         if task.done():
@@ -253,7 +272,8 @@ async def running(
     try:
         actual = listener.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
-        yield task, f"http://{shown}:{actual}"
+        async with sweeping(lambda: server.server_state.connections, limits):
+            yield task, f"http://{shown}:{actual}"
     finally:
         server.should_exit = True
         await task

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Generic
 
 import msgspec
@@ -15,8 +16,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from turnout.errors import NoSuitableModelError, TurnoutError
+from turnout.gateway.exchange import Exchange, decision_headers, exchange_of
 from turnout.gateway.formats import ANTHROPIC, OPENAI_CHAT, OPENAI_TEXT, A, Format
 from turnout.gateway.refusal import HttpError, cause_of, format_of, refusal
+from turnout.request import may_ask
 from turnout.router import Router
 from turnout.types import VIRTUAL_MODELS, ChatRequest, Event, Principal, RawChunk, RawHead, Route, Started
 from turnout.wire.base import Completion
@@ -38,8 +41,8 @@ async def list_models(request: Request) -> Response:
         "object": "list",
         "data": rows,
         "has_more": False,
-        "first_id": rows[0]["id"],
-        "last_id": rows[-1]["id"],
+        "first_id": rows[0]["id"] if rows else None,
+        "last_id": rows[-1]["id"] if rows else None,
     }
     return Response(msgspec.json.encode(listing), media_type="application/json")
 
@@ -59,11 +62,12 @@ async def _rows(request: Request) -> list[dict[str, object]]:
     router: Router = request.app.state.router
     catalog = router.catalog if router.catalog.serving else await router.refresh()
     rows: dict[str, dict[str, object]] = {}
+    allowed = partial(may_ask, exchange_of(request.scope).principal)
     for status in catalog.serving:
-        for model in status.models:
+        for model in filter(lambda model: allowed(model.id), status.models):
             rows.setdefault(model.id, _row(model.id, status.endpoint.kind, model.window))
     largest = max((model.window for status in catalog.serving for model in status.models), default=0)
-    virtual = sorted(VIRTUAL_MODELS, key=lambda name: (name != "auto", name))
+    virtual = sorted(filter(allowed, VIRTUAL_MODELS), key=lambda name: (name != "auto", name))
     return [*rows.values(), *(_row(name, "turnout", largest) for name in virtual)]
 
 
@@ -119,8 +123,8 @@ anthropic_messages = ChatEndpoint(ANTHROPIC)
 
 
 def principal_of(scope: Scope) -> Principal:
-    """Who asks: as long as there are no keys, everybody is the person at this machine."""
-    return Principal()
+    """Who asks, as the door has found."""
+    return exchange_of(scope).principal
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
@@ -245,10 +249,20 @@ class ChatAnswer(Generic[A]):
 def answered(router: Router, asked: ChatRequest | Completion, scope: Scope) -> AsyncGenerator[Event, None]:
     """The events of an answer: a chat goes through the pipeline, a text to the model that is named."""
     if isinstance(asked, Completion):
-        return router.side.complete(asked, principal_of(scope))
+        return _told(router.side.complete(asked, principal_of(scope)), exchange_of(scope))
     if name := conversation_of(scope["headers"]):
         asked = replace(asked, conversation=name)
-    return router.route(asked, principal_of(scope))
+    exchange = exchange_of(scope)
+    return router.route(asked, exchange.principal, exchange.begin(router, asked))
+
+
+async def _told(made: AsyncGenerator[Event, None], exchange: Exchange) -> AsyncGenerator[Event, None]:
+    """The same events; of what keeps no record for us, the exchange gets to know its route."""
+    async with aclosing(made) as events:
+        async for event in events:
+            if isinstance(event, Started):
+                exchange.aside = event.route
+            yield event
 
 
 class _Stream:
@@ -306,15 +320,7 @@ class _Stream:
 
 def route_headers(route: Route | None) -> list[tuple[bytes, bytes]]:
     """Which way an answer went, for whoever looks."""
-    if route is None:
-        return []
-    pairs = (
-        ("x-turnout-request-id", route.request_id),
-        ("x-turnout-model", route.sent_model),
-        ("x-turnout-service", route.service),
-        ("x-turnout-level", str(int(route.level))),
-    )
-    return [(name.encode(), value.encode("ascii", "replace")) for name, value in pairs]
+    return decision_headers(route) if route is not None else []
 
 
 def _new_id() -> str:

@@ -17,10 +17,11 @@ from starlette.types import Receive, Scope, Send
 
 from turnout import __version__
 from turnout.errors import NoSuitableModelError, TurnoutError, UsageError
-from turnout.gateway.completions import ChatAnswer, WhilePresent, read_body
+from turnout.gateway.completions import ChatAnswer, WhilePresent, principal_of, read_body
 from turnout.gateway.formats import OLLAMA_CHAT, OLLAMA_GENERATE, OLLAMA_TEXT, A, ChatFormat, Format
 from turnout.gateway.refusal import HttpError, refusal
 from turnout.gateway.side import WholeEndpoint, counted
+from turnout.request import may_ask, permit
 from turnout.router import Router
 from turnout.types import VIRTUAL_MODELS, Event, Json, Model, Principal, Route
 from turnout.wire import base, ollama_server
@@ -102,8 +103,9 @@ def _amount(parameters: int) -> str:
     return f"{parameters / 1e6:.2f}M" if parameters else ""
 
 
-async def _shown(router: Router) -> dict[str, _Shown]:
-    """Every model by its id, then the virtual ones, which can what any can and have the largest window."""
+async def _shown(router: Router, who: Principal) -> dict[str, _Shown]:
+    """Every model that may be asked for, by its id, then the virtual ones, which can what any can and have the largest
+    window."""
     catalog = router.catalog if router.catalog.serving else await router.refresh()
     found: dict[str, _Shown] = {}
     for status in catalog.serving:
@@ -119,7 +121,11 @@ async def _shown(router: Router) -> dict[str, _Shown]:
     window = max((shown.model.window for shown in chats), default=0)
     for name in sorted(VIRTUAL_MODELS, key=lambda name: (name != "auto", name)):
         found.setdefault(name, _Shown(Model(name, window=window), able, resident=False))
-    return found
+    return {name: shown for name, shown in found.items() if may_ask(who, name)}
+
+
+async def _shown_to(request: Request) -> dict[str, _Shown]:
+    return await _shown(request.app.state.router, principal_of(request.scope))
 
 
 def _known_as(ids: Iterable[str], asked: str) -> str:
@@ -139,12 +145,12 @@ def _json(value: object) -> Response:
 
 async def tags(request: Request) -> Response:
     """What there is, by the ids that servers have for it: names that this API adds no ``:latest`` to."""
-    return _json({"models": [shown.row() for shown in (await _shown(request.app.state.router)).values()]})
+    return _json({"models": [shown.row() for shown in (await _shown_to(request)).values()]})
 
 
 async def running(request: Request) -> Response:
     """What is loaded, as far as its server tells. How long it stays, and in which memory, is not known and left out."""
-    found = (await _shown(request.app.state.router)).values()
+    found = (await _shown_to(request)).values()
     rows = [shown.row() | {"context_length": shown.model.window} for shown in found if shown.resident]
     return _json({"models": [{k: v for k, v in row.items() if k != "modified_at"} for row in rows]})
 
@@ -168,7 +174,7 @@ class _Show(WholeEndpoint):
     async def answer(self, router: Router, body: bytes, who: Principal) -> tuple[bytes, Route | None]:
         data = base.decode_object(body)
         asked = ollama_server.model_name(data.get("model") or data.get("name"))
-        found = await _shown(router)
+        found = await _shown(router, who)
         shown = found.get(_known_as(found, asked))
         if shown is None:
             raise NoSuitableModelError(f"model {asked[:200]!r} not found", hint=f"there are: {', '.join([*found][:8])}")
@@ -227,7 +233,7 @@ class _Chat:
             model = _known_as(_ids(router), ollama_server.model_name(peek.model))
             with WhilePresent(receive):
                 if peek.loads:
-                    await self._load(router, peek, model)
+                    await self._load(router, peek, model, principal_of(scope))
                     loaded = ollama_server.render_loaded(model, chat=self.spoken is OLLAMA_CHAT)
                     await Response(loaded, media_type="application/json")(scope, receive, send)
                     return
@@ -245,7 +251,7 @@ class _Chat:
         except TurnoutError as error:
             await refusal(error, self.spoken)(scope, receive, send)
 
-    async def _load(self, router: Router, peek: ollama_server.Peek, model: str) -> None:
+    async def _load(self, router: Router, peek: ollama_server.Peek, model: str, who: Principal) -> None:
         """Load a model as a question to it would. Unloading takes it from others' hands, which no client may."""
         if peek.unloads:
             raise HttpError(
@@ -253,7 +259,8 @@ class _Chat:
             )
         if not model:
             raise UsageError("model is required")
-        found = await _shown(router)
+        permit(who, model)
+        found = await _shown(router, who)
         if model in VIRTUAL_MODELS or (model in found and found[model].resident):
             return
         await router.load_model(model, lambda _: None)

@@ -16,10 +16,14 @@ MAX_OTHERS = 4
 
 
 class HttpError(UsageError):
-    """The request cannot be served as HTTP: no such path, too large, not from here. ``headers`` go with the answer."""
+    """The request cannot be served as HTTP: no such path, too large, not from here, no key. ``headers`` go with the
+    answer; ``code`` is for programs."""
 
-    def __init__(self, status: int, message: str, *, hint: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, *, hint: str, headers: Mapping[str, str] | None = None, code: str = ""
+    ) -> None:
         super().__init__(message, hint=hint)
+        self.code = code or self.code
         self.status, self.headers = status, headers or {}
 
 

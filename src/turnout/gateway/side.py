@@ -9,7 +9,8 @@ from starlette.types import Receive, Scope, Send
 
 from turnout.context.tokens import get_token_counter
 from turnout.errors import TurnoutError
-from turnout.gateway.completions import WhilePresent, principal_of, read_body, route_headers
+from turnout.gateway.completions import WhilePresent, read_body, route_headers
+from turnout.gateway.exchange import exchange_of
 from turnout.gateway.formats import OPENAI_CHAT, ChatFormat
 from turnout.gateway.refusal import refusal
 from turnout.router import Router
@@ -28,8 +29,9 @@ class WholeEndpoint(ABC):
         try:
             body = await read_body(scope, receive, state.max_body_bytes)
             with WhilePresent(receive):
-                answer, route = await self.answer(state.router, body, principal_of(scope))
-                await _reply(send, answer, route)
+                exchange = exchange_of(scope)
+                answer, exchange.aside = await self.answer(state.router, body, exchange.principal)
+                await _reply(send, answer, exchange.aside)
         except ClientDisconnect:
             return
         except TurnoutError as error:

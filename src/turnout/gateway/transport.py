@@ -1,23 +1,138 @@
-"""One system call for what one turn of the loop writes.
+"""The connection below HTTP: one system call for what one turn of the loop writes, and limits that uvicorn has not.
 
 uvicorn writes the head and the body of an answer apart, and a write to a local peer is the dearest thing in a short
-answer: it wakes the peer (measured: `make bench`).
+answer: it wakes the peer (measured: `make bench`). It takes headers of any size and waits for them, and for a body, for
+ever.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import cast
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import msgspec
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+MAX_HEAD_BYTES, MAX_HEADERS = 65_536, 128
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a client may take of us before it has asked anything.
+
+    Attributes:
+        head_seconds: from the connection, or the first byte of a request, to the end of its headers.
+        body_seconds: from the first byte of a request to its last.
+        connections: at the same time.
+    """
+
+    head_seconds: float = 10.0
+    body_seconds: float = 60.0
+    connections: int = 2048
+
+
+class _HeadTooLargeError(Exception):
+    """Raised through the parser, which ends the connection."""
 
 
 class GatheringProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1 protocol over a gathering transport."""
+    """uvicorn's HTTP/1.1 protocol over a gathering transport, within ``Limits``."""
+
+    def __init__(self, *args: Any, limits: Limits, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._limits = limits
+        self._since = 0.0  # when the request began that is still coming in, or the connection; 0 for none
+        self._in_body = False
+        self._fed = 0  # bytes of that request, no fewer than its headers have
+        self._too_large = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Put the gathering between the protocol and the socket."""
         super().connection_made(cast("asyncio.Transport", _Gathering(transport, self.loop)))
+        self._since = self.loop.time()
+        if len(self.connections) > self._limits.connections:
+            self._refuse(503, "too many connections", "Retry-After: 1")
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes have come."""
+        # A request that began behind another in the same bytes counts from the next ones; uvicorn's own limit for a
+        # connection that is kept ends it when there are none.
+        if not self._since:
+            self._since = self.loop.time()
+        self._fed += len(data)
+        HttpToolsProtocol.data_received(self, data)
+        if self._fed > MAX_HEAD_BYTES and self._since and not self._in_body and not self.transport.is_closing():
+            self._refuse(431, "the headers are too large")
+
+    def on_headers_complete(self) -> None:
+        """Its headers are there."""
+        if len(self.headers) > MAX_HEADERS or (self._fed > MAX_HEAD_BYTES and self._head_size() > MAX_HEAD_BYTES):
+            self._too_large = True
+            raise _HeadTooLargeError
+        self._in_body = True
+        HttpToolsProtocol.on_headers_complete(self)
+
+    def _head_size(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+
+    def on_message_complete(self) -> None:
+        """All of it is there."""
+        self._since, self._in_body, self._fed = 0.0, False, 0
+        HttpToolsProtocol.on_message_complete(self)
+
+    def send_400_response(self, msg: str) -> None:
+        """What uvicorn calls when the parser gives up."""
+        if self._too_large:
+            self._refuse(431, "the headers are too large")
+        else:
+            self._refuse(400, "this is not an HTTP request")
+
+    def end_when_late(self, now: float) -> None:
+        """Refuse a request that takes too long to come in; ``now`` is the loop's time."""
+        limit = self._limits.body_seconds if self._in_body else self._limits.head_seconds
+        if self._since and now - self._since > limit and not self.transport.is_closing():
+            self._refuse(408, f"the request did not come in within {limit:g} s")
+
+    def _refuse(self, status: int, said: str, *headers: str) -> None:
+        """Answer in the plainest form that every client reads, and close. After an answer has begun, only close."""
+        cycle = cast("RequestResponseCycle | None", self.cycle)
+        if cycle is None or cycle.response_complete or not cycle.response_started:
+            error = {"message": said, "type": "invalid_request_error", "param": None, "code": f"http_{status}"}
+            body = msgspec.json.encode({"error": error})
+            more = "".join(f"{header}\r\n" for header in headers)
+            head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n{more}connection: close\r\n\r\n"
+            self.transport.write(STATUS_LINE[status] + head.encode() + body)
+        self.transport.close()
+
+
+def protocol(limits: Limits) -> type[asyncio.Protocol]:
+    """The protocol for uvicorn."""
+    return cast("type[asyncio.Protocol]", partial(GatheringProtocol, limits=limits))
+
+
+@asynccontextmanager
+async def sweeping(connections: Callable[[], set[Any]], limits: Limits) -> AsyncIterator[None]:
+    """Meanwhile requests that take too long to come in are ended: one look a second, and no timer for each request."""
+    sweep = asyncio.ensure_future(_sweep(connections, min(1.0, limits.head_seconds / 2, limits.body_seconds / 2)))
+    try:
+        yield
+    finally:
+        sweep.cancel()
+        with suppress(asyncio.CancelledError):
+            await sweep
+
+
+async def _sweep(connections: Callable[[], set[Any]], every: float) -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(every)
+        now = loop.time()
+        for connection in list(connections()):
+            connection.end_when_late(now)
 
 
 class _Gathering:

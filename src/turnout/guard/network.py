@@ -190,6 +190,7 @@ class HttpClient:
         self._resolver = _Resolver(allow, resolve)
         self._sessions: dict[tuple[str, bool], aiohttp.ClientSession] = {}
         self._closed = False
+        self.refusals = 0  # of the guard, since the start
         self._read_url = lru_cache(maxsize=4096)(self._checked_url)  # the allow-list never changes; fleets are large
 
     async def __aenter__(self) -> Self:
@@ -362,6 +363,7 @@ class HttpClient:
         )
 
     def _refused(self, error: GuardError) -> None:
+        self.refusals += 1
         if self._on_refusal is not None:
             self._on_refusal(error)
 

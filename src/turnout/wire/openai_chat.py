@@ -13,6 +13,7 @@ from turnout.errors import (
     NonsenseError,
     NoServiceError,
     NoSuitableModelError,
+    NotPermittedError,
     PhaseTimeoutError,
     RequestRefusedError,
     TurnoutError,
@@ -568,7 +569,7 @@ def status_of(error: TurnoutError) -> int:
     match error:
         case UsageError() | ContextOverflowError() | RequestRefusedError():
             return 400
-        case GuardError():
+        case GuardError() | NotPermittedError():
             return 403
         case NoSuitableModelError():
             return 400 if error.needed else 404

@@ -1,0 +1,215 @@
+"""``turnout key``: who may use the gateway."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+from turnout.cli.output import json_option, loaded_config, note, print_json, table
+from turnout.errors import StorageError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from turnout.guard.keys import Key, Keys
+    from turnout.types import Json
+
+COLUMNS = ("name", "state", "role", "expires", "models", "routes", "rate", "concurrent", "created")
+_SECONDS = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_MAX_DAYS = 36_500
+
+
+@click.group()
+def key() -> None:
+    """Make, list, rotate and revoke the keys of the gateway.
+
+    With the first key the gateway answers nobody without one. A running gateway follows every change at once; the audit
+    log has them all.
+    """
+
+
+@key.command()
+@click.argument("name")
+@click.option("--expires", default="90d", show_default=True, help="For example 12h, 30d or 8w; `never` for ever.")
+@click.option(
+    "--models", multiple=True, metavar="PATTERN", help="What it may ask for, for example 'qwen*'. Repeatable."
+)
+@click.option("--routes", multiple=True, metavar="PATTERN", help="Paths it may use, for example '/v1/*'. Repeatable.")
+@click.option("--rate", default="", metavar="N/min", help="Requests a minute.")
+@click.option("--concurrent", type=click.IntRange(1, 100_000), help="Requests at the same time.")
+@click.option(
+    "--role",
+    type=click.Choice(["user", "admin"]),
+    default="user",
+    show_default=True,
+    help="An admin may also read what tells of everybody's requests, such as /metrics.",
+)
+@json_option
+@click.pass_obj
+def add(
+    config_file: str | None,
+    name: str,
+    expires: str,
+    models: tuple[str, ...],
+    routes: tuple[str, ...],
+    rate: str,
+    concurrent: int | None,
+    role: str,
+    as_json: bool,
+) -> None:
+    """Make a key called NAME and print it, this once: only a hash of it is kept."""
+    from turnout.guard import keys
+
+    limits = keys.Limits(
+        role="admin" if role == "admin" else "user",
+        lasting=_seconds(expires),
+        models=_patterns(models),
+        routes=_patterns(routes),
+        rate=_per_minute(rate),
+        concurrent=concurrent or 0,
+    )
+    token = _change(config_file, f"key added: {name}", lambda known, now: keys.add(known, name, limits, now))
+    _print_token(name, token, as_json)
+
+
+@key.command()
+@click.argument("name")
+@json_option
+@click.pass_obj
+def rotate(config_file: str | None, name: str, as_json: bool) -> None:
+    """Print another key for NAME with the same limits; the old one is refused from now on."""
+    from turnout.guard import keys
+
+    token = _change(config_file, f"key rotated: {name}", lambda known, now: keys.rotate(known, name, now))
+    _print_token(name, token, as_json)
+
+
+@key.command()
+@click.argument("name")
+@json_option
+@click.pass_obj
+def revoke(config_file: str | None, name: str, as_json: bool) -> None:
+    """Refuse the key of NAME from now on. What it has begun goes on."""
+    from turnout.guard import keys
+
+    _change(config_file, f"key revoked: {name}", lambda known, now: (keys.revoke(known, name, now), ""))
+    left = [each for each in _all() if each.state(time.time()) == "active"]
+    if as_json:
+        print_json({"name": name, "revoked": True, "active": len(left)})
+        return
+    click.echo(f"the key {name} is revoked")
+    if not left:
+        note(f"no key is left, so the gateway refuses everybody; to open it to this machine again, delete {_path()}")
+
+
+@key.command(name="list")
+@json_option
+def list_keys(as_json: bool) -> None:
+    """List the keys and what each may do; the keys themselves are not kept."""
+    found, now = _all(), time.time()
+    if as_json:
+        print_json({"keys": [_fields(each, now) for each in found]})
+        return
+    if not found:
+        note("There is no key: the gateway serves this machine alone, without one. `turnout key add NAME` makes one.")
+        return
+    table(COLUMNS, [_cells(each, now) for each in found], spare=("created", "role", "routes"))
+
+
+def _change(config_file: str | None, what: str, change: Callable[[Keys, float], tuple[Keys, str]]) -> str:
+    """Write the change to the audit log, then make it: one that cannot be logged is not made."""
+    from turnout.build import open_audit_log
+    from turnout.guard.keys import changing, write_keys
+
+    audit = open_audit_log(loaded_config(config_file))
+    try:
+        with changing(_path()) as known:
+            changed, token = change(known, time.time())
+            if audit is not None:
+                audit.event("config", service=what)
+            try:
+                write_keys(_path(), changed)
+            except StorageError as error:
+                if audit is not None:
+                    audit.event("config", service=what, error=error.code)
+                raise
+    finally:
+        if audit is not None:
+            audit.close()
+    return token
+
+
+def _path() -> Path:
+    from turnout.config import data_dir
+    from turnout.guard.keys import keys_path
+
+    return keys_path(data_dir())
+
+
+def _all() -> tuple[Key, ...]:
+    from turnout.guard.keys import read_keys
+
+    found = read_keys(_path())
+    return found.keys if found is not None else ()
+
+
+def _print_token(name: str, token: str, as_json: bool) -> None:
+    made = next(each for each in _all() if each.name == name)
+    if as_json:
+        print_json({"key": token, **_fields(made, time.time())})
+        return
+    from turnout.guard.keys import day_of
+
+    click.echo(token)
+    note(f"This is the key of {name}, shown this once; it expires: {day_of(made.expires)}")
+
+
+def _fields(key: Key, now: float) -> dict[str, Json]:
+    """For ``--json``: moments in seconds since 1970; null for never and for no limit."""
+    return {
+        "name": key.name,
+        "state": key.state(now),
+        "role": key.role,
+        "created": key.created,
+        "expires": key.expires or None,
+        "revoked": key.revoked or None,
+        "models": list(key.models),
+        "routes": list(key.routes),
+        "rate": key.rate or None,
+        "concurrent": key.concurrent or None,
+    }
+
+
+def _cells(key: Key, now: float) -> tuple[str, ...]:
+    from turnout.guard.keys import day_of
+
+    limits = f"{key.rate}/min" if key.rate else "-", str(key.concurrent or "-")
+    allowed = ", ".join(key.models) or "all", ", ".join(key.routes) or "all"
+    return key.name, key.state(now), key.role, day_of(key.expires), *allowed, *limits, day_of(key.created)
+
+
+def _patterns(given: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(part.strip() for text in given for part in text.split(",") if part.strip())
+
+
+def _seconds(text: str) -> int:
+    if text == "never":
+        return 0
+    found = re.fullmatch(r"([0-9]{1,6})([mhdw])", text)
+    seconds = int(found[1]) * _SECONDS[found[2]] if found else 0
+    if not 0 < seconds <= _MAX_DAYS * _SECONDS["d"]:
+        raise UsageError(f"{text[:40]!r} is not a time", hint="for example 12h, 30d, 8w or never")
+    return seconds
+
+
+def _per_minute(text: str) -> int:
+    if not text:
+        return 0
+    found = re.fullmatch(r"([0-9]{1,6})(/min)?", text)
+    if found is None or not int(found[1]):
+        raise UsageError(f"{text[:40]!r} is not a rate", hint="for example 60/min")
+    return int(found[1])

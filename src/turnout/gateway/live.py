@@ -1,0 +1,349 @@
+"""The gateway as a process: signals, draining, and a configuration that is read anew while requests run.
+
+SIGTERM and Ctrl-C let what runs end, for at most ``gateway.drain_timeout``; a second one does not wait. SIGHUP, or a
+change of the file, builds a new router beside the old one and swaps them when it is ready; what is wrong with a new
+configuration is said, and the one before it stays. A request ends on the router on which it began.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+
+from starlette.types import Receive, Scope, Send
+
+from turnout.build import load, open_router
+from turnout.config import LoadedConfig, data_dir
+from turnout.config_values import LOOPBACK
+from turnout.errors import AuditError, TurnoutError, UsageError
+from turnout.fleet.catalog import Catalog
+from turnout.gateway.access import AccessLog
+from turnout.gateway.app import Gateway, Shared, calm_collector, create_app, running
+from turnout.gateway.auth import Door
+from turnout.gateway.transport import Limits
+from turnout.guard.keys import Keyring, keys_path
+from turnout.router import Router
+from turnout.types import Health
+
+LOOK_SECONDS = 1.0
+_HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
+
+
+def serve(loaded: LoadedConfig, host: str | None = None, port: int | None = None) -> None:
+    """Run the gateway until a signal ends it.
+
+    Raises:
+        UsageError: other machines could reach the address, and there is no key.
+        ListenError: the port is in use.
+        StorageError: the keys cannot be read.
+    """
+    gateway = loaded.config.gateway
+    address = host or gateway.host
+    if address not in LOOPBACK and not Keyring(keys_path(data_dir())).defined:
+        hint = "make one with `turnout key add NAME`, or use --host 127.0.0.1"
+        raise UsageError(
+            f"without a key the gateway serves this machine alone, so it cannot listen on {address}", hint=hint
+        )
+    _allow_many_connections(gateway.max_connections)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        ended_by = runner.run(_serve(loaded, address, gateway.port if port is None else port))
+    if ended_by:
+        signal.raise_signal(ended_by)  # what it means for the command is the caller's
+
+
+async def _serve(loaded: LoadedConfig, host: str, port: int) -> int:
+    """Serve until a signal; its number, 0 when the server ended by itself."""
+    gateway = loaded.config.gateway
+    limits = Limits(body_seconds=gateway.body_timeout / 1000, connections=gateway.max_connections)
+    async with _live(loaded, beyond_loopback=host not in LOOPBACK) as live:
+        calm_collector()
+        async with running(live, host, port, limits=limits, grace=1) as (server, url):
+            _say(f"Turnout listens on {url}\n{_found(live.router_catalog, loaded.config.discovery.interval)}")
+            stopping = _Stopping(live)
+            with _signals(stopping.handlers):
+                watching = asyncio.ensure_future(live.keep_current(stopping.reload))
+                await asyncio.wait({server, stopping.over}, return_when=asyncio.FIRST_COMPLETED)
+                await _cancelled(watching)
+                await stopping.close()
+        return stopping.number
+
+
+class _Stopping:
+    """What signals ask for."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.reload = asyncio.Event()
+        self.number = 0
+        self._drain: asyncio.Task[None] | None = None
+        self._terminal = sys.stderr.isatty()
+        self.handlers: dict[int, Callable[[], None]] = {int(signal.SIGTERM): lambda: self.stop(signal.SIGTERM)}
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # how a script's shell starts what runs behind it
+            self.handlers[int(signal.SIGINT)] = lambda: self.stop(signal.SIGINT)
+        if _HANGUP is not None:
+            self.handlers[int(_HANGUP)] = self._hang_up
+
+    def stop(self, number: int) -> None:
+        """Drain, then end; the second time end."""
+        self.number = self.number or int(number)
+        if self._drain is None:
+            self._drain = asyncio.ensure_future(self._live.drain())
+            self._drain.add_done_callback(lambda _: self._end())
+        else:
+            self._end()
+
+    def _hang_up(self) -> None:
+        if self._terminal and not sys.stderr.isatty():  # nobody asked for a reload: the terminal was closed
+            self.stop(int(signal.SIGTERM if _HANGUP is None else _HANGUP))
+        else:
+            self.reload.set()
+
+    def _end(self) -> None:
+        if not self.over.done():
+            self.over.set_result(None)
+
+    async def close(self) -> None:
+        """Wait for nothing any more."""
+        if self._drain is not None:
+            await _cancelled(self._drain)
+
+
+class _Generation:
+    """One configuration in effect, with its router; closed once it is retired and its last request has ended.
+
+    All of it happens in one task, because what a task opens is closed by the same.
+    """
+
+    def __init__(self, loaded: LoadedConfig, make: Callable[..., Gateway]) -> None:
+        self.loaded, self._make = loaded, make
+        self.app: Gateway
+        self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._retired = asyncio.Event()
+        self.task = asyncio.ensure_future(self._run())
+
+    async def opened(self) -> None:
+        """Wait until it can serve. Raises what hinders it."""
+        await asyncio.wait({self.task, self._opened}, return_when=asyncio.FIRST_COMPLETED)
+        if self.task.done():
+            await self.task
+
+    def retire(self) -> None:
+        """No request begins here any more."""
+        self._retired.set()
+
+    async def _run(self) -> None:
+        async with open_router(self.loaded, watch=True) as router:
+            self.app = self._make(router, self.loaded)
+            self._opened.set_result(None)
+            await self._retired.wait()
+            await self.app.idle()
+
+
+class Live:
+    """The ASGI application that always leads to the configuration in effect. Made by ``_live``."""
+
+    def __init__(self, *, beyond_loopback: bool) -> None:
+        self._beyond_loopback = beyond_loopback
+        self._shared = Shared()
+        self._keyring = Keyring(keys_path(data_dir()))
+        self._access: AccessLog | None = None
+        self._now: _Generation
+        self._old: set[asyncio.Task[None]] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI call."""
+        await self._now.app(scope, receive, send)
+
+    async def open(self, loaded: LoadedConfig) -> None:
+        """Put a configuration into effect; the one before it is retired. Raises what hinders it."""
+        generation = _Generation(loaded, self._make)
+        try:
+            await generation.opened()
+        except asyncio.CancelledError:
+            await _cancelled(generation.task)
+            raise
+        before: _Generation | None = getattr(self, "_now", None)
+        self._now = generation
+        if before is not None:
+            self._old.add(before.task)
+            before.task.add_done_callback(self._old.discard)
+            before.retire()
+
+    def _make(self, router: Router, loaded: LoadedConfig) -> Gateway:
+        gateway = loaded.config.gateway
+        wanted = self._beyond_loopback if gateway.access_log is None else gateway.access_log
+        if wanted and self._access is None:
+            self._access = AccessLog(sys.stdout)
+        return create_app(
+            router,
+            max_body_bytes=gateway.max_body_mb * 1_000_000,
+            door=Door(self._keyring, gateway.hosts, require_key=self._beyond_loopback),
+            shared=self._shared,
+            access=self._access if wanted else None,
+        )
+
+    @property
+    def router_catalog(self) -> Catalog:
+        """What runs where."""
+        router: Router = self._now.app.state.router
+        return router.catalog
+
+    async def keep_current(self, asked: asyncio.Event) -> None:
+        """Reload when ``asked`` is set, or when the file has changed and has been the same for a whole look since."""
+        last = applied = _identity(self._now.loaded.file)
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(asked.wait(), LOOK_SECONDS)
+            now = _identity(self._now.loaded.file)
+            if asked.is_set() or (now == last and now != applied):
+                asked.clear()
+                applied = now
+                await self.reload()
+            last = now
+
+    async def reload(self) -> None:
+        """Read the configuration anew; what is wrong with it is said, and the one in effect stays."""
+        before = self._now.loaded
+        where = str(before.file or "the configuration")
+        try:
+            loaded = load(before.file)
+            await self.open(loaded)
+        except Exception as error:  # noqa: BLE001 - whatever a new configuration brings, the old one goes on
+            said = str(error) if isinstance(error, TurnoutError) else f"{type(error).__name__}: {error}"
+            _say(f"Error: {' '.join(said.split())}\nThe configuration that was in effect stays.")
+            self._note(f"reload of {where}", error=error.code if isinstance(error, TurnoutError) else "error")
+            return
+        for warning in loaded.warnings:
+            _say(f"Warning: {warning}")
+        old, new = before.config.gateway, loaded.config.gateway
+        if (old.host, old.port, old.body_timeout, old.max_connections) != (
+            new.host,
+            new.port,
+            new.body_timeout,
+            new.max_connections,
+        ):
+            _say("Warning: gateway.host, port, body_timeout and max_connections change at the next start")
+        _say(f"Turnout has read {where} anew. {_found(self.router_catalog, loaded.config.discovery.interval)}")
+        self._note(f"reload of {where}")
+
+    def _note(self, what: str, error: str = "") -> None:
+        try:
+            self._now.app.state.router.note("config", service=what, error=error)
+        except AuditError as problem:
+            _say(f"Error: {problem}")
+
+    async def drain(self) -> None:
+        """Refuse what is new and wait for what runs, for at most ``gateway.drain_timeout``."""
+        self._shared.draining = True
+        running_now, limit = self._shared.metrics.in_flight, self._now.loaded.config.gateway.drain_timeout / 1000
+        if running_now:
+            _say(f"Stopping; {_counted(running_now, 'request')} may still take {limit:g} s. Once more ends it now.")
+        self._now.retire()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit):
+                await asyncio.wait({*self._old, asyncio.ensure_future(self._now.app.idle())})
+
+    async def close(self) -> None:
+        """Close every router, once no request runs."""
+        self._now.retire()
+        await asyncio.gather(*self._old, self._now.task)
+        if self._access is not None:
+            await asyncio.to_thread(self._access.close)
+
+
+@asynccontextmanager
+async def _live(loaded: LoadedConfig, *, beyond_loopback: bool) -> AsyncIterator[Live]:
+    live = Live(beyond_loopback=beyond_loopback)
+    await live.open(loaded)
+    try:
+        yield live
+    finally:
+        await live.close()
+
+
+@contextmanager
+def _signals(handlers: Mapping[int, Callable[[], None]]) -> Iterator[None]:
+    """Meanwhile each signal calls its handler in the loop; afterwards whoever had it before has it again."""
+    loop = asyncio.get_running_loop()
+
+    def heard(number: int, _: object) -> None:
+        loop.call_soon_threadsafe(handlers[number])
+
+    before = {number: signal.signal(number, heard) for number in handlers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+def _identity(file: Path | None) -> tuple[int, int, int] | None:
+    """What changes when a file does; None where there is none."""
+    if file is None:
+        return None
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _allow_many_connections(connections: int) -> None:
+    """Each request may need two descriptors, and the usual soft limit is 1024."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * connections + 256
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+
+
+def _say(text: str) -> None:
+    with suppress(OSError, ValueError):  # a closed terminal ends nothing
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where it is installed; it has no build for Windows."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def _found(catalog: Catalog, interval: int) -> str:
+    """What there is to route to, or what to do; ``interval`` in milliseconds."""
+    serving = catalog.serving
+    if serving:
+        models = sum(len(status.models) for status in serving)
+        names = ", ".join(f"{status.endpoint.name} ({len(status.models)})" for status in serving)
+        return f"Found {_counted(len(serving), 'server')} with {_counted(models, 'model')}: {names}"
+    loading = [status.endpoint.name for status in catalog.endpoints if status.health is Health.LOADING]
+    if loading:
+        return f"No model can answer yet; still loading: {', '.join(loading)}"
+    return (
+        "No server is found yet: start one such as llama-server or Ollama, or name yours in the configuration"
+        f" (`turnout config init`). It is looked for every {interval / 1000:g} s and when a request comes."
+    )
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -1,0 +1,276 @@
+"""The keys of the gateway: who may ask it what, in one small file that every process shares.
+
+A key is 32 random bytes, so nobody finds it by guessing, and a slow hash, which makes guessing dear, would only make
+every request dear. What is kept is its HMAC-SHA-256 under a random key of the file: the key cannot be read back from
+it, and since nobody outside can compute the hash of what he sends, the time of its look-up tells him nothing.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from turnout.errors import StorageError, UsageError
+from turnout.files import lock_folder, replace_file, unlock_folder
+
+PREFIX = "tk-"
+LOOK_SECONDS = 0.25
+MAX_TOKEN = 256
+_HASH_KEY_BYTES = _TOKEN_BYTES = 32
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
+_RESERVED = frozenset({"local", "unknown"})  # whoever asks at this machine, and whoever has no key
+
+Role = Literal["user", "admin"]
+
+
+class Key(msgspec.Struct, frozen=True, kw_only=True):
+    """One key, as it is kept.
+
+    Attributes:
+        name: whose it is: the principal of its requests.
+        digest: the keyed hash of the key, "" once it is revoked.
+        role: an ``admin`` may use the routes that tell of everybody's requests.
+        created, expires, revoked: seconds since 1970; 0 for never.
+        models: patterns of what it may ask for; empty for everything.
+        routes: patterns of the paths it may use; empty for all but those of an ``admin``.
+        rate: requests a minute; 0 for no limit.
+        concurrent: requests at the same time; 0 for no limit.
+    """
+
+    name: str
+    digest: str
+    role: Role = "user"
+    created: int = 0
+    expires: int = 0
+    revoked: int = 0
+    models: tuple[str, ...] = ()
+    routes: tuple[str, ...] = ()
+    rate: int = 0
+    concurrent: int = 0
+
+    def state(self, now: float) -> str:
+        """``active``, ``expired`` or ``revoked``; ``now`` in seconds since 1970."""
+        if self.revoked:
+            return "revoked"
+        return "expired" if self.expires and now >= self.expires else "active"
+
+
+class Keys(msgspec.Struct, frozen=True):
+    """The file. A revoked key stays in it, so that taking the last one away does not open the gateway to everybody."""
+
+    hash_key: str
+    keys: tuple[Key, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a new key may do; the fields of ``Key``, ``lasting`` in seconds from now and 0 for ever."""
+
+    role: Role = "user"
+    lasting: int = 0
+    models: tuple[str, ...] = ()
+    routes: tuple[str, ...] = ()
+    rate: int = 0
+    concurrent: int = 0
+
+
+def keys_path(data_dir: Path) -> Path:
+    """Where the keys are kept."""
+    return data_dir / "keys.json"
+
+
+def read_keys(path: Path) -> Keys | None:
+    """The keys; None when there is no file, and so none was ever made.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=Keys)
+        bytes.fromhex(found.hash_key)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError, ValueError) as error:
+        said = " ".join(str(error).split())
+        hint = "bring it back from a backup, or delete it and make new keys"
+        raise StorageError(f"the keys in {path} cannot be read: {said}", hint=hint) from error
+    return found
+
+
+def digest_of(token: str, hash_key: str) -> str:
+    """What is kept of a key."""
+    return hmac.digest(bytes.fromhex(hash_key), token.encode("utf-8", "surrogatepass"), "sha256").hex()
+
+
+@contextmanager
+def changing(path: Path) -> Iterator[Keys]:
+    """The keys, while nobody else changes them.
+
+    Raises:
+        StorageError: they cannot be read, or their directory cannot be made or opened.
+    """
+    try:
+        folder = lock_folder(path.parent)
+    except OSError as error:
+        raise StorageError(f"the keys cannot be kept in {path}: {error.strerror or error}") from error
+    try:
+        yield read_keys(path) or Keys(secrets.token_hex(_HASH_KEY_BYTES))
+    finally:
+        unlock_folder(folder)
+
+
+def add(keys: Keys, name: str, limits: Limits, now: float) -> tuple[Keys, str]:
+    """With a new key; the key itself is returned here and nowhere kept. The name of a revoked one may be used again.
+
+    Raises:
+        UsageError: the name is none, or is taken.
+    """
+    if not _NAME.fullmatch(name) or name in _RESERVED:
+        hint = "letters, digits, . - _; at most 64, and neither `local` nor `unknown`"
+        raise UsageError(f"{name[:80]!r} is not the name of a key", hint=hint)
+    before = next((key for key in keys.keys if key.name == name), None)
+    if before is not None and not before.revoked:
+        raise UsageError(f"there is a key {name!r} already", hint=f"turnout key rotate {name}, or another name")
+    token = PREFIX + secrets.token_urlsafe(_TOKEN_BYTES)
+    made = Key(
+        name=name,
+        digest=digest_of(token, keys.hash_key),
+        role=limits.role,
+        created=int(now),
+        expires=int(now) + limits.lasting if limits.lasting else 0,
+        models=limits.models,
+        routes=limits.routes,
+        rate=limits.rate,
+        concurrent=limits.concurrent,
+    )
+    return _with(keys, made), token
+
+
+def rotate(keys: Keys, name: str, now: float) -> tuple[Keys, str]:
+    """With another key of the same name and limits, that lasts as long again; the old one is worth nothing any more.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    old = _named(keys, name)
+    token = PREFIX + secrets.token_urlsafe(_TOKEN_BYTES)
+    expires = int(now) + old.expires - old.created if old.expires else 0
+    fresh = {"digest": digest_of(token, keys.hash_key), "created": int(now), "expires": expires}
+    return _with(keys, msgspec.structs.replace(old, **fresh)), token
+
+
+def revoke(keys: Keys, name: str, now: float) -> Keys:
+    """Without that key.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    return _with(keys, msgspec.structs.replace(_named(keys, name), digest="", revoked=int(now)))
+
+
+def write_keys(path: Path, keys: Keys) -> None:
+    """Replace the file at once or not at all, for this user alone.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    try:
+        replace_file(path, msgspec.json.format(msgspec.json.encode(keys), indent=1))
+    except OSError as error:
+        raise StorageError(f"the keys cannot be kept in {path}: {error.strerror or error}") from error
+
+
+def day_of(seconds: int) -> str:
+    """A moment for people, in UTC; ``never`` for 0."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M") if seconds else "never"
+
+
+def _named(keys: Keys, name: str) -> Key:
+    found = next((key for key in keys.keys if key.name == name and not key.revoked), None)
+    if found is None:
+        there = ", ".join(key.name for key in keys.keys if not key.revoked)
+        raise UsageError(f"there is no key {name[:80]!r}", hint=f"there are: {there}" if there else "turnout key add")
+    return found
+
+
+def _with(keys: Keys, key: Key) -> Keys:
+    others = [other for other in keys.keys if other.name != key.name]
+    return Keys(keys.hash_key, tuple(sorted([*others, key], key=lambda each: each.name)))
+
+
+class Keyring:
+    """The keys as the file has them now: a change is seen within ``LOOK_SECONDS``.
+
+    A file that cannot be read opens nothing: ``find`` and ``defined`` raise until it can.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._next_look = 0.0
+        self._seen: tuple[int, int, int] | None = None
+        self._keys: Keys | None = None
+        self._by_digest: dict[str, Key] = {}
+        self._problem: StorageError | None = None
+
+    @property
+    def defined(self) -> bool:
+        """Whether a key was ever made, so that nobody is let in without one.
+
+        Raises:
+            StorageError: the file is there and cannot be read.
+        """
+        self._look()
+        return self._keys is not None
+
+    def find(self, token: str) -> Key | None:
+        """The key that a client presents, also when it has expired; None when it is none of ours.
+
+        Raises:
+            StorageError: the file is there and cannot be read.
+        """
+        self._look()
+        if self._keys is None or len(token) > MAX_TOKEN:
+            return None
+        digest = digest_of(token, self._keys.hash_key)
+        key = self._by_digest.get(digest)
+        return key if key is not None and hmac.compare_digest(key.digest, digest) else None
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + LOOK_SECONDS
+            seen = self._identity()
+            if seen != self._seen:
+                self._seen = seen
+                self._read()
+        if self._problem is not None:
+            raise self._problem
+
+    def _identity(self) -> tuple[int, int, int] | None:
+        try:
+            status = self._path.stat()
+        except FileNotFoundError:
+            return None
+        except OSError:
+            return (-1, -1, -1)  # reading it says why
+        return status.st_ino, status.st_mtime_ns, status.st_size
+
+    def _read(self) -> None:
+        self._keys, self._by_digest, self._problem = None, {}, None
+        try:
+            self._keys = read_keys(self._path)
+        except StorageError as error:
+            self._problem = error
+            self._seen = (-2, -2, -2)  # read again at the next look: it may be a passing trouble
+        if self._keys is not None:
+            self._by_digest = {key.digest: key for key in self._keys.keys if not key.revoked}

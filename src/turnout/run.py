@@ -1,0 +1,61 @@
+"""What is known of one request while it runs."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass, field
+
+from turnout.errors import EndpointLoadingError
+from turnout.fitting import Refusals
+from turnout.types import (
+    AttemptRecord,
+    ChatRequest,
+    ClassificationResult,
+    Event,
+    Principal,
+    Route,
+    Started,
+    TextDelta,
+    Usage,
+    UsageReport,
+)
+
+
+@dataclass(slots=True)
+class Run:
+    """What is known of one request while it runs. Written by its own pipeline only."""
+
+    request: ChatRequest
+    principal: Principal
+    query: str  # the words whose keyed hash is logged
+    id: str
+    started: float = field(default_factory=time.monotonic)
+    task: ClassificationResult | None = None
+    attempts: list[AttemptRecord] = field(default_factory=list)
+    route: Route | None = None
+    first: float = 0.0  # when the answer began, by the clock of ``started``; 0 as long as it has not
+    usage: Usage = field(default_factory=Usage)
+    text: list[str] = field(default_factory=list)
+    error: str = "cancelled"
+    compacted: bool = False  # what was sent to the model that answers
+    refusals: Refusals = field(default_factory=Refusals)
+    place: bytes = b""  # what its conversation is known by
+
+    @property
+    def failures(self) -> int:
+        """Attempts that failed, but for those that a busy or loading server will serve later."""
+        return sum(not isinstance(a.error, EndpointLoadingError) for a in self.attempts)
+
+    def see(self, event: Event) -> None:
+        if isinstance(event, TextDelta):
+            self.text.append(event.text)
+        elif isinstance(event, UsageReport):
+            self.usage = event.usage
+        elif isinstance(event, Started):
+            self.route, self.first = event.route, time.monotonic()
+
+
+def new_id() -> str:
+    """The id of a request: 128 random bits in hex."""
+    return f"{random.getrandbits(128):032x}"

@@ -1,0 +1,223 @@
+"""The gateway as a process: keys before other machines, draining, and a configuration read anew while requests run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from tests.fakes.base import running
+from tests.fakes.llm import openai_app
+from turnout.guard import keys
+
+SERVE = [sys.executable, "-c", "from turnout.cli import main; main()", "serve", "--port", "0"]
+QUESTION = [{"role": "user", "content": "Say hello"}]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TURNOUT_CONFIG", raising=False)
+    monkeypatch.setenv("TURNOUT_DATA_DIR", str(tmp_path / "data"))
+
+
+def configure(url: str, name: str = "one", **gateway: object) -> None:
+    config = {
+        "custom_endpoints": [{"name": name, "endpoint": url}],
+        "discovery": {"enabled": False},
+        "gateway": gateway,
+    }
+    fresh = Path("fresh.yaml")
+    fresh.write_text(json.dumps(config), "utf-8")
+    fresh.replace("turnout.yaml")
+
+
+class Process:
+    """``turnout serve``, line by line."""
+
+    def __init__(self, child: asyncio.subprocess.Process) -> None:
+        self.child = child
+        self.url = ""
+
+    async def says(self, pattern: str) -> str:
+        """The next line of standard error that matches; what comes before is passed over."""
+        assert self.child.stderr is not None
+        async with asyncio.timeout(30):
+            while line := (await self.child.stderr.readline()).decode():
+                if re.search(pattern, line):
+                    return line
+        raise AssertionError(f"ended without saying {pattern!r}")
+
+    async def ends(self) -> int:
+        return await asyncio.wait_for(self.child.wait(), 30)
+
+
+@asynccontextmanager
+async def serving(*args: str) -> AsyncIterator[Process]:
+    child = await asyncio.create_subprocess_exec(
+        *SERVE, *args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
+    )
+    process = Process(child)
+    try:
+        process.url = re.findall(r"http://\S+", await process.says("listens"))[0].replace("0.0.0.0", "127.0.0.1")
+        await process.says("Found|No server")
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            child.kill()
+        await child.wait()
+
+
+def audited(kind: str) -> list[dict[str, object]]:
+    lines = Path("data/audit.log").read_text("utf-8").splitlines()
+    return [record for record in map(json.loads, lines) if record["event_type"] == kind]
+
+
+@asynccontextmanager
+async def stalled(session: aiohttp.ClientSession, url: str, model: str) -> AsyncIterator[aiohttp.ClientResponse]:
+    """A stream that has begun and waits for its server."""
+    body = {"model": model, "messages": QUESTION, "stream": True}
+    reply = await session.post(f"{url}/v1/chat/completions", json=body)
+    await reply.content.readany()
+    try:
+        yield reply
+    finally:
+        reply.close()
+
+
+async def test_other_machines_are_served_with_keys_alone() -> None:
+    refused = await asyncio.create_subprocess_exec(*SERVE, "--host", "0.0.0.0", stderr=subprocess.PIPE)
+    _, said = await refused.communicate()
+    assert refused.returncode == 2
+    assert b"cannot listen on 0.0.0.0" in said
+    assert b"turnout key add NAME" in said
+    path = keys.keys_path(Path("data"))
+    with keys.changing(path) as known:
+        changed, token = keys.add(known, "ci", keys.Limits(), time.time())
+        keys.write_keys(path, changed)
+    async with serving("--host", "0.0.0.0") as process, aiohttp.ClientSession() as session:
+        async with session.get(f"{process.url}/v1/models") as reply:
+            assert reply.status == 401
+        async with session.get(f"{process.url}/", headers={"x-api-key": token}) as reply:
+            assert reply.status == 200
+        path.unlink()
+        await asyncio.sleep(2 * keys.LOOK_SECONDS)
+        async with session.get(f"{process.url}/") as reply:
+            assert reply.status == 401
+        process.child.terminate()
+        assert await process.ends() == 143
+        assert process.child.stdout is not None
+        lines = [json.loads(line) for line in (await process.child.stdout.read()).splitlines()]
+    assert [(line["principal"], line["route"], line["status"]) for line in lines] == [
+        ("unknown", "/v1/models", 401),
+        ("ci", "/", 200),
+        ("unknown", "/", 401),
+    ]
+    assert all(len(line["request_id"]) == 32 and line["ms"] >= 0 for line in lines)
+    assert token not in str(lines)
+
+
+async def test_a_stream_ends_on_the_router_on_which_it_began_and_new_ones_go_to_the_new() -> None:
+    first, second = openai_app(("a-7b",)), openai_app(("b-7b",))
+    first.state.fake.fault = "stall"
+    async with running(first) as one, running(second) as two, aiohttp.ClientSession() as session:
+        configure(one)
+        async with serving() as process, stalled(session, process.url, "a-7b") as stream:
+            configure(two, "two")
+            process.child.send_signal(signal.SIGHUP)
+            assert "two (1)" in await process.says("anew")
+            async with session.post(
+                f"{process.url}/v1/chat/completions", json={"model": "auto", "messages": QUESTION}
+            ) as reply:
+                assert (reply.status, reply.headers["x-turnout-endpoint"]) == (200, "two")
+            assert not first.state.fake.closed.is_set(), "the stream that runs is not touched"
+            first.state.fake.release.set()
+            assert b"[DONE]" in await asyncio.wait_for(stream.content.read(), 10)
+    reloads = [(record["service"], record["success"]) for record in audited("config")]
+    assert reloads == [(f"reload of {Path('turnout.yaml').resolve()}", True)]
+
+
+async def test_a_saved_file_is_read_and_one_that_is_wrong_changes_nothing() -> None:
+    first, second = openai_app(("a-7b",)), openai_app(("b-7b",))
+    async with running(first) as one, running(second) as two, aiohttp.ClientSession() as session:
+        configure(one)
+        async with serving() as process:
+
+            async def endpoint() -> str:
+                body = {"model": "auto", "messages": QUESTION}
+                async with session.post(f"{process.url}/v1/chat/completions", json=body) as reply:
+                    return reply.headers["x-turnout-endpoint"]
+
+            assert await endpoint() == "one"
+            Path("turnout.yaml").write_text("gateway: {prot: 1}", "utf-8")
+            assert "unknown key 'prot'" in await process.says("Error")
+            await process.says("stays")
+            assert await endpoint() == "one"
+            configure("http://203.0.113.9:1", "outside")
+            assert "outside" in await process.says("Error")
+            assert await endpoint() == "one"
+            configure(two, "two", port=4999)
+            await process.says("port.* change at the next start")
+            await process.says("anew")
+            assert await endpoint() == "two"
+    assert [record["error"] for record in audited("config")] == ["config", "refused_by_guard", None]
+
+
+async def test_a_stop_lets_what_runs_end_and_refuses_what_is_new() -> None:
+    app = openai_app(("a-7b",))
+    app.state.fake.fault = "stall"
+    async with running(app) as url, aiohttp.ClientSession() as session:
+        configure(url)
+        async with serving() as process, stalled(session, process.url, "a-7b") as stream:
+            process.child.terminate()
+            await process.says("1 request may still take 30 s")
+            for path, status in (("/v1/models", 503), ("/readyz", 503), ("/healthz", 200)):
+                async with session.get(process.url + path) as reply:
+                    assert reply.status == status
+                    assert ("Retry-After" in reply.headers) == (status == 503)
+            app.state.fake.release.set()
+            assert b"[DONE]" in await asyncio.wait_for(stream.content.read(), 10)
+            assert await process.ends() == 143
+    assert [record["error"] for record in audited("query") if record["phase"] == "end"] == [None]
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["a second signal", "the time is over"])
+async def test_a_stop_does_not_wait_for_ever(again: bool) -> None:
+    app = openai_app(("a-7b",))
+    app.state.fake.fault = "stall"
+    async with running(app) as url, aiohttp.ClientSession() as session:
+        configure(url, drain_timeout=60_000 if again else 300)
+        async with serving() as process, stalled(session, process.url, "a-7b"):
+            process.child.terminate()
+            await process.says("may still take")
+            if again:
+                process.child.terminate()
+            assert await process.ends() == 143
+            await asyncio.wait_for(app.state.fake.closed.wait(), 5)
+    assert [record["error"] for record in audited("query") if record["phase"] == "end"] == ["cancelled"]
+
+
+async def test_a_terminal_that_is_closed_ends_it() -> None:
+    configure("http://127.0.0.1:9")
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen(SERVE, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    seen = b""
+    while b"No server" not in seen:
+        seen += await asyncio.to_thread(os.read, ours, 1000)
+    os.close(ours)
+    child.send_signal(signal.SIGHUP)
+    # 1: Click cannot say that it was aborted, to a terminal that is gone.
+    assert await asyncio.to_thread(child.wait, 30) in (129, 1)
