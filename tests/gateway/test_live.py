@@ -175,6 +175,18 @@ async def test_a_saved_file_is_read_and_one_that_is_wrong_changes_nothing() -> N
     assert [record["error"] for record in audited("config")] == ["config", "refused_by_guard", None]
 
 
+async def test_what_is_kept_for_a_caller_outlives_a_new_configuration() -> None:
+    async with running(openai_app(("a-7b",))) as url, aiohttp.ClientSession() as session:
+        configure(url)
+        async with serving() as process:
+            async with session.post(f"{process.url}/v1/responses", json={"model": "auto", "input": "Hello"}) as reply:
+                kept = await reply.json()
+            process.child.send_signal(signal.SIGHUP)
+            await process.says("anew")
+            async with session.get(f"{process.url}/v1/responses/{kept['id']}") as reply:
+                assert (reply.status, (await reply.json())["output"]) == (200, kept["output"])
+
+
 async def test_a_stop_lets_what_runs_end_and_refuses_what_is_new() -> None:
     app = openai_app(("a-7b",))
     app.state.fake.fault = "stall"

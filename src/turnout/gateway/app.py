@@ -51,10 +51,11 @@ CHAT: dict[str, ASGIApp] = {
 
 
 class Shared:
-    """What outlives a reload of the configuration: counters, and that the process is about to end."""
+    """What outlives a reload of the configuration: counters, kept answers, and that the process is about to end."""
 
     def __init__(self) -> None:
         self.meter, self.metrics, self.refusals = Meter(), Metrics(), RefusalLog()
+        self.responses = responses.Shelves()
         self.draining = False
 
 
@@ -95,10 +96,10 @@ def create_app(
     # A redirect would be followed by some clients without their body.
     app.router.redirect_slashes = False
     app.state.router = router
-    app.state.responses = responses.Shelves()
     app.state.max_body_bytes = max_body_bytes
     app.door = door or Door(Keyring(keys_path(data_dir())))
     app.shared, app.access = shared or Shared(), access
+    app.state.responses = app.shared.responses
     routes = [route for route in app.routes if isinstance(route, Route)]
     app.paths = {route.path: route.path for route in routes} | {r.endpoint: r.path for r in routes if "{" in r.path}
     return app
