@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack
 from pathlib import Path
 
 import aiohttp
@@ -23,7 +23,9 @@ from turnout.errors import (
     StreamBrokenError,
 )
 from turnout.guard.allow import AllowList
-from turnout.guard.network import HttpClient, StreamReply, _mapped, _socket_factory, open_client
+from turnout.guard.dial import Connections, Place
+from turnout.guard.http1 import request_head
+from turnout.guard.network import HttpClient, StreamReply, open_client
 from turnout.types import Limits
 
 OUTSIDE = "203.0.113.5"
@@ -94,80 +96,41 @@ async def test_no_hostile_url_is_resolved_or_dialled(
     assert (everywhere.dialled, resolver.asked, asked_of_system) == ([], [], [])
 
 
-def _address_literals() -> list[str]:
-    """The hostile URLs that name an address which aiohttp would dial without asking a resolver."""
-    plain = ("outside the allowed networks", "no particular host", "link-local", "cloud metadata", "NAT64", "6to4")
-    return [
-        url for url, words in HOSTILE if words in (*plain, "Teredo", "IPv4-compatible", "translated", "IPv4-mapped")
-    ]
+def _dialling(allow: AllowList, resolve: Resolver | None = None) -> Connections:
+    return Connections(allow, resolve or Resolver(), lambda _: None)
 
 
 @pytest.mark.isolated
-@pytest.mark.parametrize("url", [u for u in _address_literals() if "127.0.0.1" not in u and "%" not in u])
-async def test_the_connector_alone_refuses_addresses(everywhere: Listener, url: str) -> None:
-    """The second line: the check of the URL is stepped over, the socket factory must refuse by itself."""
-    client = open_client(AllowList.from_config(SECURITY))
-    async with client, client._open_session("", fresh=False) as session:
-        with pytest.raises(aiohttp.ClientConnectorError) as caught:
-            await session.get(url.replace("{p}", str(everywhere.port)))
-    assert isinstance(_mapped(caught.value, "box"), GuardError)
+@pytest.mark.parametrize(
+    "ip", [OUTSIDE, "8.8.8.8", "169.254.169.254", "2001:4860:4860::8888", "::ffff:8.8.8.8", "0.0.0.0"]
+)
+async def test_the_socket_alone_refuses_addresses(everywhere: Listener, ip: str) -> None:
+    """The last line: the checks of the URL and of what a name leads to are stepped over."""
+    connections = _dialling(AllowList.from_config(SECURITY))
+    with pytest.raises(GuardError):
+        await connections._first(Place("http", "gpu1.lan", everywhere.port), [ip], 5)
     assert everywhere.dialled == []
 
 
 @pytest.mark.isolated
 async def test_the_resolver_alone_refuses_names(everywhere: Listener, asked_of_system: list[str]) -> None:
     resolver = Resolver(["10.0.0.5"])
-    client = open_client(AllowList.from_config(SECURITY), resolve=resolver)
-    async with client, client._open_session("", fresh=False) as session:
-        for name in ("evil.example", "gateway.docker.internal", "gpu1.lan.", "0x7f000001"):
-            with pytest.raises((GuardError, aiohttp.InvalidURL)):
-                await session.get(f"http://{name}:{everywhere.port}/")
+    connections = _dialling(AllowList.from_config(SECURITY), resolver)
+    for name in ("evil.example", "gateway.docker.internal", "gpu1.lan.", "0x7f000001", "8.8.8.8", "::ffff:8.8.8.8"):
+        with pytest.raises(GuardError):
+            await connections.dial(Place("http", name, everywhere.port), 5)
     assert (everywhere.dialled, resolver.asked, asked_of_system) == ([], [], [])
 
 
 @pytest.mark.isolated
-@pytest.mark.parametrize("addresses", [[OUTSIDE], [OUTSIDE, "8.8.8.8"], ["8.8.8.8", "2001:db8::1"], ["::ffff:8.8.8.8"]])
-async def test_the_socket_factory_alone_refuses_what_a_resolver_says(
-    everywhere: Listener, addresses: list[str]
-) -> None:
-    async with _with_blind_resolver(addresses) as session:
-        with pytest.raises(aiohttp.ClientConnectorError) as caught:
-            await session.get(f"http://gpu1.lan:{everywhere.port}/")
-    assert isinstance(_mapped(caught.value, "box"), GuardError)
-    assert everywhere.dialled == []
-
-
-@pytest.mark.isolated
-async def test_the_socket_factory_dials_only_the_allowed_of_several(everywhere: Listener) -> None:
-    async with _with_blind_resolver([OUTSIDE, "10.0.0.5", "8.8.8.8"]) as session:
-        async with session.get(f"http://gpu1.lan:{everywhere.port}/") as answer:
-            assert await answer.read() == b"hello"
+async def test_the_socket_dials_only_the_allowed_of_several(everywhere: Listener) -> None:
+    connections = _dialling(AllowList.from_config(SECURITY))
+    place = Place("http", "gpu1.lan", everywhere.port)
+    connection = await connections._first(place, [OUTSIDE, "10.0.0.5", "8.8.8.8"], 5)
+    connection.send(request_head("GET", "/", "gpu1.lan", {}, None), b"")
+    await connection.head()
+    connections.drop(connection)
     assert everywhere.dialled == ["10.0.0.5"]
-
-
-@asynccontextmanager
-async def _with_blind_resolver(addresses: list[str]) -> AsyncIterator[aiohttp.ClientSession]:
-    class Blind(aiohttp.abc.AbstractResolver):
-        async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[aiohttp.abc.ResolveResult]:
-            return [
-                {
-                    "hostname": host,
-                    "host": ip,
-                    "port": port,
-                    "family": socket.AF_INET6 if ":" in ip else socket.AF_INET,
-                    "proto": 0,
-                    "flags": socket.AI_NUMERICHOST,
-                }
-                for ip in addresses
-            ]
-
-        async def close(self) -> None:
-            pass
-
-    factory = _socket_factory(AllowList.from_config(SECURITY))
-    connector = aiohttp.TCPConnector(resolver=Blind(), socket_factory=factory)
-    async with aiohttp.ClientSession(connector=connector) as session:
-        yield session
 
 
 @pytest.mark.isolated
@@ -597,9 +560,8 @@ async def test_leaving_does_not_wait_for_an_upload_that_nobody_reads(client: Htt
     async with listening(answer_and_read_nothing) as listener:
         async with stream(client, url_of(listener), Limits(), body=bytes(60_000_000)) as reply:
             await anext(reply.chunks())
-            connection = reply._response.connection
+            connection = reply._connection
             assert connection is not None
-            assert connection.transport is not None
             dialled = connection.transport.get_extra_info("socket")
             while not connection.transport.get_write_buffer_size():  # until no more fits between us and the server
                 await asyncio.sleep(0)
