@@ -113,6 +113,7 @@ LIMITS: Mapping[str, Mapping[str, int]] = {
     "silence after two words": {"timeout": 150},
     "words without end": {"total_timeout": 400},
     "is loading its model": {"first_byte_timeout": 500},
+    "all together": {"first_byte_timeout": 600_000, "total_timeout": 300},
 }
 
 
@@ -435,6 +436,18 @@ def test_the_page_has_these_places_and_faults_and_no_others() -> None:
 async def test_a_busy_server_is_waited_for_as_long_as_it_says_and_no_shorter(tmp_path: Path) -> None:
     seen = await play("is busy, with Retry-After", "alone", "events", tmp_path / "a.log")
     assert [a.waited >= TOLD for a in seen.attempts] == [False, True, True, True]
+
+
+async def test_the_attempts_of_a_request_take_no_longer_together_than_the_longest_total(tmp_path: Path) -> None:
+    """A load is awaited for as long as a first byte would be: here ten minutes, were it not for the total."""
+    server = Scripted((BIG,), script=[refusing(503, "Loading model", "unavailable_error")])
+    async with scripted(server):
+        config = config_of([server], PLACES["alone"], "all together", tmp_path / "a")
+        async with open_router(load_any(config)) as router, asyncio.timeout(20):
+            with pytest.raises(QueryFailedError) as caught:
+                await collect(router.route(request_of("events", long=False)))
+    assert len(caught.value.attempts) > 2
+    assert sum(a.waited for a in caught.value.attempts) <= 0.3
 
 
 async def test_what_is_waited_for_one_model_has_passed_for_the_other_as_well(tmp_path: Path) -> None:

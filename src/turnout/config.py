@@ -37,7 +37,13 @@ FirstByte: TypeAlias = Annotated[
         "reading the prompt are expected to take, 30 s to 30 min."
     ),
 ]
-Total: TypeAlias = Annotated[Milliseconds, Meta(description="The longest that one attempt may take.")]
+Total: TypeAlias = Annotated[
+    Milliseconds,
+    Meta(
+        description="The longest that one attempt may take. Where several are made, the largest of their servers' "
+        "limits holds for all of them together."
+    ),
+]
 Key: TypeAlias = Annotated[
     str | None,
     Meta(

@@ -360,10 +360,12 @@ class Router:
 
     async def _execute(self, run: Run, request: ChatRequest, selection: Selection) -> AsyncGenerator[Event, None]:
         plan = self._plan(request, selection)
+        until = run.started + max((a.candidate.endpoint.limits.total for a in plan), default=0.0)
         while plan and run.failures < MAX_ATTEMPTS:
             attempt, *rest = plan
             endpoint, book = attempt.candidate.endpoint, self.fleet.book
-            if (rest and book.bars(endpoint)) or (attempt.retry and not self._budget.take()):
+            late = bool(run.attempts) and attempt.wait >= until - time.monotonic()
+            if late or (rest and book.bars(endpoint)) or (attempt.retry and not self._budget.take()):
                 plan = tuple(rest)
                 continue
             attempt = await _in_its_time(attempt)
@@ -371,7 +373,7 @@ class Router:
             ended: BackendError | None = BackendError("was given up; the query says why", endpoint=endpoint.name)
             book.begin(endpoint)
             try:
-                async with aclosing(self._attempt(run, request, attempt)) as events:
+                async with aclosing(self._attempt(run, request, attempt, until)) as events:
                     async for event in events:
                         yield event
                 ended = None
@@ -394,7 +396,9 @@ class Router:
                 plan = tuple(a for a in plan if not a.reduced)
         raise failed(run.attempts)
 
-    async def _attempt(self, run: Run, request: ChatRequest, attempt: Attempt) -> AsyncGenerator[Event, None]:
+    async def _attempt(
+        self, run: Run, request: ChatRequest, attempt: Attempt, until: float
+    ) -> AsyncGenerator[Event, None]:
         """Ask one candidate. The first event is the head of its answer: from there on nothing is tried again."""
         attempt = await self._fitter.settled(attempt)
         candidate, tenant = attempt.candidate, run.principal.id
@@ -404,7 +408,7 @@ class Router:
             async with self._placement.admitted(candidate, aside=aside):
                 began = time.monotonic()
                 fit = await self._fitter.fit(request, attempt, run.refusals, tenant)
-                async with aclosing(self._lane(request, candidate, fit)) as events:
+                async with aclosing(self._lane(request, candidate, fit, until - began)) as events:
                     async for event in events:
                         if not first:
                             first = time.monotonic() - began
@@ -421,8 +425,10 @@ class Router:
             log.warning("%s", cut.text)
             yield cut
 
-    def _lane(self, request: ChatRequest, candidate: Candidate, fit: Fit) -> AsyncGenerator[Event, None]:
+    def _lane(self, request: ChatRequest, candidate: Candidate, fit: Fit, left: float) -> AsyncGenerator[Event, None]:
         backend, fitted, endpoint = BY_KIND[candidate.endpoint.kind], fit.fitted, candidate.endpoint
+        if left < endpoint.limits.total - 1.0:  # others have had their part of the request's time
+            endpoint = _ending(endpoint, max(1, math.ceil(left)))
         if endpoint.limits.adaptive:
             tokens = fit.estimate or (len(request.raw.body) // 3 if request.raw else 0)
             speed = self.fleet.learned.speed(endpoint, candidate.model)
@@ -532,6 +538,12 @@ async def _in_its_time(attempt: Attempt) -> Attempt:
     seconds = attempt.wait * random.uniform(1.0, 1.25)  # noqa: S311
     await asyncio.sleep(seconds)
     return replace(attempt, wait=seconds)
+
+
+@lru_cache(maxsize=256)
+def _ending(endpoint: Endpoint, seconds: int) -> Endpoint:
+    """The endpoint with so long for all of an attempt."""
+    return replace(endpoint, limits=replace(endpoint.limits, total=float(seconds)))
 
 
 @lru_cache(maxsize=256)
