@@ -17,7 +17,7 @@ from tests.servers import WEIGHTS
 from turnout.api import LocalLLMRouter, collect, load_any
 from turnout.build import open_router
 from turnout.errors import GuardError, NoServiceError, UsageError
-from turnout.request import check
+from turnout.request import MAX_MESSAGES, check
 from turnout.types import ChatRequest, Image, Message, Text, message
 
 ALONE = {"discovery": {"enabled": False}}
@@ -58,6 +58,14 @@ def test_an_image_asks_without_a_word() -> None:
     check(ChatRequest((Message("user", (Text(" "), picture)),)))
     with pytest.raises(UsageError, match="the query is empty"):
         check(ChatRequest((message("system", "only the system speaks"), message("user", " "))))
+
+
+def test_a_conversation_of_more_messages_than_anybody_has_is_refused() -> None:
+    turns = (message("user", "x"),) * (MAX_MESSAGES + 1)
+    check(ChatRequest(turns[1:]))
+    check(ChatRequest(turns, session_id="ours"))
+    with pytest.raises(UsageError, match=r"20,001 messages, the most is 20,000"):
+        check(ChatRequest(turns))
 
 
 async def test_an_image_alone_reaches_a_model_that_sees() -> None:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from turnout.code.provider import CodeContext
 
 MAX_QUERY_CHARS = 2_000_000
+MAX_MESSAGES = (
+    20_000  # of a request: more of them, each of a word, hold everybody up for seconds while they are counted
+)
 DEFAULT_ANSWER_TOKENS = 1024
 
 
@@ -63,6 +66,9 @@ def check(request: ChatRequest) -> None:
     """
     if request.raw is not None and not request.messages:
         return
+    if len(request.messages) > MAX_MESSAGES and not request.session_id:
+        found = f"the conversation has {len(request.messages):,} messages, the most is {MAX_MESSAGES:,}"
+        raise UsageError(found, hint="leave old ones out")
     said = (part for m in request.messages if m.role != "system" for part in m.parts)
     if not any(part.text.strip() if isinstance(part, Text) else isinstance(part, _ASKING) for part in said):
         raise UsageError("the query is empty", hint="give a question")

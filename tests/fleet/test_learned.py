@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,6 +98,18 @@ def test_a_damaged_file_is_learned_anew(tmp_path: Path, body: bytes, caplog: pyt
     learned.learn_window(BOX, HIDDEN, 2000)
     learned.save()
     assert Learned(path).windowed(BOX, HIDDEN).window == 2000
+
+
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, os.mkdir, lambda p: p.symlink_to("/dev/zero")], ids=["pipe", "dir", "device"]
+)
+def test_what_is_no_file_holds_nobody_up(
+    tmp_path: Path, make: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    make(tmp_path / "learned.json")
+    learned = Learned(tmp_path / "learned.json")
+    assert "learned again" in caplog.text
+    assert learned.windowed(BOX, HIDDEN) == HIDDEN
 
 
 def test_a_place_that_cannot_be_written_costs_nothing_but_a_line(

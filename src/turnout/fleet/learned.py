@@ -7,7 +7,10 @@ one entry wins. It holds names, numbers and times, nothing of what was asked or 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
+import stat
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -187,7 +190,7 @@ def _put(kept: _Kept, section: str, key: str, value: object) -> None:
 def _read(path: Path) -> _Kept:
     """The file; nothing when it is not there or damaged: all of it can be learned again."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_regular) as file:
             body = file.read(MAX_FILE_BYTES + 1)
         return msgspec.json.decode(body, type=_Kept)
     except FileNotFoundError:
@@ -197,6 +200,15 @@ def _read(path: Path) -> _Kept:
             "what was learned in %s cannot be read, and is learned again: %s", path, " ".join(str(error).split())
         )
         return _Kept()
+
+
+def _regular(path: str, flags: int) -> int:
+    """Open a file, and nothing that would be waited for, such as a pipe."""
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return descriptor
 
 
 def _key(endpoint: Endpoint, model: Model) -> str:
