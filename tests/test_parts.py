@@ -244,6 +244,11 @@ def test_the_owners_lists_rule() -> None:
     assert set(order[2:]) == {"llama3.3:70b", "qwen2.5-coder:3b"}, "a model beyond the lists follows"
     small = [Model("qwen2.5-coder:32b", window=4096), Model("phi4:14b", window=16_384)]
     assert chosen(catalog_of(*small), needs, config) == ["phi4:14b"], "min_context is a filter"
+    found = select(candidates(catalog_of(*small), load_table()), needs, config, load_table())
+    assert found.ranked[0].reason.endswith("; min_context 8,192 rules out qwen2.5-coder:32b @ box")
+    assert found.too_small[0].reason.endswith("; its window is below min_context 8,192")
+    fits = select(candidates(catalog_of(*models), load_table()), needs, config, load_table())
+    assert "min_context" not in fits.ranked[0].reason
 
 
 def test_without_lists_the_best_score_wins() -> None:

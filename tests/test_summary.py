@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,11 @@ from tests.fakes.base import Fake, FakeModel, running
 from tests.test_fitting import ask, talk
 from turnout.api import load_any
 from turnout.build import open_router
-from turnout.context.compaction import SUMMARY_MARK
+from turnout.context.compaction import SUMMARY_MARK, Form
 from turnout.context.store import open_store
+from turnout.decided import Decided
 from turnout.router import Router
-from turnout.types import Message, message
+from turnout.types import ChatRequest, Message, message
 
 
 @pytest.fixture(autouse=True)
@@ -159,3 +161,18 @@ async def test_what_was_decided_for_a_session_is_there_for_the_next_process(tmp_
     first, second, third = (summary_in(body) for body in chats(big))
     assert first == second == third == WRITTEN
     assert len(chats(small)) == 2
+
+
+async def test_who_leaves_while_a_session_is_recalled_has_recalled_nothing(data_dir: Path) -> None:
+    request = ChatRequest((message("user", "hello"),), session_id="s")
+    form = Form(text="what was said")
+    with closing(open_store(data_dir / "sessions.db")) as store:
+        await Decided(store).remember("t", request, 4096, b"key", form)
+        decided = Decided(store)
+        leaving = asyncio.ensure_future(decided.recall("t", request))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        await decided.recall("t", request)
+        assert decided.of(request, 4096) == {b"key": form}

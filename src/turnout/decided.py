@@ -44,14 +44,14 @@ class Decided:
         session = (tenant, request.session_id)
         if self._store is None or not request.session_id or session in self._read:
             return
-        self._read[session] = None
-        if len(self._read) > MAX_SESSIONS:
-            self._read.popitem(last=False)
         try:
             kept = await asyncio.to_thread(self._store.summaries, *session)
         except StorageError as error:
             log.info("%s", error)
             return
+        self._read[session] = None  # only now: who leaves in between has read nothing
+        if len(self._read) > MAX_SESSIONS:
+            self._read.popitem(last=False)
         for place, body in kept.items():
             try:
                 name, form = bytes.fromhex(place), msgspec.json.decode(body, type=Form)

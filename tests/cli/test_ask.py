@@ -83,7 +83,7 @@ async def test_the_options_reach_the_server(home: Path) -> None:
 
 
 async def test_nothing_that_a_server_says_reaches_the_terminal_raw() -> None:
-    evil = ["a\x1b]0;title\x07b", "\x9b31m", "\x1b", "[2Jc\r\n\td"]
+    evil = ["a\x1b]0;title\x07b", "\x9b31m", "\x1b", "[2Jc\r\n\td\u202e\u2067"]
     async with running(_speaking(evil, [])) as url:
         configure(url)
         result = await run_beside("ask", "hello", stdin=b"")
@@ -91,7 +91,7 @@ async def test_nothing_that_a_server_says_reaches_the_terminal_raw() -> None:
     assert result.stdout == "a]0;titleb31m[2Jc\n\td\n"
     assert json.loads(data.stdout)["text"] == "".join(evil)
     for output in (result.stderr, data.output):
-        assert not any(c in output for c in "\x1b\x07\x9b\r")
+        assert not any(c in output for c in "\x1b\x07\x9b\r\u202e\u2067")
 
 
 def test_no_server_is_exit_3_and_says_what_was_probed() -> None:

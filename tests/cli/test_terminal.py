@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 
-from tests.cli.conftest import as_terminal, configure, run
+from tests.cli.conftest import Fakes, as_terminal, configure, run
 from turnout.cli.output import _fitting, _widths
 
 
@@ -39,10 +40,21 @@ def test_a_narrow_terminal_shows_fewer_columns_and_shorter_words() -> None:
         header, *rows = lines_of(width, "discover")
         first, second = (row for row in rows if row.startswith("fake"))
         assert {"service", "address", "state", "reason"} <= set(header.split()) < set(wide.split())
+        assert ("window" in header) == (width == 80)
         assert max(map(len, (header, first, second))) <= width
         assert {"fake0", "127.0.0.1:9", "offline"} <= set(first.split())
         assert {"fake1", "127.0.0.1:13", "offline"} <= set(second.split())
         assert "nothing answers" in first
+
+
+async def test_a_decision_shows_level_and_window_on_a_narrow_terminal(fakes: Fakes) -> None:
+    configure(await fakes.start("qwen2.5-coder-32b-instruct"), await fakes.start("qwen2.5-coder-7b-instruct"))
+    _, shown = await asyncio.to_thread(as_terminal, "explain", "Write a function", columns=80)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).replace("\r", "")
+    head = next(line for line in text.splitlines() if line.startswith("decision"))
+    assert head.split() == ["decision", "model", "service", "level", "window", "reason"]
+    assert "(known)" in text
+    assert max(map(len, text.splitlines()[text.splitlines().index(head) :])) <= 80
 
 
 def test_a_long_word_is_wrapped_and_whole_columns_stay() -> None:

@@ -11,8 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import aiohttp
@@ -33,10 +33,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TURNOUT_DATA_DIR", str(tmp_path / "data"))
 
 
-def configure(url: str, name: str = "one", **gateway: object) -> None:
+def configure(url: str, name: str = "one", discovery: Mapping[str, object] | None = None, **gateway: object) -> None:
     config = {
         "custom_endpoints": [{"name": name, "endpoint": url}],
-        "discovery": {"enabled": False},
+        "discovery": {"enabled": False, **(discovery or {})},
         "gateway": gateway,
     }
     fresh = Path("fresh.yaml")
@@ -173,6 +173,14 @@ async def test_a_saved_file_is_read_and_one_that_is_wrong_changes_nothing() -> N
             await process.says("anew")
             assert await endpoint() == "two"
     assert [record["error"] for record in audited("config")] == ["config", "refused_by_guard", None]
+
+
+async def test_a_server_that_goes_is_said() -> None:
+    async with AsyncExitStack() as stack:
+        configure(await stack.enter_async_context(running(openai_app(("a-7b",)))), discovery={"interval": 1000})
+        async with serving() as process:
+            await stack.aclose()
+            assert "nothing answers" in await process.says("INFO one .*online -> offline")
 
 
 async def test_what_is_kept_for_a_caller_outlives_a_new_configuration() -> None:

@@ -56,7 +56,7 @@ def explain(config_file: str | None, as_json: bool, **given: Unpack[Given]) -> N
     click.echo(f"prompt: about {explanation.prompt_tokens} tokens")
     click.echo(f"policy: {cell(explanation.selection.policy)}")
     columns = ("decision", "model", "service", "level", "window", "reason")
-    table(columns, [_row(*decision) for decision in decisions], spare=("level", "window"))
+    table(columns, [_row(*d) for d in decisions], brief=[_row(*d, brief=True) for d in decisions])
 
 
 async def _explain(loaded: LoadedConfig, request: ChatRequest) -> Explanation:
@@ -76,14 +76,18 @@ def _decisions(explanation: Explanation) -> list[tuple[str, Candidate, Attempt |
     planned = [attempt.candidate for attempt in explanation.attempts]
     for ranked in explanation.selection.too_small:
         if ranked.candidate not in planned:
-            reason = f"its window of {ranked.candidate.window} tokens is too small for this request"
-            found.append(("not taken", ranked.candidate, None, reason))
+            window, target = ranked.candidate.window, explanation.selection.target
+            why = f"below min_context {target}" if window < target else "too small for this request"
+            found.append(("not taken", ranked.candidate, None, f"its window of {window} tokens is {why}"))
     found += [("not taken", candidate, None, reason) for candidate, reason in explanation.selection.rejected]
     return found
 
 
-def _row(decision: str, candidate: Candidate, attempt: Attempt | None, reason: str) -> tuple[str, ...]:
-    level = f"{int(attempt.level)} {attempt.level.name.lower().replace('_', ' ')}" if attempt else ""
+def _row(
+    decision: str, candidate: Candidate, attempt: Attempt | None, reason: str, *, brief: bool = False
+) -> tuple[str, ...]:
+    name = "" if brief or attempt is None else f" {attempt.level.name.lower().replace('_', ' ')}"
+    level = f"{int(attempt.level)}{name}" if attempt else ""
     window = f"{candidate.window} ({candidate.window_source})"
     return decision, candidate.model.id, candidate.endpoint.name, level, window, reason
 

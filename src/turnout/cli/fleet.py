@@ -46,7 +46,7 @@ def discover(config_file: str | None, scan: bool, address: str | None, as_json: 
         _print_found({"services": [_service_fields(status) for status in catalog.endpoints]}, catalog, loaded)
         return
     columns = ("service", "kind", "address", "version", "state", "reason", "models", "loaded", "window", "busy")
-    spare = ("busy", "version", "kind", "window", "loaded", "models")
+    spare = ("busy", "version", "kind", "loaded", "models", "window")
     rows = [_service_row(status) for status in in_order(catalog.endpoints)]
     table(columns, rows, spare=spare, brief=[_brief(row) for row in rows])
     _tell_notes(catalog, loaded.config)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from turnout.config import LoadedConfig
     from turnout.types import AttemptRecord, Json
 
-_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _NO_LIMIT = 1_000_000
 _GAP = 2
 _WRAPPED = 24  # a column with a longer text is wrapped on a narrow terminal
@@ -35,7 +35,8 @@ class PartialError(Exception):
 
 
 def safe(text: str) -> str:
-    """Text for a terminal: no control characters but line breaks and tabs, so that no escape sequence survives."""
+    """Text for a terminal: no control characters but line breaks and tabs, so that no escape sequence survives, and
+    none that turn the direction of what follows, so that code reads as it runs."""
     return _UNSAFE.sub("", text)
 
 

@@ -8,6 +8,7 @@ configuration is said, and the one before it stays. A request ends on the router
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -49,10 +50,26 @@ def serve(loaded: LoadedConfig, host: str | None = None, port: int | None = None
             f"without a key the gateway serves this machine alone, so it cannot listen on {address}", hint=hint
         )
     _allow_many_connections(gateway.max_connections)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with _log_on_stderr(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
         ended_by = runner.run(_serve(loaded, address, gateway.port if port is None else port))
     if ended_by:
         signal.raise_signal(ended_by)  # what it means for the command is the caller's
+
+
+@contextmanager
+def _log_on_stderr() -> Iterator[None]:
+    """What is logged meanwhile, servers that come and go too, is said with its time."""
+    logger, handler = logging.getLogger("turnout"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    before, logger.propagate = (logger.level, logger.propagate), False
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
 
 
 async def _serve(loaded: LoadedConfig, host: str, port: int) -> int:

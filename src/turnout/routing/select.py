@@ -102,9 +102,21 @@ def select(pool: Sequence[Candidate], needs: Needs, config: RouterConfig, table:
             usable.append(candidate)
     ranked = _rank(usable, needs, config, routing, table)
     too_small = _rank(small, needs, config, routing, table)
+    if below := [r for r in too_small if r.candidate.window >= needs.tokens + _room(r.candidate, needs)]:
+        ranked, too_small = _say_minimum(ranked, too_small, below, minimum)
     policy = _policy(needs, config, routing)
     smallest = min((r.candidate for r in (*ranked, *too_small)), key=lambda c: _smallness(c, table), default=None)
     return Selection(tuple(ranked), tuple(too_small), tuple(rejected), smallest, policy, minimum)
+
+
+def _say_minimum(
+    ranked: list[Ranked], too_small: list[Ranked], below: list[Ranked], minimum: int
+) -> tuple[list[Ranked], list[Ranked]]:
+    """The same, with the word of it where ``min_context`` alone speaks against a model: it may not be expected."""
+    names = ", ".join(r.candidate.label for r in below[:3]) + (" and others" if len(below) > 3 else "")
+    ranked = [replace(r, reason=f"{r.reason}; min_context {minimum:,} rules out {names}") for r in ranked]
+    said = {id(r): replace(r, reason=f"{r.reason}; its window is below min_context {minimum:,}") for r in below}
+    return ranked, [said.get(id(r), r) for r in too_small]
 
 
 def _room(candidate: Candidate, needs: Needs) -> int:
