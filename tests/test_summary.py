@@ -16,7 +16,7 @@ from tests.test_fitting import ask, talk
 from turnout.api import load_any
 from turnout.build import open_router
 from turnout.context.compaction import SUMMARY_MARK, Form
-from turnout.context.store import open_store
+from turnout.context.store import Exchange, StoredMessage, open_store
 from turnout.decided import Decided
 from turnout.router import Router
 from turnout.types import ChatRequest, Message, message
@@ -167,6 +167,7 @@ async def test_who_leaves_while_a_session_is_recalled_has_recalled_nothing(data_
     request = ChatRequest((message("user", "hello"),), session_id="s")
     form = Form(text="what was said")
     with closing(open_store(data_dir / "sessions.db")) as store:
+        store.append("t", "s", Exchange((StoredMessage(request.messages[0], 0, 1),)))
         await Decided(store).remember("t", request, 4096, b"key", form)
         decided = Decided(store)
         leaving = asyncio.ensure_future(decided.recall("t", request))
