@@ -40,6 +40,8 @@ LATER = "deferred: no issue filed yet"
 
 REAL = "test_pipeline_real.py::"
 GATE = "gateway/test_gateway.py::"
+AGENT_GATE = "gateway/test_agents.py::"
+CALLERS = "fleet/test_callers.py::"
 FITTING = "test_fitting.py::"
 SUMMARY = "test_summary.py::"
 HANDOFF = "test_handoff.py::"
@@ -858,11 +860,45 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "from environment and processes",
         by(PARTS + "test_who_is_calling", code="turnout.fleet.agents:detect_coding_agent"),
     ),
-    ("AGENT-1", "from HTTP headers and MCP", GATEWAY),
+    (
+        "AGENT-1",
+        "from HTTP headers and system prompts, per request",
+        by(CALLERS + "test_a_recorded_agent_is_known", code="turnout.fleet.callers:calling_agent"),
+    ),
+    (
+        "AGENT-1",
+        "told in the access log and the audit log",
+        by(AGENT_GATE + "test_the_logs_name_the_agent", code="turnout.gateway.completions:answered"),
+    ),
+    (
+        "AGENT-1",
+        "from MCP client info",
+        by(CALLERS + "test_mcp_clients", code="turnout.fleet.callers:mcp_client"),
+    ),
     (
         "AGENT-2",
         "per-agent settings",
         by(PARTS + "test_who_is_calling", code="turnout.fleet.agents:get_agent_specific_config"),
+    ),
+    (
+        "AGENT-2",
+        "a preferred model or family",
+        by(
+            AGENT_GATE + "test_an_agents_model_goes_first_and_a_family_counts_more", code="turnout.routing.select:_rank"
+        ),
+    ),
+    (
+        "AGENT-2",
+        "the format of code context",
+        by(
+            AGENT_GATE + "test_code_context_is_written_as_the_agent_wants_it",
+            code="turnout.code.enrich:build_enriched_query",
+        ),
+    ),
+    (
+        "AGENT-2",
+        "no streams for who does not read them",
+        by(AGENT_GATE + "test_an_agent_that_reads_no_streams_gets_one_piece", code="turnout.run:in_one_piece"),
     ),
     (
         "GW-1",

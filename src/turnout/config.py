@@ -341,6 +341,29 @@ class GatewayConfig(Section, frozen=True, kw_only=True):
     ] = None
 
 
+class AgentConfig(Section, frozen=True, kw_only=True):
+    """What a coding agent gets that others do not (SPEC AGENT-2); docs/agents.md tells how it is known who calls."""
+
+    default_model_preference: Annotated[
+        str,
+        Meta(
+            description="For what it asks of `auto` or of a category. A model's id or canonical name: that model goes "
+            "first. The beginning of names, such as `qwen`: those models count 10 points more where scores decide. "
+            "Empty: no preference."
+        ),
+    ] = ""
+    context_format: Annotated[
+        Literal["openai", "anthropic", "qwen"],
+        Meta(
+            description="How code context is written into its prompts. `openai`: under Markdown headings. `anthropic`: "
+            "in XML elements. `qwen`: in fenced blocks under headings."
+        ),
+    ] = "openai"
+    supports_streaming: Annotated[
+        bool, Meta(description="`false`: the answer that it asks for as a stream comes in one piece, when it is whole.")
+    ] = True
+
+
 class RouterConfig(Section, frozen=True, kw_only=True):
     """The whole configuration. Build it with ``load_config`` or ``load_config_from_dict``."""
 
@@ -362,6 +385,7 @@ class RouterConfig(Section, frozen=True, kw_only=True):
     discovery: DiscoveryConfig = DiscoveryConfig()
     embedded: EmbeddedConfig = EmbeddedConfig()
     gateway: GatewayConfig = GatewayConfig()
+    agents: Annotated[dict[str, AgentConfig], Meta(description="What single coding agents get.")] = {}
 
 
 class LoadedConfig(msgspec.Struct, frozen=True):

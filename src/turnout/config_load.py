@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, get_args, get_origin
 import msgspec
 from msgspec import inspect
 
-from turnout.config import TASK_DEFAULTS, LoadedConfig, RouterConfig, Section, user_config_dir
+from turnout.config import (
+    TASK_DEFAULTS,
+    LoadedConfig,
+    RouterConfig,
+    Section,
+    user_config_dir,
+)
+from turnout.config_agents import AGENTS, agent_defaults
 from turnout.config_values import KeyPath, dotted, doubtful, impossible, shown
 from turnout.errors import ConfigError
 from turnout.types import TaskCategory
@@ -29,6 +36,7 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = ("str", "int", "float", "bool", "null", "timestamp")
 _DURATION = re.compile(r"(\d{1,9})\s*(ms|s|m|min|h)")
+_NAMED = {"services": "service", "task_routing": "category", "agents": "agent"}
 _MS = {"ms": 1, "s": 1000, "m": 60_000, "min": 60_000, "h": 3_600_000}
 
 
@@ -49,7 +57,11 @@ class _Source:
     def __init__(self, file: Path | None, kinds: Mapping[str, str]) -> None:
         self.file = file
         self.lines: dict[KeyPath, int] = {}
-        self.names: dict[str, tuple[str, ...]] = {"services": tuple(kinds), "task_routing": tuple(TaskCategory)}
+        self.names: dict[str, tuple[str, ...]] = {
+            "services": tuple(kinds),
+            "task_routing": tuple(TaskCategory),
+            "agents": AGENTS,
+        }
         self.expanded: set[KeyPath] = set()
         self.unset: dict[KeyPath, str] = {}
         self.warnings: list[str] = []
@@ -234,6 +246,9 @@ def _checked(data: object, source: _Source, kinds: Mapping[str, str], env: Mappi
     routing = values.get("task_routing")
     if isinstance(routing, dict):
         values["task_routing"] = {key: TASK_DEFAULTS.get(TaskCategory(key), {}) | own for key, own in routing.items()}
+    agents = values.get("agents")
+    if isinstance(agents, dict):
+        values["agents"] = {name: agent_defaults(name) | own for name, own in agents.items()}
     config = _with_files(msgspec.convert(values, RouterConfig), source)
     for path, message, hint in impossible(config, kinds):
         source.fail(message, path, hint)
@@ -345,8 +360,7 @@ def _value(value: object, hint: object, path: KeyPath, source: _Source) -> objec
         known = source.names[path[-1]]
         for name in (found := _keys(value, path, source)):
             if name not in known:
-                what = "service" if path[-1] == "services" else "category"
-                source.fail(f"unknown {what} {shown(name)}", (*path, name), _nearest(name, known))
+                source.fail(f"unknown {_NAMED[path[-1]]} {shown(name)}", (*path, name), _nearest(name, known))
         return {name: _section(item, inner, (*path, name), source) for name, item in found.items()}
     if value is not None and not isinstance(value, list):
         source.fail(f"expected a list, got {shown(value)}", path, "each entry begins with `- `")

@@ -12,6 +12,7 @@ from typing import TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from turnout.config import CustomEndpoint, RouterConfig, ServiceConfig
+from turnout.config_agents import AGENT_ALIASES
 
 KeyPath: TypeAlias = tuple[str, ...]
 # Key path, what is wrong, what would be right.
@@ -48,6 +49,9 @@ def impossible(config: RouterConfig, kinds: Mapping[str, str]) -> Iterator[Probl
     if context.compaction_target >= context.compaction_threshold:
         said = f"the target {context.compaction_target} is not below the threshold {context.compaction_threshold}"
         yield ("context", "compaction_target"), said, "for example 0.5 and 0.8"
+    for name, other in AGENT_ALIASES.items():
+        if name in config.agents and other in config.agents:
+            yield ("agents", other), f"{other} is the same agent as {name}", "put both into one section"
     yield from _gateway_problems(config)
     yield from _security_problems(config)
     yield from _scan_problems(config)

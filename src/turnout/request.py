@@ -95,7 +95,7 @@ def classify(request: ChatRequest) -> ClassificationResult | None:
     return classify_task(request.last_user_text)
 
 
-def enrich(request: ChatRequest, context: CodeContext | None) -> ChatRequest:
+def enrich(request: ChatRequest, context: CodeContext | None, style: str) -> ChatRequest:
     """The request with the code context at the end of the newest user turn, after everything that is stable."""
     if context is None:
         return request
@@ -105,7 +105,7 @@ def enrich(request: ChatRequest, context: CodeContext | None) -> ChatRequest:
     if index < 0:
         return request
     turn = request.messages[index]
-    enriched = build_enriched_query(turn.text, context)
+    enriched = build_enriched_query(turn.text, context, style)
     if enriched == turn.text:
         return request
     others = tuple(part for part in turn.parts if not isinstance(part, Text))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from turnout.backends import BY_KIND
 from turnout.backends.lanes import event_lane, raw_lane
 from turnout.code.provider import not_gathered_because, room_for
-from turnout.config import RouterConfig
+from turnout.config import AgentConfig, RouterConfig
 from turnout.context.tokens import TokenCounter, get_token_counter
 from turnout.decided import Decided
 from turnout.errors import (
@@ -32,6 +32,7 @@ from turnout.errors import (
     UsageError,
 )
 from turnout.fitting import Fit, Fitter
+from turnout.fleet.agents import get_agent_specific_config
 from turnout.fleet.catalog import Catalog
 from turnout.fleet.pins import Pin
 from turnout.guard.audit import AuditLog, QueryEnd, QueryStart
@@ -47,7 +48,7 @@ from turnout.routing.classify import classify_task
 from turnout.routing.fallback import LOADING_WAIT, RetryBudget, after_error, plan_attempts, sooner
 from turnout.routing.patience import first_byte_limit
 from turnout.routing.select import Needs, Selection, Selector, unsuitable
-from turnout.run import Run, new_id
+from turnout.run import Run, in_one_piece, new_id
 from turnout.sidework import Sidework
 from turnout.summary import Summarizer
 from turnout.types import (
@@ -218,13 +219,13 @@ class Router:
                 await self._wait_for_load()
             await self._wait_for_answers(request, run.task)
             context = await self._gather(request, run.task)
-            request = enrich(request, context)
+            request = enrich(request, context, self._agent(request).context_format)
             selection = self._select(request, run.task)
             category = run.task.category if run.task else None
             selection, run.place = self._placement.order(request, principal.id, selection, category)
             for notice in self._notices(request, run.task, context):
                 yield notice
-            async with aclosing(self._execute(run, request, selection)) as events:
+            async with aclosing(self._in_pieces(request, self._execute(run, request, selection))) as events:
                 async for event in events:
                     run.see(event)
                     yield event
@@ -247,7 +248,7 @@ class Router:
         check(request)
         task = classify(request)
         context = await self._gather(request, task)
-        request = enrich(request, context)
+        request = enrich(request, context, self._agent(request).context_format)
         selection = self._select(request, task)
         why = not_gathered_because(self._config.serena, request, task) or "the workspace could not be read in time"
         note = f"{context.provider}: {context.note}" if context else f"none: {why}"
@@ -278,6 +279,9 @@ class Router:
         """
         fit = await self._fitter.preview(request, candidate, principal.id)
         return fit, self._fitter.counter(candidate)
+
+    def _agent(self, request: ChatRequest) -> AgentConfig:
+        return get_agent_specific_config(request.agent, self._config)
 
     # Steps of the pipeline, in its order.
 
@@ -341,6 +345,7 @@ class Router:
             capabilities=capabilities_of(request),
             answer=answer_room(request, 0),
             answer_share=0.5 if request.max_tokens else 0.25,
+            preference=self._agent(request).default_model_preference if task is not None else "",
         )
         book = self.fleet.book
         pool = self._selector.pool(self.catalog)
@@ -352,6 +357,9 @@ class Router:
         if not selection.ranked and not selection.too_small:
             raise unsuitable(pool, needs, selection, self._table, self.catalog.away)
         return selection
+
+    def _in_pieces(self, request: ChatRequest, made: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
+        return made if self._agent(request).supports_streaming else in_one_piece(made)
 
     def _plan(self, request: ChatRequest, selection: Selection) -> tuple[Attempt, ...]:
         if request.compactable:
@@ -505,7 +513,9 @@ class Router:
 
     async def _audit_start(self, run: Run) -> None:
         if self._trail is not None:
-            await self._trail.start(QueryStart(run.id, run.request.session_id, run.principal.id, run.query))
+            await self._trail.start(
+                QueryStart(run.id, run.request.session_id, run.principal.id, run.query, run.request.agent)
+            )
 
     def _audit_end(self, run: Run) -> None:
         if self._trail is None:
@@ -517,6 +527,7 @@ class Router:
                 session_id=run.request.session_id,
                 principal=run.principal.id,
                 query=run.query,
+                agent=run.request.agent,
                 model=route.sent_model if route else "",
                 service=route.service if route else "",
                 category=run.task.category if run.task else "",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from turnout.errors import EndpointLoadingError
@@ -13,7 +15,9 @@ from turnout.types import (
     ChatRequest,
     ClassificationResult,
     Event,
+    Notice,
     Principal,
+    RawChunk,
     Route,
     Started,
     TextDelta,
@@ -54,6 +58,24 @@ class Run:
             self.usage = event.usage
         elif isinstance(event, Started):
             self.route, self.first = event.route, time.monotonic()
+
+
+async def in_one_piece(made: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
+    """The same answer, its text together and nothing of it before all is there: for who does not read streams."""
+    async with aclosing(made) as events:
+        whole: list[Event] = []
+        async for event in events:
+            last = whole[-1] if whole else None
+            if isinstance(event, Started | Notice):
+                yield event
+            elif isinstance(event, TextDelta) and isinstance(last, TextDelta):
+                whole[-1] = TextDelta(last.text + event.text)
+            elif isinstance(event, RawChunk) and isinstance(last, RawChunk):
+                whole[-1] = RawChunk(last.data + event.data)
+            else:
+                whole.append(event)
+    for event in whole:
+        yield event
 
 
 def new_id() -> str:

@@ -8,15 +8,17 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 from msgspec import inspect
 
 from turnout.config import TASK_DEFAULTS, RouterConfig
+from turnout.config_agents import AGENT_DEFAULTS, AGENTS
 from turnout.config_load import expected, unit_of
 from turnout.types import Json, TaskCategory
 
+_KEYED_BY = {"services": "kind", "task_routing": "category", "agents": "agent"}
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 _HEAD = """\
@@ -52,7 +54,7 @@ def json_schema(kinds: Mapping[str, str]) -> dict[str, Json]:
     properties = cast("dict[str, dict[str, Json]]", definitions["RouterConfig"]["properties"])
     properties["version"]["enum"] = ["1.0", "1", 1]
     del properties["version"]["type"]
-    for key, names in (("services", tuple(kinds)), ("task_routing", tuple(TaskCategory))):
+    for key, names in (("services", tuple(kinds)), ("task_routing", tuple(TaskCategory)), ("agents", AGENTS)):
         section = properties[key].pop("additionalProperties")
         properties[key] |= {"properties": {str(n): section for n in names}, "additionalProperties": False}
         properties[key].pop("propertyNames", None)
@@ -78,10 +80,16 @@ def reference_markdown(kinds: Mapping[str, str]) -> str:
             parts += ["\nThe kinds, and where each is looked for by default:\n\n| kind | address |\n|---|---|\n", rows]
         if field.name == "task_routing":
             parts += ["\nDefaults of some categories differ:\n\n| category | key | default |\n|---|---|---|\n"]
-            parts += [
-                f"| `{c}` | `{k}` | {_default(v)} |\n" for c, own in TASK_DEFAULTS.items() for k, v in own.items()
-            ]
+            parts += _differing(TASK_DEFAULTS)
+        if field.name == "agents":
+            names = ", ".join(f"`{name}`" for name in AGENTS)
+            parts += [f"\nThe agents: {names}. `qwen-cli` is `qwen-code`.\n\nDefaults of some differ:\n\n"]
+            parts += ["| agent | key | default |\n|---|---|---|\n", *_differing(AGENT_DEFAULTS)]
     return "".join(parts)
+
+
+def _differing(defaults: Mapping[Any, Mapping[str, object]]) -> Iterator[str]:
+    return (f"| `{name}` | `{k}` | {_default(v)} |\n" for name, own in defaults.items() for k, v in own.items())
 
 
 def _inner(field: inspect.Field) -> tuple[inspect.StructType | None, str]:
@@ -90,7 +98,7 @@ def _inner(field: inspect.Field) -> tuple[inspect.StructType | None, str]:
     if isinstance(kind, inspect.StructType):
         return kind, field.name
     if isinstance(kind, inspect.DictType) and isinstance(kind.value_type, inspect.StructType):
-        return kind.value_type, f"{field.name}.<{'kind' if field.name == 'services' else 'category'}>"
+        return kind.value_type, f"{field.name}.<{_KEYED_BY[field.name]}>"
     if isinstance(kind, inspect.VarTupleType) and isinstance(kind.item_type, inspect.StructType):
         return kind.item_type, f"{field.name}[]"
     return None, ""
@@ -122,7 +130,7 @@ def _prose(section: inspect.StructType) -> str:
 
 
 def _default(value: object) -> str:
-    if value is None:
+    if value is None or value == "":
         return "none"
     if isinstance(value, tuple):
         return ", ".join(f"`{item}`" for item in value) or "none"

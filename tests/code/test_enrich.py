@@ -42,6 +42,15 @@ def test_the_sections_and_their_order() -> None:
     assert [line for line in lines if line.startswith("- Line")] == [f"- Line {n}: wrong {n}" for n in range(1, 6)]
 
 
+def test_the_sections_as_an_agent_wants_them() -> None:
+    context = CodeContext("x", references=(Reference("a.py", 3, "total()"),), outline="````md\nkey = 1")
+    markdown, xml, fenced = (build_enriched_query("Q", context, s) for s in ("openai", "anthropic", "qwen"))
+    assert markdown == "Q\n\n## References (1 found)\n- a.py:3: total()\n\n## Outline\n````md\nkey = 1"
+    assert xml == "Q\n\n<references>\n- a.py:3: total()\n</references>\n\n<outline>\n````md\nkey = 1\n</outline>"
+    assert "## References (1 found)\n```\n- a.py:3: total()\n```\n" in fenced
+    assert fenced.endswith("\n`````\n````md\nkey = 1\n`````"), "what is quoted must not end its own fence"
+
+
 @given(st.text(), PLACES, st.text(st.characters(codec="ascii"), max_size=50))
 def test_the_users_words_come_first_and_the_bytes_are_always_the_same(
     query: str, places: list[Reference], outline: str

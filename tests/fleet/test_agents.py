@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from turnout.fleet.agents import AgentConfig, AgentInfo, detect_coding_agent, get_agent_specific_config
+from turnout.config import AgentConfig
+from turnout.fleet.agents import AgentInfo, detect_coding_agent, get_agent_specific_config
 
 
 @pytest.mark.parametrize(
@@ -75,9 +76,11 @@ def test_a_real_ancestor_is_found_by_its_script(tmp_path: Path) -> None:
 
 
 def test_the_owners_overrides() -> None:
-    assert get_agent_specific_config("qwen-cli") == AgentConfig("qwen", "qwen", supports_streaming=True)
+    assert get_agent_specific_config("qwen-cli") == AgentConfig(default_model_preference="qwen", context_format="qwen")
     assert get_agent_specific_config("qwen-code") == get_agent_specific_config("qwen-cli")
-    assert get_agent_specific_config("aider") == AgentConfig("gpt", "openai", supports_streaming=True)
-    assert get_agent_specific_config("cursor") == AgentConfig("claude", "anthropic", supports_streaming=True)
-    assert get_agent_specific_config("continue") == AgentConfig("", "openai", supports_streaming=True)
+    assert get_agent_specific_config("aider") == AgentConfig(default_model_preference="gpt")
+    assert get_agent_specific_config("cursor") == AgentConfig(
+        default_model_preference="claude", context_format="anthropic"
+    )
+    assert get_agent_specific_config("continue") == AgentConfig()
     assert get_agent_specific_config("nobody") == AgentConfig()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from turnout.config_agents import AGENTS
+from turnout.fleet import agents, callers
 from turnout.fleet.agents import AgentInfo
 from turnout.fleet.callers import _BEGINNINGS, _HEAD, NOBODY, calling_agent, mcp_client
 
@@ -185,3 +187,10 @@ def test_the_gateways_own_environment_names_nobody(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("CLAUDECODE", "1")
     monkeypatch.setenv("AI_AGENT", "claude-code_2-1-330_agent")
     assert calling_agent(headers({"user-agent": "curl/8"}), "hello") == NOBODY
+
+
+def test_every_agent_that_is_known_can_be_configured() -> None:
+    tables = (callers._PRODUCTS, callers._TITLES, callers._OWN, callers._PROMPTS)
+    told = {name for table in tables for name, _ in table.values()} | set(callers._MCP_CLIENTS.values())
+    told |= {name for _, name, _ in agents._MARKERS} | set(agents._PROCESSES.values())
+    assert told - {"agno", "generic"} == set(AGENTS)

@@ -23,7 +23,7 @@ from turnout.types import AttemptRecord, FallbackLevel
 
 KEYS = [
     *("timestamp", "event_type", "session_id", "model", "service", "query_hash", "tokens_in", "tokens_out"),
-    *("success", "error", "phase", "request_id", "principal", "category", "fallback_level", "attempts"),
+    *("success", "error", "phase", "request_id", "principal", "agent", "category", "fallback_level", "attempts"),
     *("sequence", "previous_hash"),
 ]
 SECRET = "where is the rename of frobnicate"

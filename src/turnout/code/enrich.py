@@ -30,30 +30,45 @@ _PRIVATE_KEY = re.compile(
 )
 
 
-def build_enriched_query(query: str, context: CodeContext) -> str:
+def build_enriched_query(query: str, context: CodeContext, style: str = "openai") -> str:
     """The query with sections for what was found; unchanged when nothing was.
 
     Args:
         query: the user's words.
         context: what a provider found.
+        style: how a section is written: ``openai``, ``anthropic`` or ``qwen`` (``agents.<agent>.context_format``).
     """
+    write = _STYLES[style]
     sections = [
-        _section("Type Information", context.type_information),
-        _section(f"References ({len(context.references)} found)", _places(context.references[:SHOWN_REFERENCES])),
-        _section(
+        ("Type Information", context.type_information),
+        (f"References ({len(context.references)} found)", _places(context.references[:SHOWN_REFERENCES])),
+        (
             f"Current Issues ({len(context.issues)})",
             "\n".join(f"- Line {issue.line}: {issue.message}" for issue in context.issues[:SHOWN_ISSUES]),
         ),
-        _section("Code", "\n\n".join(map(_shown, context.excerpts))),
-        _section("Definition", _definitions(context)),
-        _section("Outline", context.outline),
+        ("Code", "\n\n".join(map(_shown, context.excerpts))),
+        ("Definition", _definitions(context)),
+        ("Outline", context.outline),
     ]
-    found = [section for section in sections if section]
+    found = [write(title, without_secrets(body)) for title, body in sections if body]
     return "\n\n".join((query, *found)) if found else query
 
 
-def _section(title: str, body: str) -> str:
-    return f"## {title}\n{without_secrets(body)}" if body else ""
+def _under_heading(title: str, body: str) -> str:
+    return f"## {title}\n{body}"
+
+
+def _in_element(title: str, body: str) -> str:
+    name = title.partition(" (")[0].lower().replace(" ", "_")
+    return f"<{name}>\n{body}\n</{name}>"
+
+
+def _in_fence(title: str, body: str) -> str:
+    fence = max(("```", *(f"{run}`" for run in re.findall(r"`{3,}", body))), key=len)
+    return f"## {title}\n{fence}\n{body}\n{fence}"
+
+
+_STYLES = {"openai": _under_heading, "anthropic": _in_element, "qwen": _in_fence}
 
 
 def _definitions(context: CodeContext) -> str:

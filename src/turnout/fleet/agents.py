@@ -9,6 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
+from turnout.config import AgentConfig, RouterConfig
+from turnout.config_agents import AGENT_ALIASES, AGENT_DEFAULTS
+
 AgentType = Literal["cli", "ide", "gui", "mcp", "detected", "unknown"]
 
 # Real markers first (recorded from the agents' own children), then the owner's, which no agent sets today.
@@ -46,8 +51,8 @@ _PROCESSES = {"claude": "claude-code", "codex": "codex", "opencode": "opencode",
               "cursor-agent": "cursor", "cursor": "cursor", "continue": "continue", "pi": "pi"}  # fmt: skip
 _INTERPRETER = re.compile(r"(?:node|nodejs|MainThread|bun|deno|python[\d.]*|uv)\Z")
 _SUFFIX = re.compile(r"\.(?:[cm]?js|py|exe)\Z")
-# The owner's names for what calls itself otherwise today.
-_ALIASES = {"qwen-code": "qwen-cli", "continue-cli": "continue"}
+_USUAL = AgentConfig()
+_SETTINGS = {name: msgspec.convert(own, AgentConfig) for name, own in AGENT_DEFAULTS.items()}
 _VERSIONED = re.compile(r"(?P<name>[a-z][a-z-]*?)[_@](?P<version>\d+(?:[-.]\d+)*)(?:_.*)?\Z")
 
 
@@ -58,23 +63,6 @@ class AgentInfo:
     name: str = ""
     type: AgentType = "unknown"
     version: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class AgentConfig:
-    """What an agent likes: a family of models, a context format, streaming."""
-
-    default_model_preference: str = ""
-    context_format: str = ""
-    supports_streaming: bool = True
-
-
-_OVERRIDES = {
-    "qwen-cli": AgentConfig("qwen", "qwen"),
-    "aider": AgentConfig("gpt", "openai"),
-    "cursor": AgentConfig("claude", "anthropic"),
-    "continue": AgentConfig(context_format="openai", supports_streaming=True),
-}
 
 
 def detect_coding_agent(env: Mapping[str, str] = os.environ, processes: Sequence[str] | None = None) -> AgentInfo:
@@ -137,6 +125,11 @@ def _ancestors() -> list[str]:
     return names
 
 
-def get_agent_specific_config(agent: str) -> AgentConfig:
-    """The owner's settings for an agent, or the defaults."""
-    return _OVERRIDES.get(_ALIASES.get(agent, agent), AgentConfig())
+def get_agent_specific_config(agent: str, config: RouterConfig | None = None) -> AgentConfig:
+    """What an agent gets: as configured, else the owner's settings for it, else the defaults."""
+    alias = AGENT_ALIASES.get(agent, agent)
+    if config is not None and config.agents:
+        found = config.agents.get(agent) or config.agents.get(alias)
+        if found is not None:
+            return found
+    return _SETTINGS.get(alias, _USUAL)

@@ -24,6 +24,7 @@ class _Line(msgspec.Struct, kw_only=True, omit_defaults=True):
     request_id: str
     principal: str
     client: str = ""
+    agent: str = ""
     method: str
     path: str
     route: str
@@ -54,6 +55,7 @@ class AccessLog:
             request_id=exchange.id,
             principal=exchange.principal.id,
             client=client[0] if client else "",
+            agent=run.request.agent if run is not None else "",
             method=scope["method"],
             path=path_of(scope),
             route=route,

@@ -16,12 +16,13 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from turnout.errors import NoSuitableModelError, TurnoutError
+from turnout.fleet.callers import calling_agent
 from turnout.gateway.exchange import Exchange, decision_headers, exchange_of
 from turnout.gateway.formats import ANTHROPIC, OPENAI_CHAT, OPENAI_TEXT, A, Format
 from turnout.gateway.refusal import HttpError, cause_of, format_of, refusal
 from turnout.request import may_ask
 from turnout.router import Router
-from turnout.types import VIRTUAL_MODELS, ChatRequest, Event, Principal, RawChunk, RawHead, Route, Started
+from turnout.types import VIRTUAL_MODELS, ChatRequest, Event, Principal, RawChunk, RawHead, Route, Started, Text
 from turnout.wire.base import Completion
 
 KEEP_ALIVE_SECONDS = 10.0
@@ -115,6 +116,12 @@ def conversation_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
     """What the client calls its conversation, in a header that its agent sends anyway (facts/agents.md section 7b)."""
     found = next((value for name, value in headers if name in _CONVERSATION), b"")
     return found[:200].decode("latin-1")
+
+
+def beginning_of(chat: ChatRequest) -> str:
+    """The first words of its first message, but for Claude Code's billing line."""
+    texts = (part.text for part in chat.messages[0].parts if isinstance(part, Text)) if chat.messages else ()
+    return next((text for text in texts if not text.startswith("x-anthropic-billing-header:")), "")
 
 
 openai_chat = ChatEndpoint(OPENAI_CHAT)
@@ -250,8 +257,10 @@ def answered(router: Router, asked: ChatRequest | Completion, scope: Scope) -> A
     """The events of an answer: a chat goes through the pipeline, a text to the model that is named."""
     if isinstance(asked, Completion):
         return _told(router.side.complete(asked, principal_of(scope)), exchange_of(scope))
-    if name := conversation_of(scope["headers"]):
-        asked = replace(asked, conversation=name)
+    name = conversation_of(scope["headers"])
+    agent = calling_agent(scope["headers"], beginning_of(asked)).name
+    if name or agent:
+        asked = replace(asked, conversation=name, agent=agent)
     exchange = exchange_of(scope)
     return router.route(asked, exchange.principal, exchange.begin(router, asked))
 

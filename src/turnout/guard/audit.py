@@ -50,6 +50,7 @@ class QueryStart(msgspec.Struct, frozen=True):
     session_id: str
     principal: str
     query: str
+    agent: str = ""
 
 
 class QueryEnd(msgspec.Struct, frozen=True):
@@ -59,6 +60,7 @@ class QueryEnd(msgspec.Struct, frozen=True):
     session_id: str
     principal: str
     query: str
+    agent: str = ""
     model: str = ""
     service: str = ""
     category: str = ""
@@ -115,6 +117,7 @@ class _Record(msgspec.Struct, kw_only=True):
     phase: str | None = None
     request_id: str | None = None
     principal: str | None = None
+    agent: str | None = None
     category: str | None = None
     fallback_level: int | None = None
     attempts: list[_Attempt] = []
@@ -191,6 +194,7 @@ class AuditLog:
             query_hash=query_hash,
             request_id=record.request_id,
             principal=record.principal,
+            agent=record.agent or None,
         )
         self._add(line, hold=hold)
         self._hashes[record.request_id] = query_hash
@@ -219,6 +223,7 @@ class AuditLog:
             error=record.error or None,
             request_id=record.request_id,
             principal=record.principal,
+            agent=record.agent or None,
             category=record.category or None,
             fallback_level=record.fallback_level,
             attempts=[_attempt(a) for a in record.attempts],

@@ -51,7 +51,8 @@ class Trail:
         try:
             await written
         except asyncio.CancelledError:
-            self.end(QueryEnd(record.request_id, record.session_id, record.principal, record.query, error="cancelled"))
+            who = record.request_id, record.session_id, record.principal, record.query, record.agent
+            self.end(QueryEnd(*who, error="cancelled"))
             raise
         except AuditError:
             self._running -= 1

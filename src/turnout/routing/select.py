@@ -16,6 +16,9 @@ from turnout.routing.names import parse_model_name
 from turnout.types import Candidate, FallbackLevel, Health, TaskCategory
 
 MAX_REMEMBERED = 256
+# What being of the family that an agent prefers counts, on the scale of 100.
+PREFERRED = 10.0
+PREFERENCE = "the model that the calling agent prefers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,7 @@ class Needs:
         tokens: of the prompt.
         capabilities: of ``tools, vision``.
         answer: tokens that are wanted for the answer; of a window at most ``answer_share`` is kept free for it.
+        preference: a model, or how the names of a family begin, that the calling agent prefers; "" for none.
     """
 
     category: TaskCategory | None
@@ -36,6 +40,7 @@ class Needs:
     capabilities: frozenset[str] = frozenset()
     answer: int = 0
     answer_share: float = 0.5
+    preference: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,14 +267,18 @@ def _rank(
     pool: Sequence[Candidate], needs: Needs, config: RouterConfig, routing: TaskRouting | None, table: CapabilityTable
 ) -> list[Ranked]:
     category = needs.category or TaskCategory.CODING
-    match _policy(needs, config, routing):
-        case "exact":
-            return _exact(pool, needs)
-        case "lists":
-            primary = routing.primary_models if routing else shipped_lists().get(category, ())
-            return _by_lists(pool, primary, routing.fallback_models if routing else (), category, table)
-        case _:
-            return _by_score(pool, category)
+    policy = _policy(needs, config, routing)
+    if policy == "exact":
+        return _exact(pool, needs)
+    named = [c for c in pool if needs.preference and is_model(needs.preference, c, table)]
+    first = [Ranked(c, FallbackLevel.PRIMARY, PREFERENCE) for c in sorted(named, key=_preference)]
+    others = [c for c in pool if c not in named]
+    if policy == "lists":
+        primary = routing.primary_models if routing else shipped_lists().get(category, ())
+        fallback = routing.fallback_models if routing else ()
+        return first + _by_lists(others, primary, fallback, category, table, needs.preference)
+    found = _by_score(others, category, needs.preference)
+    return first + ([replace(r, level=FallbackLevel.FALLBACK) for r in found] if first else found)
 
 
 def _policy(needs: Needs, config: RouterConfig, routing: TaskRouting | None) -> str:
@@ -288,8 +297,11 @@ def _exact(pool: Iterable[Candidate], needs: Needs) -> list[Ranked]:
     return [Ranked(c, FallbackLevel.PRIMARY, "the model asked for") for c in order]
 
 
-def _by_score(pool: Iterable[Candidate], category: TaskCategory) -> list[Ranked]:
-    order = sorted(pool, key=lambda c: (-c.scores.get(category, 0.0), *_preference(c)))
+def _by_score(pool: Iterable[Candidate], category: TaskCategory, family: str) -> list[Ranked]:
+    def worth(c: Candidate) -> float:
+        return c.scores.get(category, 0.0) + (PREFERRED if _is_of(family, c) else 0.0)
+
+    order = sorted(pool, key=lambda c: (-worth(c), *_preference(c)))
     if not order:
         return []
     best = order[0]
@@ -297,10 +309,16 @@ def _by_score(pool: Iterable[Candidate], category: TaskCategory) -> list[Ranked]
         Ranked(
             c,
             FallbackLevel.PRIMARY if _same_model(c, best) else FallbackLevel.FALLBACK,
-            f"{category} score {c.scores.get(category, 0.0):.0f} ({c.score_source})",
+            f"{category} score {c.scores.get(category, 0.0):.0f} ({c.score_source})"
+            + (f", {PREFERRED:.0f} more: the agent prefers {family}" if _is_of(family, c) else ""),
         )
         for c in order
     ]
+
+
+def _is_of(family: str, candidate: Candidate) -> bool:
+    name = candidate.canonical or candidate.model.id.rpartition("/")[2]
+    return bool(family) and name.lower().startswith(family.lower())
 
 
 def _same_model(one: Candidate, other: Candidate) -> bool:
@@ -313,6 +331,7 @@ def _by_lists(
     fallback: Sequence[str],
     category: TaskCategory,
     table: CapabilityTable,
+    family: str,
 ) -> list[Ranked]:
     left = sorted(pool, key=_preference)
     ranked: list[Ranked] = []
@@ -321,7 +340,10 @@ def _by_lists(
             found = [c for c in left if is_model(name, c, table)]
             left = [c for c in left if c not in found]
             ranked += [Ranked(c, level, f"number {place} of the {level.name.lower()} list: {name}") for c in found]
-    beyond = [Ranked(r.candidate, FallbackLevel.FALLBACK, f"on no list; {r.reason}") for r in _by_score(left, category)]
+    beyond = [
+        Ranked(r.candidate, FallbackLevel.FALLBACK, f"on no list; {r.reason}")
+        for r in _by_score(left, category, family)
+    ]
     return ranked + beyond
 
 
