@@ -33,6 +33,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("models", "List the models that the local servers offer."),
     "top": ("top", "Show live what is loaded where, who waits, tokens per second and changes of state."),
     "serve": ("serve", "Run the gateway that coding agents connect to."),
+    "env": ("env", "Print what a coding agent must be told to use the gateway."),
+    "launch": ("launch", "Run a coding agent on the gateway."),
     "key": ("key", "Make, list, rotate and revoke the keys of the gateway."),
     "config": ("config", "Check, show or create the configuration."),
     "embedded": ("embedded", "Install or inspect the bundled demonstration model."),

@@ -11,6 +11,7 @@ import asyncio
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from asyncio.subprocess import PIPE, SubprocessStreamProtocol
 from collections.abc import Mapping, Sequence
@@ -150,6 +151,31 @@ class Child:
                 self._transport.terminate()
             else:
                 os.killpg(self._pid, number)
+
+
+def become(command: Sequence[str], env: Mapping[str, str]) -> int:
+    """Run a program in this process's place: terminal, signals and exit code are its own. Returns on Windows alone.
+
+    Args:
+        command: program (a name on PATH, or a path) and arguments; never a shell line.
+        env: all its variables.
+
+    Returns:
+        Its exit code, where a process cannot be replaced.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    program = shutil.which(command[0], path=env.get("PATH"))
+    if program is None:
+        raise FileNotFoundError(f"there is no program {command[0]}")
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    if sys.platform == "win32":
+        return subprocess.call([program, *command[1:]], env=env)  # noqa: S603
+    for name in ("SIGPIPE", "SIGXFSZ"):  # Python ignores them, and what is ignored stays so
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+    return os.execve(program, [program, *command[1:]], dict(env))  # noqa: S606
 
 
 async def spawn(command: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Child:
