@@ -13,7 +13,7 @@ import click
 
 from turnout.cli.env import Setup, checked_url, set_up, write_private
 from turnout.cli.output import loaded_config, note, waiting
-from turnout.cli.recipes import Agent, agent_called
+from turnout.cli.recipes import Agent, ConfigFile, agent_called
 from turnout.cli.target import address_of, ask_gateway, key_given
 from turnout.errors import UsageError
 
@@ -69,10 +69,18 @@ def _run(made: Setup, arguments: tuple[str, ...]) -> int:
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder = home / made.recipe.own_folder
     for file in made.recipe.files:
-        if not (file.seed and (folder / file.name).exists()):
+        if not _is_there(folder / file.name, file):
             write_private(folder / file.name, file.text)
     command = [part.replace("{folder}", str(folder)) for part in made.recipe.command]
     return become([*command, *arguments], environment(made, home, os.environ))
+
+
+def _is_there(path: Path, file: ConfigFile) -> bool:
+    """What an agent has added at the end of its file, such as the folders that it may work in, is kept."""
+    try:
+        return file.seed or path.read_text("utf-8").startswith(file.text) if path.exists() else False
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def environment(made: Setup, home: Path, current: Mapping[str, str]) -> dict[str, str]:

@@ -116,7 +116,7 @@ def _aider(target: Target) -> Recipe:
         "AIDER_MODEL": f"openai/{target.model}",
         "AIDER_CHECK_UPDATE": "false",
         "AIDER_SHOW_RELEASE_NOTES": "false",
-        "AIDER_ANALYTICS_DISABLE": "true",
+        "AIDER_ANALYTICS": "false",
         "AIDER_SHOW_MODEL_WARNINGS": "false",
         "AIDER_DETECT_URLS": "false",
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
@@ -206,7 +206,10 @@ def _codex(target: Target) -> Recipe:
         files=(ConfigFile("config.toml", "\n".join(lines) + "\n"),),
         own={"CODEX_HOME": ""},
         command=("codex",),
-        notes=("[features] multi_agent = false and goals = false save 2,500 tokens of every prompt",),
+        notes=(
+            "[features] multi_agent = false and goals = false save 2,500 tokens of every prompt",
+            "its terminal interface asks raw.githubusercontent.com for news and goes on without; `codex exec` does not",
+        ),
     )
 
 
@@ -285,7 +288,7 @@ def _continue(target: Target) -> Recipe:
         **({"defaultCompletionOptions": options} if target.window else {}),
     }
     config = {"name": "turnout", "version": "1.0.0", "schema": "v1", "models": [model]}
-    switches = ("CONTINUE_TELEMETRY_ENABLED", "CONTINUE_METRICS_ENABLED", "CONTINUE_CLI_ENABLE_TELEMETRY")
+    switches = ("CONTINUE_METRICS_ENABLED", "CONTINUE_CLI_ENABLE_TELEMETRY")
     return Recipe(
         dict.fromkeys(switches, "0"),
         folder="~/.continue",
@@ -305,8 +308,9 @@ def _cline(target: Target) -> Recipe:
         "apiKey": target.key,
         "model": target.model,
         "baseUrl": f"{target.url}/v1",
-        **({"contextWindow": target.window, "maxTokens": target.answer} if target.window else {}),
+        **({"contextWindow": target.window} if target.window else {}),
     }
+    switches = {"telemetryOptOut": True, "autoUpdateEnabled": False}
     provider = {"settings": settings, "updatedAt": "1970-01-01T00:00:00.000Z", "tokenSource": "manual"}
     config = {
         "version": 1,
@@ -315,14 +319,14 @@ def _cline(target: Target) -> Recipe:
         "providers": {"openai-compatible": provider},
     }
     return Recipe(
-        {"CLINE_TELEMETRY_DISABLED": "1", "CLINE_NO_AUTO_UPDATE": "1"},
+        {"CLINE_NO_AUTO_UPDATE": "1"},
         folder="~/.cline/data/settings",
-        files=(ConfigFile("providers.json", _json(config)),),
+        files=(ConfigFile("providers.json", _json(config)), ConfigFile("global-settings.json", _json(switches))),
         own={"CLINE_DIR": ""},
         own_folder="data/settings",
         command=("cline", "-P", "openai-compatible", "-m", target.model),
         notes=(
-            "it has no switch for otel.cline.bot and data.cline.bot: block the names",
+            "it asks data.cline.bot for feature flags at every start, has no switch for that, and goes on without",
             "it leaves a process behind (cline --cline-hub-daemon)",
         ),
     )
@@ -343,8 +347,11 @@ def _openwebui(target: Target) -> Recipe:
         "DO_NOT_TRACK": "true",
         "SCARF_NO_ANALYTICS": "true",
     }
-    kept = "what its admin page has stored goes before these variables, unless ENABLE_PERSISTENT_CONFIG=false"
-    return Recipe(env, own={"DATA_DIR": ""}, command=("open-webui", "serve"), notes=(kept,))
+    kept = (
+        "what its admin page has stored goes before these variables, unless ENABLE_PERSISTENT_CONFIG=false",
+        "it writes .webui_secret_key into the current directory, unless WEBUI_SECRET_KEY is set",
+    )
+    return Recipe(env, own={"DATA_DIR": ""}, command=("open-webui", "serve"), notes=kept)
 
 
 def _openai(target: Target) -> Recipe:
