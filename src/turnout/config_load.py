@@ -554,6 +554,10 @@ sessions:
   store: true
   retention_days: 90
 
+# What single coding agents get (docs/agents.md).
+# agents:
+#   aider: {{default_model_preference: qwen2.5-coder-32b}}
+
 # Loopback may always be dialled. A server elsewhere needs its name, address or network here.
 security:
   allow_external: false

@@ -34,7 +34,7 @@ from turnout.config import data_dir
 from turnout.gateway.app import create_app, running
 
 MODEL = "qwen2.5-coder-7b-instruct"
-PROGRAMS = [agent for agent in AGENTS if agent.package]
+PROGRAMS = [agent for agent in AGENTS if agent.install]
 
 
 @pytest.fixture(autouse=True)

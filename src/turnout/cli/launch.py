@@ -37,7 +37,7 @@ def launch(config_file: str | None, name: str, arguments: tuple[str, ...], model
     own files are left alone. Its exit code is the command's.
     """
     agent = agent_called(name)
-    if not agent.package:
+    if not agent.install:
         hint = f'eval "$(turnout env {agent.name})", then run your program'
         raise UsageError(f"{agent.name} is a library, not a program", hint=hint)
     loaded = loaded_config(config_file)
@@ -56,8 +56,7 @@ def _require_installed(agent: Agent, url: str, key: str, model: str) -> None:
 
     program = set_up(agent, url, key, model, Offer({}, "")).recipe.command[0]
     if shutil.which(program) is None:
-        tool = "pip" if agent.name in ("aider", "openwebui") else "npm"
-        hint = f"install {agent.package} with {tool}, from your site's index or from files brought along"
+        hint = f"`{agent.install}`, from your site's index or from files brought along"
         raise UsageError(f"{agent.name} is not installed: there is no program {program} on PATH", hint=hint)
 
 

@@ -81,14 +81,14 @@ class Agent:
         name: as it is told everywhere.
         wire: the API that it speaks.
         window: tokens of context below which it is of no use, 0 where that depends on the program.
-        package: how its package is called where it comes from; "" for a library.
+        install: the command that installs it from an index; "" for a library.
         make: its recipe.
     """
 
     name: str
     wire: str
     window: int
-    package: str
+    install: str
     make: Callable[[Target], Recipe]
 
 
@@ -386,14 +386,14 @@ def _json(value: object) -> str:
 
 
 AGENTS = (
-    Agent("aider", "OpenAI chat", 4096, "aider-chat", _aider),
-    Agent("claude-code", "Anthropic messages", 32_768, "@anthropic-ai/claude-code", _claude_code),
-    Agent("cline", "OpenAI chat", 16_384, "cline", _cline),
-    Agent("codex", "OpenAI responses", 16_384, "@openai/codex", _codex),
-    Agent("continue", "OpenAI chat", 8192, "@continuedev/cli", _continue),
-    Agent("opencode", "OpenAI chat", 16_384, "opencode-ai", _opencode),
-    Agent("qwen-code", "OpenAI chat", 32_768, "@qwen-code/qwen-code", _qwen_code),
-    Agent("openwebui", "OpenAI chat", 0, "open-webui", _openwebui),
+    Agent("aider", "OpenAI chat", 4096, "pip install aider-chat", _aider),
+    Agent("claude-code", "Anthropic messages", 32_768, "npm install -g @anthropic-ai/claude-code", _claude_code),
+    Agent("cline", "OpenAI chat", 16_384, "npm install -g cline", _cline),
+    Agent("codex", "OpenAI responses", 16_384, "npm install -g @openai/codex", _codex),
+    Agent("continue", "OpenAI chat", 8192, "npm install -g @continuedev/cli", _continue),
+    Agent("opencode", "OpenAI chat", 16_384, "npm install -g opencode-ai", _opencode),
+    Agent("qwen-code", "OpenAI chat", 32_768, "npm install -g @qwen-code/qwen-code", _qwen_code),
+    Agent("openwebui", "OpenAI chat", 0, "pip install open-webui", _openwebui),
     Agent("openai", "OpenAI chat, responses", 0, "", _openai),
     Agent("anthropic", "Anthropic messages", 0, "", _anthropic),
     Agent("ollama", "Ollama", 0, "", _ollama),
