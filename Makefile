@@ -50,7 +50,8 @@ docs: $(VENV)/.dev
 	mv docs/cli.md.new docs/cli.md
 
 bench: $(VENV)/.dev weights
-	$(BIN)/python bench/proxy.py
+	PYTHON=$(PYTHON) sh bench/get_gateways.sh .cache/gateways
+	$(BIN)/python bench/gateways.py .cache/gateways
 	$(BIN)/python bench/budgets.py
 	$(BIN)/python bench/fleet.py
 	$(BIN)/python bench/context.py
