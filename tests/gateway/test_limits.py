@@ -173,3 +173,47 @@ async def test_too_many_connections_are_refused_and_a_place_that_is_free_again_i
                     await again.send(HEAD + b"\r\n")
                     if (await again.answer())[0] == 200:
                         return
+
+
+OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n"
+
+
+@pytest.mark.parametrize("pieces", [1, 2], ids=["at once", "apart"])
+@pytest.mark.parametrize(
+    ("length", "body"),
+    [(b"Content-Length: 2", b"{}"), (b"Transfer-Encoding: chunked", b"2\r\n{}\r\n0\r\n\r\n")],
+    ids=["of known length", "chunked"],
+)
+async def test_an_offer_of_another_protocol_is_passed_over_and_the_body_is_read(
+    length: bytes, body: bytes, pieces: int
+) -> None:
+    """As Java's own client makes it with its first request; the parser would take the body for the other protocol."""
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n" + OFFER + length + b"\r\n\r\n"
+    async with gateway(Limits()) as port, client(port) as one:
+        for _ in range(2):
+            for piece in [head + body] if pieces == 1 else [head, body]:
+                await one.send(piece)
+                await asyncio.sleep(0.02)
+            status, answer = await one.answer()
+            assert (status, "messages is missing" in str(answer)) == (400, True)
+        await one.send(HEAD + b"\r\n")
+        assert (await one.answer())[0] == 200
+
+
+async def test_many_offers_in_one_piece_are_each_passed_over() -> None:
+    async with gateway(Limits()) as port, client(port) as one:
+        await one.send((HEAD + OFFER + b"\r\n") * 300)
+        for _ in range(300):
+            assert (await one.answer())[0] == 200
+
+
+async def test_what_is_no_request_leaves_no_line_in_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    async with gateway(Limits()) as port:
+        for data in (b"hello\r\n\r\n", b"CONNECT /x HTTP/1.1\r\nHost: localhost\r\n\r\n"):
+            async with client(port) as one:
+                await one.send(data)
+                assert (await one.answer())[0] == 400
+        async with client(port) as one:
+            await one.send(HEAD + OFFER + b"\r\n")
+            assert (await one.answer())[0] == 200
+    assert capsys.readouterr().err == ""
