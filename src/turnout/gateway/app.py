@@ -204,9 +204,10 @@ async def root(request: Request) -> Response:
 async def no_endpoint(request: Request, error: Exception) -> Response:
     """A path or method that is not served."""
     assert isinstance(error, HTTPException)
-    if refused := ollama.managed(request.url.path):
+    asked: str = request.scope["path"]  # not request.url, which raises for a query that is not UTF-8
+    if refused := ollama.managed(asked):
         return refusal(refused, format_of(request.scope))
-    path, hint = request.url.path[:200], f"there are: {', '.join(_endpoints(request.app))}"
+    path, hint = asked[:200], f"there are: {', '.join(_endpoints(request.app))}"
     said = f"there is no {path}" if error.status_code == 404 else f"{path} does not take {request.method}"
     return refusal(HttpError(error.status_code, said, hint=hint, headers=error.headers), format_of(request.scope))
 
