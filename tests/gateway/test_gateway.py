@@ -155,16 +155,17 @@ async def test_a_model_that_lacks_what_is_needed_is_400_with_the_reason(
     assert (answer["error"]["type"], answer["error"]["code"]) == ("invalid_request_error", "no_suitable_model")
 
 
-async def test_an_image_by_address_is_refused_and_nothing_is_asked() -> None:
+@pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])
+async def test_an_image_by_address_is_refused_and_nothing_is_asked(role: str) -> None:
     app = openai_app()
     async with serving(app) as upstream, gateway(upstream) as url, aiohttp.ClientSession() as session:
         content = [
             {"type": "image_url", "image_url": {"url": "http://203.0.113.5/x.png"}},
             {"type": "text", "text": "?"},
         ]
-        body = {"model": "auto", "messages": [{"role": "user", "content": content}]}
+        body = {"model": app.state.fake.models[0], "messages": [{"role": role, "content": content}, *QUESTION]}
         async with session.post(f"{url}/v1/chat/completions", json=body) as reply:
-            assert reply.status == 400
+            assert (reply.status, "by its address" in await reply.text()) == (400, True)
     assert app.state.fake.seen == []
 
 

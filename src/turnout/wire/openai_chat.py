@@ -126,11 +126,12 @@ def _message(row: Mapping[str, Json]) -> Message:
     role = _ROLES.get(as_text(row.get("role")))
     if role is None:
         raise UsageError(f"a message has the role {as_text(row.get('role'))[:40]!r}")
-    if role == "tool":
-        content = "".join(part.text for part in _content(row.get("content")) if isinstance(part, Text))
-        call_id = as_text(row.get("tool_call_id")) or as_text(row.get("name"))
-        return Message(role, (ToolResult(call_id, content, as_text(row.get("name"))),))
     parts = list(_content(row.get("content")))
+    if role == "tool":
+        content = "".join(part.text for part in parts if isinstance(part, Text))
+        call_id = as_text(row.get("tool_call_id")) or as_text(row.get("name"))
+        away = (part for part in parts if isinstance(part, Image) and part.url)  # which makes it refused
+        return Message(role, (ToolResult(call_id, content, as_text(row.get("name"))), *away))
     reasoning = row.get("reasoning_content") or row.get("reasoning")
     if role == "assistant" and isinstance(reasoning, str) and reasoning:
         parts.insert(0, Reasoning(reasoning))
