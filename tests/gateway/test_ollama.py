@@ -305,6 +305,15 @@ async def test_asking_for_nothing_loads_and_nothing_unloads() -> None:
     assert fake.models[0].resident
 
 
+async def test_nothing_is_loaded_for_what_is_no_json() -> None:
+    fake = Fake([FakeModel("qwen", resident=False)])
+    async with serving(fake_ollama.app(fake)) as upstream, gateway(upstream) as url, aiohttp.ClientSession() as session:
+        for path in ("/api/chat", "/api/generate"):
+            async with session.post(url + path, data=b'{"model":"qwen","options":"\xff"}') as reply:
+                assert (reply.status, list(await reply.json())) == (400, ["error"])
+    assert not fake.models[0].resident
+
+
 async def test_managing_models_is_refused_with_a_sentence() -> None:
     async with before(Fake()) as client:
         for verb in (client.pull("a"), client.push("a"), client.create("a", from_="b"), client.copy("a", "b")):

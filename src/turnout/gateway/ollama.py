@@ -233,6 +233,7 @@ class _Chat:
             model = _known_as(_ids(router), ollama_server.model_name(peek.model))
             with WhilePresent(receive):
                 if peek.loads:
+                    base.decode_object(body)  # ``peek`` passes over what it does not need
                     await self._load(router, peek, model, principal_of(scope))
                     loaded = ollama_server.render_loaded(model, chat=self.spoken is OLLAMA_CHAT)
                     await Response(loaded, media_type="application/json")(scope, receive, send)
