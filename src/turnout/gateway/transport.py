@@ -19,6 +19,7 @@ import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 MAX_HEAD_BYTES, MAX_HEADERS = 65_536, 128
+MAX_QUEUED = 16  # requests of a connection that came before the answer to the one in front of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class GatheringProtocol(HttpToolsProtocol):
         self._in_body = False
         self._fed = 0  # bytes of that request, no fewer than its headers have
         self._too_large = False
+        self._running: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Put the gathering between the protocol and the socket."""
@@ -105,6 +107,19 @@ class GatheringProtocol(HttpToolsProtocol):
             raise _RefusedError
         self._in_body = True
         HttpToolsProtocol.on_headers_complete(self)
+        if self.pipeline and len(self.pipeline) <= MAX_QUEUED:
+            self.flow.resume_reading()  # which is how a client that leaves is noticed
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has left; uvicorn tells only the last request that came."""
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
+        HttpToolsProtocol.connection_lost(self, exc)
 
     def _head_size(self) -> int:
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
