@@ -14,7 +14,7 @@ import pytest
 from turnout.api import load_any
 from turnout.build import open_router
 from turnout.gateway.app import create_app, running
-from turnout.gateway.transport import Limits
+from turnout.gateway.transport import Limits, _Gathering
 
 HEAD = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
@@ -217,3 +217,31 @@ async def test_what_is_no_request_leaves_no_line_in_the_log(capsys: pytest.Captu
             await one.send(HEAD + OFFER + b"\r\n")
             assert (await one.answer())[0] == 200
     assert capsys.readouterr().err == ""
+
+
+def test_what_is_held_for_a_client_that_is_gone_is_dropped_without_a_word() -> None:
+    """On uvloop, as `turnout serve`: writing to what is closed raises there."""
+    uvloop = pytest.importorskip("uvloop", reason="uvloop has no build for this system")
+    complaints: list[object] = []
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: complaints.append(context))
+        server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+        gone = asyncio.Event()
+
+        class Client(asyncio.Protocol):
+            def connection_lost(self, exc: Exception | None) -> None:
+                gone.set()
+
+        transport, _ = await loop.create_connection(Client, *server.sockets[0].getsockname())
+        gathering = _Gathering(transport, loop)
+        transport.abort()
+        await gone.wait()
+        gathering.write(b"late")
+        await asyncio.sleep(0)
+        server.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
+    assert complaints == []
