@@ -16,9 +16,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tests.fakes import vllm
 from tests.fakes.base import Fake, FakeModel
 from tests.fakes.base import running as serving
+from tests.fakes.liar import CHUNKED, event
+from tests.fakes.scripted import Asked, Scripted, chunk, scripted
 from turnout.api import load_any
 from turnout.build import open_router
 from turnout.gateway.app import create_app, running
+from turnout.gateway.transport import Limits
 from turnout.router import Router
 
 LEAVERS = 200
@@ -133,3 +136,33 @@ async def test_who_leaves_with_a_second_request_behind_frees_the_server(
                     writer.close()
                     while app.in_flight:
                         await asyncio.sleep(0.01)
+
+
+async def test_who_reads_nothing_of_a_stream_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the server's place would be held for as long as the client likes."""
+    monkeypatch.setenv("TURNOUT_DATA_DIR", str(tmp_path))
+    over = asyncio.Event()
+
+    async def without_end(asked: Asked) -> None:
+        try:
+            await asked.say(CHUNKED)
+            while True:
+                await asked.say(chunk(event("word " * 10_000)))
+        finally:
+            over.set()
+
+    one = Scripted(("m-7b",), script=(without_end,))
+    async with scripted(one):
+        config = load_any({"custom_endpoints": [{"name": "one", "endpoint": one.url}], "discovery": {"enabled": False}})
+        async with open_router(config) as router:
+            app = create_app(router)
+            async with running(app, limits=Limits(unread_seconds=0.4)) as (_, gateway):
+                for path in ("/v1/chat/completions", "/v1/messages"):
+                    over.clear()
+                    _, writer = await asyncio.open_connection("127.0.0.1", int(gateway.rpartition(":")[2]), limit=1000)
+                    writer.write(_request(path, stream=True))
+                    async with asyncio.timeout(20):
+                        await over.wait()
+                        while app.in_flight:
+                            await asyncio.sleep(0.01)
+                    writer.close()

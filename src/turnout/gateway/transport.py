@@ -24,17 +24,24 @@ MAX_QUEUED = 16  # requests of a connection that came before the answer to the o
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a client may take of us before it has asked anything.
+    """What a client may take of us before it has asked anything, and after.
 
     Attributes:
         head_seconds: from the connection, or the first byte of a request, to the end of its headers.
         body_seconds: from the first byte of a request to its last.
         connections: at the same time.
+        unread_seconds: that it may take nothing of its answer while more of it waits.
     """
 
     head_seconds: float = 10.0
     body_seconds: float = 60.0
+    unread_seconds: float = 60.0
     connections: int = 2048
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """Of all of them those that are seconds."""
+        return self.head_seconds, self.body_seconds, self.unread_seconds
 
 
 class _RefusedError(Exception):
@@ -52,6 +59,7 @@ class GatheringProtocol(HttpToolsProtocol):
         self._fed = 0  # bytes of that request, no fewer than its headers have
         self._too_large = False
         self._running: RequestResponseCycle | None = None
+        self._unread = (0, 0.0)  # bytes of answers that wait, and since when so many
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Put the gathering between the protocol and the socket."""
@@ -139,10 +147,15 @@ class GatheringProtocol(HttpToolsProtocol):
             self._refuse(400, "this is not an HTTP request")
 
     def end_when_late(self, now: float) -> None:
-        """Refuse a request that takes too long to come in; ``now`` is the loop's time."""
+        """End what takes too long to come in, or to be taken; ``now`` is the loop's time."""
         limit = self._limits.body_seconds if self._in_body else self._limits.head_seconds
         if self._since and now - self._since > limit and not self.transport.is_closing():
             self._refuse(408, f"the request did not come in within {limit:g} s")
+        unread, since = self.transport.get_write_buffer_size(), self._unread[1]
+        if not unread or unread != self._unread[0]:
+            self._unread = (unread, now)
+        elif now - since > self._limits.unread_seconds:
+            self.transport.abort()  # which frees the server that writes to nobody
 
     def _refuse(self, status: int, said: str, *headers: str) -> None:
         """Answer in the plainest form that every client reads, and close. After an answer has begun, only close."""
@@ -163,8 +176,8 @@ def protocol(limits: Limits) -> type[asyncio.Protocol]:
 
 @asynccontextmanager
 async def sweeping(connections: Callable[[], set[Any]], limits: Limits) -> AsyncIterator[None]:
-    """Meanwhile requests that take too long to come in are ended: one look a second, and no timer for each request."""
-    sweep = asyncio.ensure_future(_sweep(connections, min(1.0, limits.head_seconds / 2, limits.body_seconds / 2)))
+    """Meanwhile what takes too long is ended: one look a second, and no timer for each request."""
+    sweep = asyncio.ensure_future(_sweep(connections, min(1.0, *(seconds / 2 for seconds in limits.times))))
     try:
         yield
     finally:
