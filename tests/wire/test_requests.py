@@ -258,6 +258,15 @@ def test_ollama_formats():
     assert "format" not in ollama_body(response_format={"type": "text"})
 
 
+@pytest.mark.parametrize(
+    "image", [{}, {"url": {"url": "http://10.0.0.5/x.png"}}, {"url": None}, ["http://10.0.0.5"], 7]
+)
+def test_an_image_without_an_address_that_can_be_looked_at_is_refused(image):
+    part = {"type": "image_url", "image_url": image}
+    with pytest.raises(UsageError, match="an image's url is not a string"):
+        openai_chat.parse_request(json.dumps({"messages": [{"role": "user", "content": [part]}]}).encode())
+
+
 def test_ollama_is_never_sent_an_image_by_address():
     request = ChatRequest((Message("user", (Image(url="http://example.invalid/x.png"),)),))
     with pytest.raises(UsageError, match="by its address"):
