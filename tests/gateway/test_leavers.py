@@ -73,8 +73,7 @@ async def _leave(port: int, number: int) -> None:
 def _open_files(router: Router) -> int:
     """But for those of connections to the server that are kept for the next request, both of whose ends are here."""
     gc.collect()
-    connectors = [session.connector for session in router.client._sessions.values()]
-    kept = sum(len(rows) for connector in connectors for rows in connector._conns.values())
+    kept = sum(len(connections) for connections in router.client._connections._kept.values())
     return len(list(Path("/proc/self/fd").iterdir())) - 2 * kept
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, ExitStack
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack
 from pathlib import Path
 
 import aiohttp
@@ -577,3 +578,22 @@ async def test_a_whole_answer_leaves_the_connection_open(client: HttpClient) -> 
             async with stream(client, url_of(listener), Limits()) as reply:
                 assert await reply.read_all(100) == b"hello"
         assert len(listener.dialled) == 1
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """Room for both ends of many connections, of which the usual limit has not enough."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4096)), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_no_answer_waits_for_another_one_to_end(client: HttpClient, many_files: None) -> None:
+    """One that waited for a connection would fail at its limit to connect, as if its server were away."""
+    async with listening(says(STREAM + CHUNK)) as listener, AsyncExitStack() as stack, asyncio.timeout(30):
+        limits = Limits(connect=60, first_byte=60, silence=60)
+        for _ in range(600):
+            reply = await stack.enter_async_context(stream(client, url_of(listener), limits))
+            assert await anext(reply.chunks()) == b"hello"
+        assert len(listener.heads) == 600
