@@ -1,0 +1,179 @@
+"""One run of a real agent: a gateway process in front of scripted servers, and all that can be seen of it afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.agents.coder import MODEL, WINDOW
+from tests.agents.installed import DIR, FILE, Agent, Place
+from tests.fakes.scripted import Scripted, scripted
+
+LONGEST = 90.0  # seconds that an agent may take
+# Faster than in life, where it begins after 5 s and goes on every 10: no test waits that long.
+KEEPS_ALIVE = 1.0
+GATEWAY = (
+    "from turnout.gateway import completions; from turnout.cli import main;"
+    f" completions.PATIENCE_SECONDS = completions.KEEP_ALIVE_SECONDS = {KEEPS_ALIVE}; main()"
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was seen of one.
+
+    Attributes:
+        code: the agent's exit code; None when it did not end by itself.
+        said: all that it wrote.
+        seconds: that it took.
+        made: the text of the task's file, None when there is none.
+        requests: the gateway's access log of what was asked of models, in order.
+        audit: the queries in the audit log.
+    """
+
+    code: int | None
+    said: str
+    seconds: float
+    made: str | None
+    requests: tuple[dict[str, object], ...]
+    audit: tuple[dict[str, object], ...]
+
+    @property
+    def statuses(self) -> list[object]:
+        return [row["status"] for row in self.requests]
+
+
+def place_of(root: Path, *, patience: int = 0) -> Place:
+    """An empty home and a Git repository below ``root``. The address of the gateway is not known yet."""
+    home, project = root / "home", root / "project"
+    home.mkdir()
+    project.mkdir()
+    (project / "README.md").write_text("# A project\n", "utf-8")
+    named = ("-c", "user.name=T", "-c", "user.email=t@t")
+    for command in (("init", "-q", "-b", "main"), ("add", "."), (*named, "commit", "-q", "-m", "Begin")):
+        subprocess.run(("git", *command), cwd=project, env=_env(home), check=True)
+    return Place(home, project, "", MODEL, WINDOW, patience)
+
+
+async def run(agent: Agent, place: Place, servers: Sequence[Scripted]) -> Run:
+    """Run the agent's task to its end, in front of servers that are ended with it."""
+    root = place.home.parent
+    async with scripted(*servers):
+        custom = [{"name": f"box{n}", "endpoint": server.url} for n, server in enumerate(servers)]
+        config = {"custom_endpoints": custom, "discovery": {"enabled": False}, "gateway": {"access_log": True}}
+        (root / "turnout.yaml").write_text(json.dumps(config), "utf-8")
+        gateway = Gateway(root)
+        url = await asyncio.to_thread(gateway.start)
+        try:
+            code, said, seconds = await _work(agent, place, url)
+        finally:
+            lines = await asyncio.to_thread(gateway.stop)
+    file = place.project / FILE
+    return Run(
+        code=code,
+        said=said,
+        seconds=seconds,
+        made=file.read_text("utf-8") if file.exists() else None,
+        requests=tuple(row for row in lines if row["method"] == "POST"),
+        audit=tuple(row for row in _audit(root) if row["event_type"] == "query"),
+    )
+
+
+class Gateway:
+    """``turnout serve`` as a child, with its data below ``root``."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._child: subprocess.Popen[str] | None = None
+
+    def start(self) -> str:
+        """Returns its URL once it listens."""
+        command = (sys.executable, "-c", GATEWAY, "serve", "--port", "0")
+        env = os.environ | {"TURNOUT_DATA_DIR": str(self._root / "data")}
+        env.pop("TURNOUT_CONFIG", None)
+        with (self._root / "access.log").open("w") as log:
+            self._child = subprocess.Popen(
+                command, cwd=self._root, env=env, stdout=log, stderr=subprocess.PIPE, text=True
+            )
+        assert self._child.stderr is not None
+        first = self._child.stderr.readline()
+        found = re.search(r"http://\S+", first)
+        assert found is not None, first + self._child.stderr.read()
+        return found[0]
+
+    def stop(self) -> list[dict[str, object]]:
+        """Returns its access log."""
+        assert self._child is not None
+        self._child.send_signal(signal.SIGINT)
+        _, said = self._child.communicate(timeout=40)
+        assert "Traceback" not in said, said
+        return [json.loads(line) for line in (self._root / "access.log").read_text("utf-8").splitlines()]
+
+
+async def _work(agent: Agent, place: Place, url: str) -> tuple[int | None, str, float]:
+    """Start the agent, wait for it, and end whatever it leaves."""
+    from dataclasses import replace
+
+    place = replace(place, url=url)
+    start = agent.prepare(place)
+    env = _env(place.home) | {"PATH": f"{Path(DIR) / 'bin'}:{agent.file.parent}:{os.environ['PATH']}"} | dict(start.env)
+    log = place.home.parent / "said.log"
+    began = time.monotonic()
+    code: int | None = 0
+    try:
+        with log.open("w") as out:
+            for command in filter(None, (start.before, start.command)):
+                child = await asyncio.create_subprocess_exec(
+                    *command,
+                    cwd=place.project,
+                    env=env,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+                try:
+                    code = await asyncio.wait_for(child.wait(), LONGEST)
+                except TimeoutError:
+                    code = None
+    finally:
+        end_all_of(place.home)
+        with suppress(ProcessLookupError):
+            child.kill()
+        await child.wait()
+    return code, log.read_text("utf-8", "replace"), time.monotonic() - began
+
+
+def _env(home: Path) -> dict[str, str]:
+    return {"HOME": str(home), "PATH": os.environ["PATH"], "TERM": "dumb", "LANG": "C.UTF-8", "TMPDIR": str(home.parent)}
+
+
+def end_all_of(home: Path) -> list[int]:
+    """End every process that has this home: an agent's children, and the daemons that some leave. Returns their ids."""
+    mark, ended = f"HOME={home}\0".encode(), []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            env = (entry / "environ").read_bytes()
+        except OSError:
+            continue
+        if mark in env:
+            with suppress(ProcessLookupError):
+                os.kill(int(entry.name), signal.SIGKILL)
+                ended.append(int(entry.name))
+    return ended
+
+
+def _audit(root: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (root / "data" / "audit.log").read_text("utf-8").splitlines()]
