@@ -47,7 +47,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Start:
-    """A command line, with its environment beside HOME and PATH. ``before``: what must run first."""
+    """A program and how it is set up, with its environment beside HOME and PATH. ``before``: what must run first."""
 
     command: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
@@ -62,8 +62,9 @@ class Agent:
         name: as ``tests/get_agents.sh`` calls it.
         program: its file, below the folder of all agents.
         path: what it asks the gateway.
-        prepare: writes its files, and says how it is started.
+        prepare: writes its files, and says how it is started; ``turnout launch`` does the same in its own way.
         call: the tool by which it writes the file of the task, and its arguments; None where text does it.
+        arguments: which tell it the task.
         too_long: what it says, in lower case, when its first question exceeds the window.
         patience: the least number of seconds that it can be told to wait for a sign of life; 0 where it cannot be told.
         compacts: it goes on with less when a conversation has become too long; else it says ``too_long``.
@@ -75,6 +76,7 @@ class Agent:
     path: str
     prepare: Callable[[Place], Start]
     call: Callable[[Place], tuple[str, dict[str, object]]] | None
+    arguments: tuple[str, ...]
     too_long: str
     patience: int = 3
     compacts: bool = False
@@ -93,11 +95,16 @@ class Agent:
 
 
 def _aider(place: Place) -> Start:
-    flags = (
-        "--no-check-update --analytics-disable --no-show-model-warnings --no-detect-urls --no-gitignore --yes-always"
-    )
+    off = ("check-update", "show-model-warnings", "detect-urls")
     patience = ("--timeout", str(place.patience)) if place.patience else ()
-    command = ("aider", "--model", f"openai/{place.model}", *flags.split(), *patience, "--message", TASK, FILE)
+    command = (
+        "aider",
+        "--model",
+        f"openai/{place.model}",
+        "--analytics-disable",
+        *(f"--no-{n}" for n in off),
+        *patience,
+    )
     env = {"OPENAI_API_BASE": f"{place.url}/v1", "OPENAI_API_KEY": KEY, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     return Start(command, env)
 
@@ -112,16 +119,15 @@ def _claude(place: Place) -> Start:
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
         "CLAUDE_CODE_MAX_CONTEXT_TOKENS": str(place.window),
         "CLAUDE_CODE_MAX_OUTPUT_TOKENS": "4096",
-        "IS_SANDBOX": "1",
     }
     if place.patience:
         env["API_TIMEOUT_MS"] = str(place.patience * 1000)
-    return Start(("claude", "-p", TASK, "--dangerously-skip-permissions"), env)
+    return Start(("claude",), env)
 
 
 def _cline(place: Place) -> Start:
     login = ("cline", "auth", "-p", "openai-compatible", "-k", KEY, "-m", place.model, "-b", f"{place.url}/v1")
-    return Start(("cline", "-m", place.model, TASK), {"CLINE_TELEMETRY_DISABLED": "1"}, login)
+    return Start(("cline", "-m", place.model), {"CLINE_TELEMETRY_DISABLED": "1"}, login)
 
 
 def _codex(place: Place) -> Start:
@@ -133,8 +139,7 @@ def _codex(place: Place) -> Start:
         "[analytics]\nenabled=false\n[features]\nplugins=false\napps=false\n"
         f'[model_providers.gw]\nname="gw"\nbase_url="{place.url}/v1"\nwire_api="responses"\nenv_key="GW_KEY"\n{patience}',
     )
-    command = ("codex", "exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox", TASK)
-    return Start(command, {"GW_KEY": KEY})
+    return Start(("codex",), {"GW_KEY": KEY})
 
 
 def _continue(place: Place) -> Start:
@@ -152,7 +157,7 @@ def _continue(place: Place) -> Start:
         model["requestOptions"] = {"timeout": place.patience * 1000}
     # JSON is YAML.
     config = place.write("config.yaml", {"name": "local", "version": "1.0.0", "schema": "v1", "models": [model]})
-    return Start(("cn", "--config", str(config), "--auto", "-p", TASK), {"CONTINUE_TELEMETRY_ENABLED": "0"})
+    return Start(("cn", "--config", str(config)), {"CONTINUE_TELEMETRY_ENABLED": "0"})
 
 
 def _opencode(place: Place) -> Start:
@@ -180,7 +185,7 @@ def _opencode(place: Place) -> Start:
     off = ("AUTOUPDATE", "MODELS_FETCH", "LSP_DOWNLOAD", "DEFAULT_PLUGINS")
     # It works in $PWD, whatever its working directory is.
     env = {f"OPENCODE_DISABLE_{name}": "1" for name in off} | {"PWD": str(place.project)}
-    return Start(("opencode", "run", TASK), env)
+    return Start(("opencode",), env)
 
 
 def _qwen(place: Place) -> Start:
@@ -196,7 +201,7 @@ def _qwen(place: Place) -> Start:
     if place.patience:
         told = str(place.patience * 1000)
         env |= {"QWEN_CODE_API_TIMEOUT_MS": told, "QWEN_STREAM_IDLE_TIMEOUT_MS": told}
-    return Start(("qwen", "-y", "-p", TASK), env)
+    return Start(("qwen",), env)
 
 
 def _path(place: Place) -> str:
@@ -204,13 +209,22 @@ def _path(place: Place) -> str:
 
 
 AGENTS = (
-    Agent("aider", "bin/aider", "/v1/chat/completions", _aider, None, "has hit a token limit"),
+    Agent(
+        "aider",
+        "bin/aider",
+        "/v1/chat/completions",
+        _aider,
+        None,
+        ("--yes-always", "--no-gitignore", "--message", TASK, FILE),
+        "has hit a token limit",
+    ),
     Agent(
         "claude",
         "node_modules/.bin/claude",
         "/v1/messages",
         _claude,
         lambda place: ("Write", {"file_path": _path(place), "content": TEXT}),
+        ("-p", TASK, "--dangerously-skip-permissions"),
         "prompt is too long",
     ),
     Agent(
@@ -219,6 +233,7 @@ AGENTS = (
         "/v1/chat/completions",
         _cline,
         lambda place: ("editor", {"path": _path(place), "new_text": TEXT}),
+        (TASK,),
         "exceeds the model's context window",
         patience=0,
         resumes=False,
@@ -229,6 +244,7 @@ AGENTS = (
         "/v1/responses",
         _codex,
         lambda _: ("exec_command", {"cmd": f"printf '%s\\n' '{TEXT.strip()}' > {FILE}"}),
+        ("exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox", TASK),
         "ran out of room in the model's context window",
     ),
     Agent(
@@ -237,6 +253,7 @@ AGENTS = (
         "/v1/chat/completions",
         _continue,
         lambda place: ("Write", {"filepath": _path(place), "content": TEXT}),
+        ("--auto", "-p", TASK),
         "context length exceeded",
     ),
     Agent(
@@ -245,6 +262,7 @@ AGENTS = (
         "/v1/chat/completions",
         _opencode,
         lambda place: ("write", {"filePath": _path(place), "content": TEXT}),
+        ("run", TASK),
         "maximum context length is",
         compacts=True,
     ),
@@ -254,6 +272,7 @@ AGENTS = (
         "/v1/chat/completions",
         _qwen,
         lambda place: ("write_file", {"file_path": _path(place), "content": TEXT}),
+        ("-y", "-p", TASK),
         "maximum context length is",
         compacts=True,
     ),

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.agents.coder import MODEL, WINDOW
-from tests.agents.installed import DIR, FILE, Agent, Place
+from tests.agents.installed import DIR, FILE, Agent, Place, Start
 from tests.fakes.scripted import Scripted, scripted
 
 LONGEST = 90.0  # seconds that an agent may take
@@ -62,11 +62,20 @@ def place_of(root: Path, *, patience: int = 0) -> Place:
 
 
 async def run(
-    agent: Agent, place: Place, servers: Sequence[Scripted], *, patience: float = SOON, longest: float = LONGEST
+    agent: Agent,
+    place: Place,
+    servers: Sequence[Scripted],
+    *,
+    patience: float = SOON,
+    longest: float = LONGEST,
+    launched: bool = False,
 ) -> Run:
-    """Run the agent's task to its end, or for at most ``longest`` seconds, in front of servers that end with it.
+    """Run the agent's task to its end, in front of servers that end with it.
 
-    ``patience`` is the gateway's: for so long it holds the status of an answer.
+    Args:
+        patience: the gateway's, in seconds: for so long it holds the status of an answer.
+        longest: seconds after which the agent is ended.
+        launched: by ``turnout launch``, which sets it up.
     """
     root = place.home.parent
     async with scripted(*servers):
@@ -76,7 +85,9 @@ async def run(
         gateway = Gateway(root, patience)
         url = await asyncio.to_thread(gateway.start)
         try:
-            code, said, seconds = await _work(agent, replace(place, url=url), longest)
+            placed = replace(place, url=url)
+            start = launch(agent, placed) if launched else agent.prepare(placed)
+            code, said, seconds = await _work(agent, placed, start, longest)
         finally:
             lines = await asyncio.to_thread(gateway.stop)
     file = place.project / FILE
@@ -111,10 +122,12 @@ class Gateway:
                 command, cwd=self._root, env=env, stdout=log, stderr=subprocess.PIPE, text=True
             )
         assert self._child.stderr is not None
-        first = self._child.stderr.readline()
-        found = re.search(r"http://\S+", first)
-        assert found is not None, first + self._child.stderr.read()
-        return found[0]
+        said: list[str] = []
+        for line in self._child.stderr:
+            if found := re.search(r"listens on (http://[^\s;]+)", line):
+                return found[1]
+            said.append(line)
+        raise AssertionError("".join(said))
 
     def stop(self) -> list[dict[str, object]]:
         """Returns its access log."""
@@ -125,16 +138,23 @@ class Gateway:
         return [json.loads(line) for line in (self._root / "access.log").read_text("utf-8").splitlines()]
 
 
-async def _work(agent: Agent, place: Place, longest: float) -> tuple[int | None, str, float]:
+def launch(agent: Agent, place: Place) -> Start:
+    """The agent as ``turnout launch`` sets it up."""
+    code = "from turnout.cli import main; main()"
+    command = ("-c", code, "launch", agent.name, "--url", place.url, "--model", place.model, "--")
+    passed = {name: os.environ[name] for name in ("PYTHONPATH", "TURNOUT_LOOPBACK_ONLY") if name in os.environ}
+    return Start((sys.executable, *command), passed | {"TURNOUT_DATA_DIR": str(place.home.parent / "launched")})
+
+
+async def _work(agent: Agent, place: Place, start: Start, longest: float) -> tuple[int | None, str, float]:
     """Start the agent, wait for it, and end whatever it leaves: its exit code, its words, and the seconds."""
-    start = agent.prepare(place)
     path = f"{Path(DIR) / 'bin'}:{agent.file.parent}:{os.environ['PATH']}"
     env = _env(place.home) | {"PATH": path} | dict(start.env)
     log = place.home.parent / "said.log"
     began = time.monotonic()
     code: int | None = None
     with log.open("wb") as out:
-        for command in filter(None, (start.before, start.command)):
+        for command in filter(None, (start.before, (*start.command, *agent.arguments))):
             child = await asyncio.create_subprocess_exec(
                 *command, cwd=place.project, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
             )
@@ -149,13 +169,9 @@ async def _work(agent: Agent, place: Place, longest: float) -> tuple[int | None,
 
 
 def _env(home: Path) -> dict[str, str]:
-    return {
-        "HOME": str(home),
-        "PATH": os.environ["PATH"],
-        "TERM": "dumb",
-        "LANG": "C.UTF-8",
-        "TMPDIR": str(home.parent),
-    }
+    """Claude Code works for root in a sandbox alone, which this is."""
+    told = {"TERM": "dumb", "LANG": "C.UTF-8", "TMPDIR": str(home.parent), "IS_SANDBOX": "1"}
+    return {"HOME": str(home), "PATH": os.environ["PATH"], **told}
 
 
 def end_all_of(home: Path) -> None:

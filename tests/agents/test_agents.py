@@ -12,6 +12,7 @@ from tests.agents.coder import DONE_WORDS, MODEL, Coder, cut_off, rows_of, silen
 from tests.agents.installed import AGENTS, TEXT, Agent
 from tests.agents.runs import LONGEST, SOON, Run, place_of, run
 from tests.fakes.scripted import refusing
+from turnout.cli.recipes import agent_called
 
 pytestmark = [pytest.mark.agents, pytest.mark.timeout(LONGEST * 2)]
 
@@ -44,6 +45,14 @@ async def test_the_task_is_done(agent: Agent, tmp_path: Path) -> None:
     _one_prefix(steps)
     _audited(seen, len(first.asked) + len(second.asked) - 1)
     assert agent.call is None or any(row["role"] == "tool" for row in rows_of(steps[-1]))
+
+
+async def test_an_agent_that_turnout_launches_does_the_task_and_is_named(agent: Agent, tmp_path: Path) -> None:
+    place = place_of(tmp_path)
+    coder = Coder(agent, place)
+    seen = await run(agent, place, (coder.server(),), launched=True)
+    assert (seen.code, seen.made) == (0, TEXT), seen.said
+    assert {agent_called(str(row["agent"])).name for row in seen.requests} == {agent_called(agent.name).name}
 
 
 def _one_prefix(steps: list[dict[str, object]]) -> None:
