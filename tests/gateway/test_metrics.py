@@ -139,6 +139,7 @@ async def test_every_answer_says_which_way_it_went() -> None:
         assert said["reason"] == "query_failed"
         async with session.get(f"{url}/nothing") as reply:
             assert len(reply.headers["x-turnout-request-id"]) == 32
+            assert reply.headers["x-request-id"] == reply.headers["x-turnout-request-id"]
     lines = [json.loads(line) for line in Path(data_dir(), "audit.log").read_text("utf-8").splitlines()]
     assert said["request-id"] in {line["request_id"] for line in lines}
 

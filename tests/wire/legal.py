@@ -257,7 +257,8 @@ class _Responses:
     def take(self, number: int, row: dict[str, object]) -> None:
         kind = str(row["type"])
         assert row["sequence_number"] == number
-        following = {**_GRAMMAR[self.state], **({"response.failed": "end"} if self.state != "start" else {})}
+        always = {"response.failed": "end", "response.in_progress": self.state}
+        following = {**({} if self.state in ("start", "end") else always), **_GRAMMAR[self.state]}
         assert kind in following, f"{kind} in state {self.state!r}"
         self.state = following[kind].format((row.get("item") or {}).get("type"))
         if "response" in row:

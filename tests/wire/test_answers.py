@@ -277,11 +277,9 @@ def test_anthropic_usage_leaves_the_cached_tokens_out_of_the_input():
     assert (usage["input_tokens"], usage["cache_read_input_tokens"], usage["output_tokens"]) == (5, 4, 2)
 
 
-def test_what_has_no_place_gives_no_bytes_and_keep_alives_are_the_formats_own():
+def test_what_has_no_place_gives_no_bytes():
     for renderer in (openai_chat.StreamRenderer("m", "1", True), anthropic.StreamRenderer("m", "1")):
         assert renderer.feed(Notice("x", "y")) == renderer.feed(TextDelta("")) == b""
-    assert openai_chat.StreamRenderer("m", "1", True).keep_alive() == b": keep-alive\n\n"
-    assert anthropic.StreamRenderer("m", "1").keep_alive() == b'event: ping\ndata: {"type":"ping"}\n\n'
 
 
 def test_an_ollama_answer_takes_as_long_as_it_took_and_signs_of_life_are_no_first_word(monkeypatch):

@@ -9,7 +9,7 @@ from dataclasses import replace
 import anthropic.types as anthropic_types
 import msgspec
 from anthropic.lib.streaming._messages import accumulate_event
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ollama import ChatResponse as OllamaChunk
 from openai.types import Completion as OpenAICompletion
@@ -411,6 +411,22 @@ def test_a_responses_request_survives_the_round_trip(messages, tools, choice, ma
         extras={"seed": 7},
         client_fields={"include": ["reasoning.encrypted_content"]},
     )
+
+
+@settings(deadline=None)
+@given(answers())
+@example(INTERLEAVED)
+def test_signs_of_life_are_events_and_change_nothing(events):
+    """Events in the strict sense: agents count the silence between them, and comments are none."""
+    for renderer, check in (
+        (openai_chat.StreamRenderer("m", "1", True), check_openai),
+        (anthropic.StreamRenderer("m", "1"), check_anthropic),
+        (openai_responses.StreamRenderer(ASKED, "m", "1"), check_responses),
+    ):
+        first = renderer.keep_alive()
+        assert sse(first)
+        data = first + b"".join(renderer.feed(event) + renderer.keep_alive() for event in events) + renderer.close()
+        assert answer_of(check(data)) == answer_of(events)
 
 
 @given(answers())

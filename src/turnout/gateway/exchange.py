@@ -106,7 +106,14 @@ def decision_headers(route: Route) -> list[tuple[bytes, bytes]]:
     known = _known(route.sent_model, route.service, route.category or "exact", route.reason, route.level)
     window = _window(route.window, route.window_source, compacted=route.compacted)
     context = f"prompt={route.prompt_tokens}; ".encode() + window if route.prompt_tokens else window
-    return [(b"x-turnout-request-id", route.request_id.encode()), *known, (b"x-turnout-context", context)]
+    return [*request_id_headers(route.request_id), *known, (b"x-turnout-context", context)]
+
+
+def request_id_headers(request_id: str) -> list[tuple[bytes, bytes]]:
+    """Our id, also under the name that OpenAI's API has for it: SDKs put it into their errors, and Qwen Code takes an
+    error in the middle of a stream for one of the network, and asks again, only when there is one."""
+    told = request_id.encode()
+    return [(b"x-turnout-request-id", told), (b"x-request-id", told)]
 
 
 @lru_cache(maxsize=1024)
@@ -123,7 +130,7 @@ def _known(model: str, endpoint: str, category: str, reason: str, level: int) ->
 
 def _headers_left(exchange: Exchange) -> list[tuple[bytes, bytes]]:
     run = exchange.run
-    headers = [(b"x-turnout-request-id", exchange.id.encode())]
+    headers = request_id_headers(exchange.id)
     if run is not None and run.error != "cancelled":  # it has failed; else it still waits for its server
         last = run.attempts[-1:]
         headers += [_header("model", a.model) for a in last] + [_header("endpoint", a.service) for a in last]

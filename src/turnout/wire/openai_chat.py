@@ -458,7 +458,7 @@ class StreamRenderer:
         }
         self._include_usage = include_usage
         self._usage: Usage | None = None
-        self._begun = False
+        self._begun = self._finished = False
         self._calls: set[int] = set()
 
     def feed(self, event: Event) -> bytes:
@@ -474,6 +474,7 @@ class StreamRenderer:
                 self._usage = usage
                 return b""
             case Finish(reason):
+                self._finished = True
                 return self._chunk({}, "tool_calls" if self._calls and reason == "stop" else reason)
             case _:
                 return b""
@@ -493,8 +494,9 @@ class StreamRenderer:
         return _sse({**self._head, "choices": [choice]})
 
     def keep_alive(self) -> bytes:
-        """An SSE comment."""
-        return b": keep-alive\n\n"
+        """A piece of no text: Qwen Code counts the silence between pieces, and a comment is none. After the last one
+        a comment, since none may follow."""
+        return b": keep-alive\n\n" if self._finished else self._chunk({"content": ""})
 
     def error(self, error: TurnoutError) -> bytes:
         """A failure in the middle of the stream."""

@@ -229,8 +229,8 @@ class StreamRenderer:
         return b"event: " + kind.encode() + b"\ndata: " + data + b"\n\n"
 
     def keep_alive(self) -> bytes:
-        """An SSE comment."""
-        return b": keep-alive\n\n"
+        """An event that says what is known: Codex counts the silence between events, and a comment is none."""
+        return self._head() or self._event("response.in_progress", response=self._response("in_progress"))
 
     def error(self, error: TurnoutError) -> bytes:
         """A failure in the middle of the stream; ``output`` holds the items that were done."""
