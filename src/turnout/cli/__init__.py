@@ -58,6 +58,8 @@ class CommandLine(click.Group):
             return None
         command = getattr(importlib.import_module(f"turnout.cli.{COMMANDS[cmd_name][0]}"), cmd_name)
         assert isinstance(command, click.Command)
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as __main__.py leaves it: from here on it is told
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -114,6 +116,9 @@ def _as_interrupts() -> list[int]:
 
     def interrupt(number: int, _: object) -> None:
         ended.append(number)
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # no command runs yet
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # how a script's shell starts what runs behind it
             signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.raise_signal(signal.SIGINT)
