@@ -556,6 +556,7 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
             SUMMARY + "test_a_smaller_loaded_model_writes_the_summary_and_it_stays",
             SUMMARY + "test_who_does_not_write_in_time_is_not_asked_again",
             SUMMARY + "test_the_only_slot_of_the_model_that_answers_is_left_alone",
+            "test_long_conversation.py::test_a_real_model_writes_the_summary_and_it_stays_as_it_is",
             code="turnout.summary:Summarizer.write",
         ),
     ),

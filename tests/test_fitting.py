@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +21,11 @@ from tests.fakes.base import Fake, FakeModel, running
 from tests.fakes.liar import CHAT, DONE, SSE, Say, answer, event, lying
 from tests.fakes.liar import models as listing
 from tests.servers import LlamaServer
+from turnout import fitting
 from turnout.api import collect, load_any
 from turnout.build import open_router
 from turnout.config import LoadedConfig
+from turnout.context import compaction
 from turnout.errors import ContextOverflowError, QueryFailedError
 from turnout.fleet.learned import learned_path
 from turnout.router import Router
@@ -397,3 +400,23 @@ async def test_an_explanation_promises_nothing_that_cannot_be_done() -> None:
             await router.explain(ChatRequest((message("user", "word " * 9000),)))
         explained = await router.explain(ChatRequest(talk(3000)))
         assert explained.attempts[0].level is FallbackLevel.REDUCED_CONTEXT
+
+
+async def test_others_are_answered_while_thousands_of_messages_are_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, answered = threading.Event(), threading.Event()
+
+    def slow(messages: Sequence[Message], **aims: object) -> compaction.Fitted:
+        if len(messages) > fitting.MANY:
+            begun.set()
+            assert answered.wait(20), "nobody else was answered"
+        return compaction.fit(messages, **aims)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fitting, "fit", slow)
+    many = tuple(message("user" if n % 2 == 0 else "assistant", "word") for n in range(fitting.MANY + 1))
+    async with over(Hider(2000), window=2000) as router:
+        long = asyncio.create_task(ask(router, *many))
+        await asyncio.to_thread(begun.wait, 20)
+        await ask(router, message("user", "hello"))
+        answered.set()
+        result = await long
+    assert [n.code for n in result.notices] == ["compacted"]

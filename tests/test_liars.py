@@ -19,6 +19,7 @@ from turnout.config import LoadedConfig
 from turnout.context import store
 from turnout.errors import QueryFailedError, StreamBrokenError, UsageError
 from turnout.fleet.discovery import MAX_MODELS
+from turnout.guard import network
 from turnout.types import ChatRequest, ExecutionResult, Json, ToolCallDelta, message
 from turnout.wire import anthropic, openai_chat
 from turnout.wire.openai_chat import _Calls
@@ -263,3 +264,56 @@ async def test_what_is_no_answer_is_no_beginning_of_one(head: bytes, piece: byte
         async with open_router(load_any(config)) as router:
             with pytest.raises(QueryFailedError, match="did not begin to answer within 0.15 s"):
                 await collect(router.route(request))
+
+
+EMPTY = b'data: {"choices":[{"index":0,"delta":{"content":""},"finish_reason":null}]}\n\n'
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["events", "the client's bytes"])
+@pytest.mark.parametrize("piece", [EMPTY, b": keepalive\n\n"], ids=["empty deltas", "comments"])
+async def test_what_does_not_move_an_answer_on_keeps_it_alive_for_a_while_only(
+    piece: bytes, streamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "STILL_SILENCES", 3)
+    pieces: list[float] = []
+
+    async def stay(writer: asyncio.StreamWriter) -> None:
+        writer.write(SSE + event("hello"))
+        while True:
+            writer.write(piece)
+            await writer.drain()
+            pieces.append(asyncio.get_running_loop().time())
+            await asyncio.sleep(0.01)
+
+    body = json.dumps({"model": "m", "stream": True, "messages": [{"role": "user", "content": "hi"}]})
+    request = openai_chat.parse_request(body.encode()) if streamed else ASKED
+    async with lying({"/v1/models": models("m"), CHAT: stay}) as url:
+        config = {"custom_endpoints": [{"name": "s", "endpoint": url, "timeout": 300}], "discovery": {"enabled": False}}
+        async with open_router(load_any(config)) as router, asyncio.timeout(20):
+            with pytest.raises(StreamBrokenError, match="said nothing more within 0.9 s"):
+                await collect(router.route(request))
+    assert pieces[-1] - pieces[0] >= 0.9
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["events", "the client's bytes"])
+async def test_a_word_now_and_then_among_what_is_empty_keeps_an_answer_alive(
+    streamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a server that holds back a call's arguments, or a thought, until it is whole."""
+    monkeypatch.setattr(network, "STILL_SILENCES", 3)
+
+    async def think(writer: asyncio.StreamWriter) -> None:
+        writer.write(SSE)
+        for n in range(7 * 30):
+            writer.write(event("x") if n % 30 == 0 else EMPTY)
+            await writer.drain()
+            await asyncio.sleep(0.01)
+        writer.write(DONE)
+
+    body = json.dumps({"model": "m", "stream": True, "messages": [{"role": "user", "content": "hi"}]})
+    request = openai_chat.parse_request(body.encode()) if streamed else ASKED
+    async with lying({"/v1/models": models("m"), CHAT: think}) as url:
+        config = {"custom_endpoints": [{"name": "s", "endpoint": url, "timeout": 300}], "discovery": {"enabled": False}}
+        async with open_router(load_any(config)) as router, asyncio.timeout(20):
+            result = await collect(router.route(request))
+    assert result.finish == "stop"

@@ -22,11 +22,13 @@ from starlette.routing import Route
 
 from tests.fakes.base import running as serving
 from tests.servers import LlamaFactory
-from turnout.api import LocalLLMRouter, load_any
+from turnout import summary
+from turnout.api import LocalLLMRouter, collect, load_any
 from turnout.build import open_router
 from turnout.context.compaction import STUB_MARK, SUMMARY_MARK
 from turnout.context.store import open_store
 from turnout.gateway.app import create_app, running
+from turnout.types import ChatRequest, Message, message
 
 TURNS = 60
 CHAT = "/v1/chat/completions"
@@ -35,11 +37,12 @@ Row = dict[str, object]
 
 @dataclass(frozen=True)
 class Sent:
-    """One chat as it reached the server, and what the server said of it."""
+    """One chat as it reached the server, what the server said of it, and what it answered."""
 
     messages: tuple[Row, ...]
     prompt_tokens: int
     cached_tokens: int
+    answer: str
 
     @property
     def compacted(self) -> bool:
@@ -90,7 +93,9 @@ class Recorder:
         messages = chat["messages"]
         assert isinstance(messages, list)
         cached = usage["prompt_tokens_details"]["cached_tokens"]
-        self.sent.append(Sent(tuple(messages), usage["prompt_tokens"], cached))
+        choices = [value["choices"][0] for value in values if value.get("choices")]
+        answer_text = "".join(c.get("delta", c.get("message")).get("content") or "" for c in choices)
+        self.sent.append(Sent(tuple(messages), usage["prompt_tokens"], cached, answer_text))
 
 
 def text_of(row: Row) -> str:
@@ -262,3 +267,41 @@ async def test_an_agent_that_resends_sixty_turns_with_tools(
             history.append(answer["choices"][0]["message"])
     check_prefixes(recorder.sent, compactions=compactions)
     assert len(recorder.sent[-1].messages) < len(history) / 3
+
+
+def summary_of(sent: Sent) -> str:
+    return next((text for m in sent.messages if (text := text_of(m)).startswith(SUMMARY_MARK)), "")
+
+
+async def test_a_real_model_writes_the_summary_and_it_stays_as_it_is(
+    llama_factory: LlamaFactory, tmp_path: Path
+) -> None:
+    """One server answers in a small window, another one with the same weights writes: both really, both recorded."""
+    answers = Recorder((await llama_factory(n_ctx=768, alias="answers")).url, most=8)
+    writes = Recorder((await llama_factory(n_ctx=2048, alias="writes")).url, most=60)
+    async with answers.running() as one, writes.running() as other:
+        config = config_for(one, tmp_path, summary_timeout=60_000, preserve_recent_messages=4)
+        config["custom_endpoints"] = [{"name": "one", "endpoint": one}, {"name": "other", "endpoint": other}]
+        async with open_router(load_any(config)) as router:
+            history: list[Message] = [message("system", "You keep the log of the ship Aurelia.")]
+            after = 0
+            while after < 3:  # the turn that is compacted, and two more
+                question = f"Note {len(history) // 2}: the {code(len(history))} came aboard at the harbour of Piran."
+                history.append(message("user", question + " It weighs twelve stone and eats bread and cheese." * 3))
+                request = ChatRequest(tuple(history), model="answers@one")
+                result = await collect(router.route(request))
+                history.append(message("assistant", result.text))
+                after += bool(after or [n for n in result.notices if n.code == "compacted"])
+                assert len(history) < 40
+    assert answers.refused == writes.refused == []
+    (written,) = writes.sent
+    asked = "\n".join(map(text_of, written.messages))
+    assert code(1) in asked, "the oldest turn was read"
+    summaries = [summary_of(sent) for sent in answers.sent]
+    assert summaries[:-3] == [""] * (len(summaries) - 3)
+    assert summaries[-3] == summaries[-2] == summaries[-1] == f"{SUMMARY_MARK}\n{summary._cleaned(written.answer)}"
+    assert len(written.answer) >= summary.LEAST_CHARS
+    last = list(map(text_of, answers.sent[-1].messages))
+    assert history[1].text not in last
+    assert (last[0], last[-1]) == (history[0].text, history[-2].text), "the system prompt and the question"
+    check_prefixes(answers.sent, compactions=(1, 1))

@@ -8,9 +8,7 @@ Names are loaded when they are first used, so that ``import turnout`` costs next
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # the module of that name takes half of the time until the command can handle a Ctrl-C
 if TYPE_CHECKING:
     from turnout.api import LocalLLMRouter, build_system_prompt, discover_services, load_config_from_dict, quick_route
     from turnout.code.enrich import build_enriched_query
@@ -92,6 +90,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
+    import importlib
+
     if name not in _HOME:
         raise AttributeError(f"module 'turnout' has no attribute {name!r}")
     return getattr(importlib.import_module(f"turnout.{_HOME[name]}"), name)

@@ -29,7 +29,13 @@ Priority: TypeAlias = Annotated[int, Meta(ge=0, le=1000, description="Lower is p
 Retries: TypeAlias = Annotated[
     int, Meta(ge=0, le=100, description="How often a failed attempt is tried again at the same server.")
 ]
-Silence: TypeAlias = Annotated[Milliseconds, Meta(description="The longest silence once an answer has begun.")]
+Silence: TypeAlias = Annotated[
+    Milliseconds,
+    Meta(
+        description="The longest silence once an answer has begun. Ten times as long it may send what is no part of an "
+        "answer, such as empty pieces."
+    ),
+]
 FirstByte: TypeAlias = Annotated[
     Milliseconds | None,
     Meta(

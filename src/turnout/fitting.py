@@ -6,9 +6,11 @@ counts, and with a margin where it does not; afterwards the server's own count i
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 # A model's first reports are all learned from, and one of so many later: each costs more than a short answer's routing.
 LEARNED_FIRST, LEARNED_LATER = 40, 512
+MANY = 1000  # messages: fitting more takes so long that others are answered meanwhile
 MAX_EXACT = 512  # remembered counts
 MOST_SHARE, LEAST_SHARED = 2.0, 100  # a factor, tokens: what a server may say of a conversation, and of which
 NEAR_A_CUT = 0.6  # of the room, from where on a server that would say nothing is asked for its count
@@ -155,7 +158,7 @@ class Fitter:
         """
         await self._decided.recall(tenant, request)
         attempt = Attempt(FallbackLevel.PRIMARY, candidate)
-        return self._compacted(request, attempt, candidate.window, self._share(request, candidate), Refused())
+        return await self._compacted(request, attempt, candidate.window, self._share(request, candidate), Refused())
 
     async def fit(self, request: ChatRequest, attempt: Attempt, refusals: Refusals, tenant: str) -> Fit:
         """What to send of a request to the candidate of an attempt.
@@ -185,7 +188,7 @@ class Fitter:
         await self._decided.remember(tenant, request, window, key, form)
         if found.fitted.left_out and (text := await self._summarizer.write(found.fitted.left_out, candidate)):
             await self._decided.remember(tenant, request, window, key, replace(form, text=text))
-            written = self._compacted(request, attempt, window, scale, told)
+            written = await self._compacted(request, attempt, window, scale, told)
             if not written.fitted.new:
                 return _with_limit(request, written, window)
             await self._decided.remember(tenant, request, window, key, form)  # with that summary it does not fit
@@ -198,17 +201,17 @@ class Fitter:
         margin = self.counter(candidate).margin
         careful = 1 + margin if backend.cuts_silently and not backend.counts else 1.0
         scale = max(told.scale, careful * self._share(request, candidate))
-        found = self._compacted(request, attempt, window, scale, told)
+        found = await self._compacted(request, attempt, window, scale, told)
         if found.most <= room * (NEAR_A_CUT if backend.cuts_silently else 1.0):
             return found, scale
         exact = await self._count(request, candidate, found.fitted.messages)
         if exact > room:
             scale *= 1.02 * exact / found.estimate
-            found = self._compacted(request, attempt, window, scale, told)
+            found = await self._compacted(request, attempt, window, scale, told)
             exact = await self._count(request, candidate, found.fitted.messages)
         return replace(found, estimate=exact or found.estimate, exact=bool(exact)), scale
 
-    def _compacted(self, request: ChatRequest, attempt: Attempt, window: int, scale: float, told: Refused) -> Fit:
+    async def _compacted(self, request: ChatRequest, attempt: Attempt, window: int, scale: float, told: Refused) -> Fit:
         """A fit by our count, with ``scale`` tokens of the server's for each of ours.
 
         After a refusal it is compacted to the target at once, whatever our count says.
@@ -217,17 +220,19 @@ class Fitter:
         tools = counter.count_request((), request.tools)
         room = max(1, int(min(window, attempt.target_window or window) / scale) - tools)
         was_refused = told.scale > 1.0
+        fitting = partial(
+            fit,
+            request.messages,
+            window=room,
+            reserve=min(answer_room(request, window), room // 2),
+            counter=counter,
+            config=self._config,
+            target=int(room * self._config.compaction_target) if was_refused else None,
+            known=NOTHING_KNOWN if was_refused else self._decided.of(request, window),
+            compact_at=request.compact_at,
+        )
         try:
-            fitted = fit(
-                request.messages,
-                window=room,
-                reserve=min(answer_room(request, window), room // 2),
-                counter=counter,
-                config=self._config,
-                target=int(room * self._config.compaction_target) if was_refused else None,
-                known=NOTHING_KNOWN if was_refused else self._decided.of(request, window),
-                compact_at=request.compact_at,
-            )
+            fitted = await asyncio.to_thread(fitting) if len(request.messages) > MANY else fitting()
         except ContextOverflowError as error:
             raise _never_fits(attempt.candidate, int((error.prompt_tokens + tools) * scale), window) from error
         share = self._share(request, attempt.candidate)

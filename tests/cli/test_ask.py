@@ -236,18 +236,22 @@ async def test_a_disk_that_fills_up_meanwhile_is_said_after_the_answer(fakes: Fa
     assert (document["text"], document["error"]["code"]) == (ANSWER, "audit_unavailable")
 
 
-async def test_a_reader_that_leaves_ends_the_stream_quietly() -> None:
+async def test_a_reader_that_leaves_ends_the_stream_quietly(tmp_path: Path) -> None:
     app = openai_app()
+    app.state.fake.fault = "stall"
     async with running(app) as url:
         configure(url)
-        reader, writer = os.pipe()
-        os.close(reader)
-        command = [sys.executable, "-c", "from turnout.cli import main; main()", "ask", "hello"]
-        devnull, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
-        child = await asyncio.create_subprocess_exec(*command, stdin=devnull, stdout=writer, stderr=pipe)
-        os.close(writer)
-        _, err = await child.communicate()
-    assert (err, child.returncode) == (b"", 1)
+        child = await start("ask", "hello")
+        assert child.stdout is not None
+        assert child.stderr is not None
+        await child.stdout.readexactly(1)
+        child._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]
+        app.state.fake.release.set()
+        err = await child.stderr.read()
+        assert (err, await child.wait()) == (b"", 141)
+        await asyncio.wait_for(app.state.fake.closed.wait(), 10)
+    lines = [json.loads(line) for line in (tmp_path / "data" / "audit.log").read_text().splitlines()]
+    assert [(line["phase"], line["error"]) for line in lines] == [("start", None), ("end", "cancelled")]
 
 
 @pytest.mark.parametrize("command", [("ask", "hello"), ("discover",), ("serve",), ("config", "check")])

@@ -99,7 +99,7 @@ def test_an_interrupt_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_ctrl_c_while_reading_ends_with_130() -> None:
-    command = [sys.executable, "-c", "from turnout.cli import main; main()", "classify", "-"]
+    command = [sys.executable, "-m", "turnout", "classify", "-"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, preexec_fn=usual_signals) as child:
         assert child.stdin is not None
@@ -112,14 +112,28 @@ def test_ctrl_c_while_reading_ends_with_130() -> None:
     assert (out, err.strip()) == (b"", b"")
 
 
-def test_a_closed_pipe_is_quiet() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("module", ["click", "msgspec"])
+def test_a_signal_while_modules_are_imported_ends_it_without_a_word(
+    module: str, number: signal.Signals, tmp_path: Path
+) -> None:
+    """``click`` is imported before the command line is there, ``msgspec`` with the command's own module."""
+    (tmp_path / f"{module}.py").write_text(f"import signal\nsignal.raise_signal({int(number)})\n")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", "")))}
+    command = [sys.executable, "-m", "turnout", "classify", "hello"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, preexec_fn=usual_signals)
+    assert (done.returncode, done.stdout, done.stderr) == (-number, "", "")
+
+
+@pytest.mark.parametrize("args", [("classify", "hello"), ("classify", "--json", "hello"), ("--help",)])
+def test_a_closed_pipe_is_quiet(args: tuple[str, ...]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-c", "from turnout.cli import main; main()", "classify", "hello"]
+    command = [sys.executable, "-c", "from turnout.cli import main; main()", *args]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=writer, stderr=subprocess.PIPE, check=False)
     os.close(writer)
     assert done.stderr == b""
-    assert done.returncode == 1
+    assert done.returncode == 141
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -8,6 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from turnout.config import ContextConfig
+from turnout.context import compaction
 from turnout.context.compaction import ACKNOWLEDGED, STUB_MARK, SUMMARY_MARK, Fitted, fit
 from turnout.context.tokens import TokenCounter
 from turnout.errors import ContextOverflowError
@@ -558,3 +559,19 @@ def agent_free_talk(turns: int) -> list[Message]:
         for n in range(turns)
         for m in (message("user", f"Question {n}. " + "word " * 70), message("assistant", "I created it. " * 25))
     ]
+
+
+def test_summaries_are_made_for_the_forms_that_may_fit_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of thousands of short messages every one ends a form: a summary of each took most of the time."""
+    made: list[object] = []
+    summary = compaction._History._summary
+
+    def counted(self: compaction._History, form: compaction.Form) -> Message | None:
+        made.append(form)
+        return summary(self, form)
+
+    monkeypatch.setattr(compaction._History, "_summary", counted)
+    many = [message("user" if n % 2 == 0 else "assistant", f"word {n}") for n in range(2000)]
+    fitted = fit(many, window=4000, reserve=400, counter=COUNTER, config=ContextConfig())
+    assert fitted.changed
+    assert len(made) < 100

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from turnout.context import record
 from turnout.context import store as module
 from turnout.context.store import (
     Exchange,
@@ -121,6 +122,14 @@ MESSAGES = st.builds(
 @settings(max_examples=150, deadline=None)
 @given(MESSAGES)
 def test_every_message_comes_back_exactly(value: Message) -> None:
+    assert decode_message(encode_message(value)) == value
+
+
+def test_an_ordinary_message_is_read_the_fast_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A field that only the values have would come back all the same, four times as slowly."""
+    monkeypatch.delattr(record, "_by_json")
+    parts = (Text("a", {"b": [1]}), Image("a", "b", "c"), Reasoning("a", "b"))
+    value = Message("user", (*parts, ToolCall("a", "b", "c", "d", "e"), ToolResult("a", "b", "c", True)), {"d": None})
     assert decode_message(encode_message(value)) == value
 
 

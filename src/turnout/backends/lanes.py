@@ -154,6 +154,7 @@ async def raw_lane(
                         begun = True
                         reply.begin()
                         yield RawHead(200, "text/event-stream; charset=utf-8")
+                    _see_whether_it_moves(reply, held)
                     yield RawChunk(held)
                     held = b""
                 held += scanner.close()
@@ -248,6 +249,11 @@ def _begins(held: bytes, *, earnest: bool) -> bool:
     """Whether an answer has begun: with an event, and ``earnest`` with a word. One that goes on without is handed on
     all the same."""
     return len(held) > ERROR_BYTES or bool(_WORD.search(held) if earnest else b"data:" in held)
+
+
+def _see_whether_it_moves(reply: StreamReply, passing: bytes) -> None:
+    if reply.doubted and _WORD.search(passing):
+        reply.begin()
 
 
 def _nothing_said(backend: Backend, endpoint: Endpoint, held: bytes, *, ended: bool) -> BackendError:

@@ -7,8 +7,8 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from turnout.types import Json
 
 EXIT_INTERRUPTED = 130
+EXIT_CLOSED_PIPE = 141  # as of a program that SIGPIPE ends: whoever read has seen enough, nothing failed
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 # Name -> (module in this package, what --help says). The module holds a command of that name and help text.
@@ -47,6 +48,19 @@ Shell completion: eval "$(_TURNOUT_COMPLETE=bash_source turnout)"  (or zsh_sourc
 """
 
 
+class _ReaderLeftError(Exception):
+    """Whoever read what the command prints has closed the pipe."""
+
+
+@contextmanager
+def _as_reader_left() -> Iterator[None]:
+    """Say so before Click sees it, who calls it a failure."""
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise _ReaderLeftError from error
+
+
 class CommandLine(click.Group):
     """The top group: loads commands on use, and turns every error into one clear message and its exit code."""
 
@@ -58,11 +72,21 @@ class CommandLine(click.Group):
             return None
         command = getattr(importlib.import_module(f"turnout.cli.{COMMANDS[cmd_name][0]}"), cmd_name)
         assert isinstance(command, click.Command)
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as __main__.py leaves it: from here on it is told
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        with _as_reader_left():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _as_reader_left():
+            return super().invoke(ctx)
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Run a command line and exit with its code."""
@@ -79,7 +103,7 @@ def _asks_for_json(args: Sequence[str]) -> bool:
 
 
 def guarded(run: Callable[[], object], *, as_json: bool = False) -> int:
-    """Run a command; returns its exit code, having told on stderr what went wrong. Click itself ends a closed pipe.
+    """Run a command; returns its exit code, having told on stderr what went wrong.
 
     Args:
         run: the command.
@@ -89,6 +113,11 @@ def guarded(run: Callable[[], object], *, as_json: bool = False) -> int:
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="replace")
         code = run()
+    except _ReaderLeftError:
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - for what is still in the buffers
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(nowhere.fileno(), stream.fileno())
+        return EXIT_CLOSED_PIPE
     except Exception as error:  # noqa: BLE001 - the last seam: a user sees a sentence, never a traceback
         return _report(error, as_json=as_json)
     except KeyboardInterrupt:
@@ -114,6 +143,9 @@ def _as_interrupts() -> list[int]:
 
     def interrupt(number: int, _: object) -> None:
         ended.append(number)
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # no command runs yet
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # how a script's shell starts what runs behind it
             signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.raise_signal(signal.SIGINT)

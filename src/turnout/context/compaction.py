@@ -142,14 +142,16 @@ def fit(
         ContextOverflowError: the system prompt and the last user message alone exceed the window.
     """
     given = tuple(messages)
-    before = counter.count_messages(given)
+    costs = [counter.count_message(m) for m in given]
+    before = sum(costs)
     room = max(1, window - reserve)
     threshold = min(room, int(window * config.compaction_threshold))
     if before <= threshold and (target is None or before <= target) and not known and not compact_at:
         return Fitted(given, before, before)
     # Below the threshold by the same share also where a long answer's room lowers it: else every message compacts.
     goal = int(min(window, room / config.compaction_threshold) * config.compaction_target)
-    history = _History(given, counter, config, points=min(SUMMARY_POINTS, max(LEAST_POINTS, goal // TOKENS_A_POINT)))
+    points = min(SUMMARY_POINTS, max(LEAST_POINTS, goal // TOKENS_A_POINT))
+    history = _History(given, costs, counter, config, points)
     begin, old = history.remembered(known, room)
     at, form = _replay(history, begin, old, _Aims(threshold, goal, room, tuple(compact_at)))
     size = len(history.body)
@@ -188,7 +190,7 @@ def _replay(history: _History, begin: int, old: Form, aims: _Aims) -> tuple[int,
     tokens = history.tokens(form, begin)
     for end in history.ends[bisect_right(history.ends, begin) :]:
         tokens += sum(history.costs[begin:end])
-        asked = any(begin < number <= end for number in aims.compact_at)
+        asked = bool(aims.compact_at) and any(begin < number <= end for number in aims.compact_at)
         begin = end
         if tokens > aims.threshold or asked:
             goal = min(aims.goal, tokens // 2) if asked else aims.goal
@@ -199,11 +201,11 @@ def _replay(history: _History, begin: int, old: Form, aims: _Aims) -> tuple[int,
 
 def _cut(history: _History, end: int, old: Form, goal: int, limit: int) -> Form:
     """The gentlest form of the first ``end`` messages: within ``goal`` while the order asks for it, then ``limit``."""
-    tokens = history.measure(end, old.cut)
+    least, tokens = history.measure(end, old.cut)
     forms = list[Form]()
     old = replace(old, text="")
     for form in history.gentle(end, old):
-        if tokens(form) <= goal:
+        if least(form) <= goal and tokens(form) <= goal:
             return form
         forms.append(form)
     if tokens(shortest := min(forms, key=tokens)) <= limit:
@@ -223,20 +225,24 @@ class _History:
     """
 
     def __init__(
-        self, messages: tuple[Message, ...], counter: TokenCounter, config: ContextConfig, points: int
+        self,
+        messages: tuple[Message, ...],
+        costs: list[int],
+        counter: TokenCounter,
+        config: ContextConfig,
+        points: int,
     ) -> None:
         lead = next((i for i, m in enumerate(messages) if m.role != "system"), len(messages))
         self.given, self.head, self.body = messages, messages[:lead], messages[lead:]
         self._counter, self._config, self._most_points = counter, config, points
-        self.head_tokens = counter.count_messages(self.head)
-        self.costs = [counter.count_message(m) for m in self.body]
+        self.head_tokens, self.costs = sum(costs[:lead]), costs[lead:]
         self.starts, self._result_names = _grouped(self.body)
         self.ends = [*self.starts[1:], len(self.body)] if self.body else []
         self._results = list(accumulate((len(m.tool_results) for m in self.body), initial=0))
         self._users = self._last_users()
         self._shown: dict[tuple[int, int], tuple[Message, int]] = {}
         self._keys: list[bytes] | None = None
-        self._points = [(i, line) for i, m in enumerate(self.body) for line in _points(i, m)]
+        self._points_of: dict[int, Sequence[tuple[int, int, str]]] = {}
 
     def remembered(self, known: Mapping[bytes, Form], room: int) -> tuple[int, Form]:
         """The last decision that is known for a beginning of this history and still leaves it within the room."""
@@ -315,22 +321,27 @@ class _History:
     def _stop(self, start: int) -> int:
         return self.ends[bisect_left(self.starts, start)]
 
-    def measure(self, end: int, begin: int) -> Callable[[Form], int]:
-        """A function that counts a form of the first ``end`` messages whose cut is not before ``begin``."""
+    def measure(self, end: int, begin: int) -> tuple[Callable[[Form], int], Callable[[Form], int]]:
+        """Two functions that count a form of the first ``end`` messages whose cut is not before ``begin``: what stands
+        behind the cut, which is quick, and all of it, for which a summary has to be made."""
         sums: dict[int, list[int]] = {}
 
-        def tokens(form: Form) -> int:
+        def least(form: Form) -> int:
             if form.stubbed not in sums:
                 costs = (self._cost(i, form.stubbed) for i in range(begin, end))
                 sums[form.stubbed] = list(accumulate(costs, initial=0))
             summed = sums[form.stubbed]
-            return self._overhead(form) + summed[-1] - summed[form.cut - begin]
+            return self.head_tokens + summed[-1] - summed[form.cut - begin]
 
-        return tokens
+        def tokens(form: Form) -> int:
+            kept = sum(self._cost(i, form.stubbed) for i in self._kept_indexes(form))
+            return least(form) + kept + self._counter.count_messages(self._told(form))
+
+        return least, tokens
 
     def tokens(self, form: Form, end: int) -> int:
         """Tokens of a form of the first ``end`` messages."""
-        return self.measure(end, form.cut)(form)
+        return self.measure(end, form.cut)[1](form)
 
     def view(self, form: Form) -> tuple[Message, ...]:
         """The messages of a form."""
@@ -364,17 +375,13 @@ class _History:
 
     def _last_users(self) -> list[int]:
         """For each number of messages: the group of the last user message in them, else the last group."""
-        found, user = [0], -1
+        found, user, group, groups = [0], -1, 0, {*self.starts}
         for index, m in enumerate(self.body):
-            group = self.starts[bisect_right(self.starts, index) - 1]
+            group = index if index in groups else group
             if _speaks(m) and not (index == 0 and _is_summary(m) and len(self.body) > 1):
                 user = group
             found.append(group if user < 0 else user)
         return found
-
-    def _overhead(self, form: Form) -> int:
-        told = self._counter.count_messages(self._told(form))
-        return self.head_tokens + told + sum(self._cost(i, form.stubbed) for i in self._kept_indexes(form))
 
     def _cost(self, index: int, stubbed: int) -> int:
         return self.costs[index] if stubbed <= self._results[index] else self._sent(index, stubbed)[1]
@@ -423,24 +430,30 @@ class _History:
             return None
         if form.text:
             return message("user", f"{SUMMARY_MARK}\n{form.text}")
-        until = bisect_left(self._points, (form.cut, ""))
-        told = (i for i in range(until) if self._points[i][0] not in kept)
-        newest = list(islice((i for i in reversed(range(until)) if self._points[i][0] not in kept), self._most_points))
-        chosen = sorted({*newest[: self._most_points - 1], *islice(told, 1)})
-        lines = (self._points[i][1] for i in chosen)
+        newest = (at for i in reversed(range(form.cut)) if i not in kept for at in reversed(self._points(i)))
+        oldest = (at for i in range(form.cut) if i not in kept for at in self._points(i))
+        chosen = sorted({*islice(newest, self._most_points - 1), *islice(oldest, 1)})
+        lines = (line for _, _, line in chosen)
         # A user's message: many templates refuse a system message that is not the first one.
         return message("user", "\n".join((SUMMARY_MARK, *lines)))
+
+    def _points(self, index: int) -> Sequence[tuple[int, int, str]]:
+        """What a message gives to a summary, in its order; looked for when it is needed, as most never are."""
+        if index not in self._points_of:
+            lines = _points(index, self.body[index])
+            self._points_of[index] = [(index, number, line) for number, line in enumerate(lines)]
+        return self._points_of[index]
 
 
 def _chain(messages: Sequence[Message], start: bytes) -> list[bytes]:
     """For each message a digest of it and all before it."""
     found: list[bytes] = []
     for m in messages:
-        digest = blake2b(start, digest_size=16)
-        for text in (m.role, *(text for part in m.parts for text in _content(part))):
+        said = [start]
+        for text in (m.role, *[text for part in m.parts for text in _content(part)]):
             content = text.encode("utf-8", "surrogatepass")
-            digest.update(len(content).to_bytes(8, "big") + content)
-        start = digest.digest()
+            said += (len(content).to_bytes(8, "big"), content)
+        start = blake2b(b"".join(said), digest_size=16).digest()
         found.append(start)
     return found
 

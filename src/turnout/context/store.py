@@ -235,8 +235,8 @@ class SessionStore:
             if row is None:
                 return None
             messages = db.execute(
-                "SELECT body, CAST(time AS REAL), CAST(tokens AS INTEGER), CAST(metadata AS TEXT) FROM messages "
-                "WHERE tenant = ? AND session = ? ORDER BY place",
+                "SELECT body, CAST(time AS REAL), CAST(tokens AS INTEGER), NULLIF(CAST(metadata AS TEXT), '{}') "
+                "FROM messages WHERE tenant = ? AND session = ? ORDER BY place",
                 key,
             ).fetchall()
             history = db.execute(

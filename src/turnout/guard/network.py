@@ -34,6 +34,7 @@ OnRefusal: TypeAlias = Callable[[GuardError], None]
 
 # Servers that hold the connection open after the end mark exist; the others end the body at once.
 END_SECONDS = 0.5
+STILL_SILENCES = 10  # so many times what a silence may last, an answer may go on without a word: calls are held back
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +62,8 @@ class StreamReply:
     """A request and its answer, whose body is read as it comes: made by ``HttpClient.stream``, asked by entering it.
 
     One timer watches first byte, silence and the total; it looks at the clock when it fires, so a chunk costs one clock
-    reading. It closes the connection instead of cancelling a task: the body may be read in another task than the one
-    that asked.
+    reading. Whether an answer moves on is asked only when it has fired: ``doubted`` asks, and ``begin`` answers. It
+    closes the connection instead of cancelling a task: the body may be read in another task than the one that asked.
 
     Attributes:
         status: of the answer.
@@ -77,6 +78,7 @@ class StreamReply:
         self._started = self._loop.time()
         self._end = self._started + limits.total
         self._begun, self._quiet = False, limits.first_byte
+        self._doubted_since = 0.0
         self._waiting_since = self._started  # 0 while the reader is busy: its own slowness is not the server's silence
         self._expired: PhaseTimeoutError | None = None
         self._connection: Connection | None = None
@@ -158,7 +160,7 @@ class StreamReply:
                 raise StreamBrokenError(what, endpoint=self._endpoint) from error
             if not data:
                 return
-            if not self._begun and not empty:
+            if not empty:
                 self.begin()
             self._waiting_since = 0.0
             yield data
@@ -209,22 +211,34 @@ class StreamReply:
             self._connections.release(self._place, connection)
 
     def begin(self) -> None:
-        """The answer has begun: from here on only its silences are limited, and the total."""
+        """The answer has begun, or moved on: from here on its silences are limited, what comes without moving it on,
+        and the total."""
+        self._doubted_since = 0.0
         if self._begun:
             return
         self._begun, self._quiet = True, self._limits.silence
         self._timer.cancel()
         self._timer = self._loop.call_at(min(self._end, self._loop.time() + self._quiet), self._check)
 
+    @property
+    def doubted(self) -> bool:
+        """Nothing has moved the answer on for a while."""
+        return self._doubted_since > 0.0
+
     def _check(self) -> None:
         now = self._loop.time()
+        still = self._doubted_since and now >= self._doubted_since + STILL_SILENCES * self._quiet
         since = (self._waiting_since or now) if self._begun else self._started
         if now >= self._end:
             self._expired = _too_long("total", self._limits.total, self._endpoint)
         elif now >= since + self._quiet:
             phase = "silence" if self._begun else "first byte"
             self._expired = _too_long(phase, self._quiet, self._endpoint)
+        elif still and self._waiting_since:
+            self._expired = _too_long("silence", STILL_SILENCES * self._quiet, self._endpoint)
         else:
+            if self._begun:
+                self._doubted_since = self._doubted_since or now
             self._timer = self._loop.call_at(min(self._end, since + self._quiet), self._check)
             return
         if self._connection is not None:
