@@ -50,7 +50,7 @@ def serve(loaded: LoadedConfig, host: str | None = None, port: int | None = None
             f"without a key the gateway serves this machine alone, so it cannot listen on {address}", hint=hint
         )
     _allow_many_connections(gateway.max_connections)
-    with _log_on_stderr(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         ended_by = runner.run(_serve(loaded, address, gateway.port if port is None else port))
     if ended_by:
         signal.raise_signal(ended_by)  # what it means for the command is the caller's
@@ -81,7 +81,7 @@ async def _serve(loaded: LoadedConfig, host: str, port: int) -> int:
         async with running(live, host, port, limits=limits, grace=1) as (server, url):
             _say(f"Turnout listens on {url}\n{_found(live.router_catalog, loaded.config.discovery.interval)}")
             stopping = _Stopping(live)
-            with _signals(stopping.handlers):
+            with _log_on_stderr(), _signals(stopping.handlers):
                 watching = asyncio.ensure_future(live.keep_current(stopping.reload))
                 await asyncio.wait({server, stopping.over}, return_when=asyncio.FIRST_COMPLETED)
                 await _cancelled(watching)
