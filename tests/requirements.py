@@ -45,6 +45,7 @@ CALLERS = "fleet/test_callers.py::"
 FITTING = "test_fitting.py::"
 SUMMARY = "test_summary.py::"
 HANDOFF = "test_handoff.py::"
+MODELS_GATE = "gateway/test_models.py::"
 OLLAMA_GATE = "gateway/test_ollama.py::"
 SIDE_GATE = "gateway/test_side.py::"
 ALLOW = "guard/test_allow.py::"
@@ -995,6 +996,25 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         by(
             GATE + "test_the_model_list_satisfies_both_sdks_and_tells_the_window",
             code="turnout.gateway.completions:list_models",
+        ),
+    ),
+    (
+        "GW-4",
+        "the model list: names that go where they say, with the window that a request has",
+        by(
+            MODELS_GATE + "test_every_name_of_the_list_goes_to_a_model_that_it_names_and_is_found",
+            MODELS_GATE + "test_the_window_of_every_name_is_the_one_that_a_request_gets",
+            MODELS_GATE + "test_both_sdks_ask_by_canonical_name_and_by_alias_whole_and_streamed",
+            code=("turnout.gateway.listing:listed", "turnout.gateway.listing:aliases"),
+        ),
+    ),
+    (
+        "GW-4",
+        "a key opens a model by all of its names or by none",
+        by(
+            MODELS_GATE + "test_a_key_opens_a_model_by_all_of_its_names_or_by_none",
+            MODELS_GATE + "test_a_key_for_one_build_never_reaches_another_by_the_name_they_share",
+            code=("turnout.routing.select:opens", "turnout.request:permitted"),
         ),
     ),
     ("GW-4", "sticky sessions", GATEWAY),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from turnout.errors import NotPermittedError, UsageError
+from turnout.routing.capabilities import CapabilityTable
 from turnout.routing.classify import classify_task
+from turnout.routing.select import opens, same_name
 from turnout.types import (
     VIRTUAL_MODELS,
+    Candidate,
     ChatRequest,
     ClassificationResult,
     Image,
@@ -37,22 +40,26 @@ def query_of(request: ChatRequest) -> str:
 
 
 def may_ask(principal: Principal, model: str) -> bool:
-    """Whether ``model`` may be asked for, in any case of its letters and with or without ``:latest``."""
-    if not principal.models:
-        return True
-    name = model.lower().removesuffix(":latest")
-    return any(fnmatchcase(name, pattern.lower().removesuffix(":latest")) for pattern in principal.models)
+    """Whether a name may be asked for, whatever it means; for a virtual model that is all there is to it."""
+    return not principal.models or same_name(model, principal.models)
 
 
-def permit(principal: Principal, model: str) -> None:
-    """Refuse a model that whoever asks may not ask for.
+def permitted(
+    principal: Principal, model: str, meant: Iterable[Candidate], table: CapabilityTable
+) -> tuple[Candidate, ...]:
+    """Those of ``meant``, who are meant by ``model``, that whoever asks may use.
 
     Raises:
-        NotPermittedError: it is not among those of the principal.
+        NotPermittedError: none of them; or nobody is meant, and the name is not among those of the principal.
     """
-    if not may_ask(principal, model):
+    meant = tuple(meant)
+    if not principal.models:
+        return meant
+    found = tuple(c for c in meant if opens(principal.models, c, table))
+    if not found and (meant or not may_ask(principal, model)):
         hint = f"it may ask for: {', '.join(principal.models)}"
         raise NotPermittedError(f"the key {principal.id!r} may not ask for {model[:80]!r}", hint=hint)
+    return found
 
 
 _ASKING = (Image, ToolResult)  # what asks for an answer without a word

@@ -40,18 +40,19 @@ from turnout.guard.trail import Trail
 from turnout.hygiene import tidy
 from turnout.outcome import broken, failed, reason_of, tried_of
 from turnout.placement import Placement
-from turnout.request import answer_room, capabilities_of, check, classify, enrich, permit, query_of
+from turnout.request import answer_room, capabilities_of, check, classify, enrich, permitted, query_of
 from turnout.residency import the_one, unload, warm
 from turnout.routing.advice import BUNDLED, what_to_check
 from turnout.routing.capabilities import CapabilityTable
 from turnout.routing.classify import classify_task
 from turnout.routing.fallback import LOADING_WAIT, RetryBudget, after_error, plan_attempts, sooner
 from turnout.routing.patience import first_byte_limit
-from turnout.routing.select import Needs, Selection, Selector, unsuitable
+from turnout.routing.select import Needs, Selection, Selector, name_behind, unsuitable
 from turnout.run import Run, in_one_piece, new_id
 from turnout.sidework import Sidework
 from turnout.summary import Summarizer
 from turnout.types import (
+    VIRTUAL_MODELS,
     Attempt,
     AttemptRecord,
     Candidate,
@@ -166,9 +167,35 @@ class Router:
         """Rate the served models anew for the next request."""
         self._selector.forget()
 
-    async def load_model(self, asked: str, told: Told) -> Candidate:
-        """Load ``MODEL`` or ``MODEL@ENDPOINT``. Raises as ``residency.the_one`` and ``residency.warm``."""
-        candidate = the_one(self._selector.pool(self.catalog), asked, self._table)
+    @property
+    def pool(self) -> tuple[Candidate, ...]:
+        """Every model of every endpoint that can serve, rated."""
+        return self._selector.pool(self.catalog)
+
+    def name_behind(self, asked: str) -> str:
+        """What is meant by an alias that was made for a picker; any other name is as it is."""
+        return name_behind(asked, self.pool)
+
+    def meant(self, asked: str, principal: Principal = LOCAL) -> tuple[Candidate, ...]:
+        """Who may answer when this name is asked for, the first choice first; empty when nobody has it.
+
+        Raises:
+            NotPermittedError: the principal may not ask for it.
+        """
+        name = self.name_behind(asked)
+        if name in VIRTUAL_MODELS:
+            permitted(principal, name, (), self._table)
+            return self._selector.behind(name, self.catalog)
+        return permitted(principal, name, self._selector.meant(name, self.catalog), self._table)
+
+    async def settled(self, candidate: Candidate) -> Candidate:
+        """The candidate with the window that its model will have once it is loaded."""
+        return (await self._fitter.settled(Attempt(FallbackLevel.PRIMARY, candidate))).candidate
+
+    async def load_model(self, asked: str, told: Told, principal: Principal = LOCAL) -> Candidate:
+        """Load ``MODEL`` or ``MODEL@ENDPOINT``. Raises as ``meant``, ``residency.the_one`` and ``residency.warm``."""
+        pool = self.meant(asked, principal) if principal.models else self.pool
+        candidate = the_one(pool, self.name_behind(asked), self._table)
         await warm(self.client, candidate, told)
         return candidate
 
@@ -209,6 +236,8 @@ class Router:
         await self._audit_start(run)
         self._budget.earn()
         try:
+            if (name := self.name_behind(request.model)) != request.model:
+                request = replace(request, model=name)
             self._check(request, principal)
             request = tidy(request) if request.own_history else request
             run.task = classify(request)
@@ -217,10 +246,12 @@ class Router:
             if self._only_loading():
                 yield Notice("loading", "the only server there is loads its model")
                 await self._wait_for_load()
-            await self._wait_for_answers(request, run.task)
-            context = await self._gather(request, run.task)
+            if principal.models and request.model and request.model not in VIRTUAL_MODELS:
+                self.meant(request.model, principal)
+            await self._wait_for_answers(request, run.task, principal)
+            context = await self._gather(request, run.task, principal)
             request = enrich(request, context, self._agent(request).context_format)
-            selection = self._select(request, run.task)
+            selection = self._select(request, run.task, principal)
             category = run.task.category if run.task else None
             selection, run.place = self._placement.order(request, principal.id, selection, category)
             for notice in self._notices(request, run.task, context):
@@ -247,9 +278,9 @@ class Router:
         """
         check(request)
         task = classify(request)
-        context = await self._gather(request, task)
+        context = await self._gather(request, task, LOCAL)
         request = enrich(request, context, self._agent(request).context_format)
-        selection = self._select(request, task)
+        selection = self._select(request, task, LOCAL)
         why = not_gathered_because(self._config.serena, request, task) or "the workspace could not be read in time"
         note = f"{context.provider}: {context.note}" if context else f"none: {why}"
         plan = self._plan(request, selection)
@@ -286,24 +317,27 @@ class Router:
     # Steps of the pipeline, in its order.
 
     def _check(self, request: ChatRequest, principal: Principal) -> None:
-        permit(principal, request.model)
+        if not request.model or request.model in VIRTUAL_MODELS:
+            permitted(principal, request.model, (), self._table)
         check(request)
         if self._store is not None and request.session_id:
             from turnout.context.store import check_session_id
 
             check_session_id(request.session_id)  # now, not when the answer is there to be kept
 
-    async def _gather(self, request: ChatRequest, task: ClassificationResult | None) -> CodeContext | None:
+    async def _gather(
+        self, request: ChatRequest, task: ClassificationResult | None, principal: Principal
+    ) -> CodeContext | None:
         if not_gathered_because(self._config.serena, request, task):
             return None
         query = request.last_user_text
         category = task.category if task else classify_task(query).category
-        room = self._code_room(request, task)
+        room = self._code_room(request, task, principal)
         return await self._code.gather(query, category, request.file_context, Path(request.workspace), room)
 
-    def _code_room(self, request: ChatRequest, task: ClassificationResult | None) -> int:
+    def _code_room(self, request: ChatRequest, task: ClassificationResult | None, principal: Principal) -> int:
         """Characters of code that do not cost the request the model it would go to without them."""
-        selection = self._select(request, task)
+        selection = self._select(request, task, principal)
         first = (selection.ranked or selection.too_small)[0].candidate
         if not selection.ranked:  # what is older will be compacted
             system = (m for m in request.messages if m.role == "system")
@@ -321,20 +355,22 @@ class Router:
             await asyncio.sleep(LOADING_WAIT)
             await self.refresh()
 
-    async def _wait_for_answers(self, request: ChatRequest, task: ClassificationResult | None) -> None:
+    async def _wait_for_answers(
+        self, request: ChatRequest, task: ClassificationResult | None, principal: Principal
+    ) -> None:
         """Where nothing suits: a server that has not been looked at yet is waited for, and whoever asks for a model by
         its name has the servers looked at once more, since one may just have started."""
         exact = task is None and not self._selector.knows(request.model, self.catalog)
         if not self.catalog.waits and not exact:
             return
         try:
-            self._select(request, task)
+            self._select(request, task, principal)
         except (NoSuitableModelError, NoServiceError):
             await self.fleet.settled()
             if exact:
                 await self.fleet.look_again()
 
-    def _select(self, request: ChatRequest, task: ClassificationResult | None) -> Selection:
+    def _select(self, request: ChatRequest, task: ClassificationResult | None, principal: Principal) -> Selection:
         if not self.catalog.serving:
             hint = f"{what_to_check(self.catalog, self._config)}; {BUNDLED}"
             raise NoServiceError(hint=hint, probed=self.catalog.probed)
@@ -346,6 +382,7 @@ class Router:
             answer=answer_room(request, 0),
             answer_share=0.5 if request.max_tokens else 0.25,
             preference=self._agent(request).default_model_preference if task is not None else "",
+            allowed=principal.models if task is None else (),
         )
         book = self.fleet.book
         pool = self._selector.pool(self.catalog)
@@ -457,7 +494,7 @@ class Router:
         candidate = attempt.candidate
         route = Route(
             request_id=run.id,
-            requested_model=request.model,
+            requested_model=run.request.model,
             sent_model=candidate.model.id,
             canonical=candidate.canonical,
             service=candidate.endpoint.name,

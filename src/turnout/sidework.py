@@ -23,10 +23,10 @@ from turnout.errors import (
 )
 from turnout.guard.audit import QueryEnd, QueryStart
 from turnout.outcome import broken, failed
-from turnout.request import permit
+from turnout.request import permitted
 from turnout.routing.advice import BUNDLED
 from turnout.routing.capabilities import CapabilityTable
-from turnout.routing.select import asked_for, nobody_has
+from turnout.routing.select import asked_for, name_behind, nobody_has
 from turnout.types import (
     VIRTUAL_MODELS,
     AttemptRecord,
@@ -173,8 +173,7 @@ class Sidework:
         if self._trail is not None:
             await self._trail.start(QueryStart(run.id, "", run.principal.id, run.query))
         try:
-            permit(run.principal, run.model)
-            for candidate in await self._candidates(run.model, what):
+            for candidate in await self._candidates(run, what):
                 endpoint, began = candidate.endpoint, time.monotonic()
                 self._fleet.book.begin(endpoint)
                 try:
@@ -199,20 +198,22 @@ class Sidework:
         finally:
             self._end(run)
 
-    async def _candidates(self, model: str, what: str) -> list[Candidate]:
+    async def _candidates(self, run: _Run, what: str) -> list[Candidate]:
         """Those that have the very model, the best to ask first."""
+        model, who = name_behind(run.model, self._pool()), run.principal
         if not model or model in VIRTUAL_MODELS:
+            permitted(who, model, (), self._table)
             said = f"{model!r} is no model" if model else "no model is named"
             raise UsageError(f"{said}: to {what}, name one", hint="GET /v1/models lists them")
         if not self._fleet.catalog.serving:
             await self._fleet.refresh(whole=False)
         if not self._fleet.catalog.serving:
             raise NoServiceError(hint=BUNDLED, probed=self._fleet.catalog.probed)
-        found = self._named(model)
+        found = permitted(who, model, self._named(model), self._table)
         if not found:
             await self._fleet.settled()
             await self._fleet.look_again()
-            found = self._named(model)
+            found = permitted(who, model, self._named(model), self._table)
         if not found:
             raise nobody_has(model, self._pool(), self._fleet.catalog.away)
         book = self._fleet.book

@@ -75,7 +75,9 @@ async def test_the_sdks_work_with_a_key_and_their_queries_are_its_owners() -> No
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=token) as one:
             answer = await one.chat.completions.create(model="auto", messages=QUESTION)  # type: ignore[arg-type]
             assert answer.choices[0].message.content
-            assert [m.id async for m in one.models.list()] == ["auto"], "what it may not ask for is not shown"
+            assert [m.id async for m in one.models.list()] == ["auto", "claude-local-auto"], (
+                "what it may not ask for is not shown"
+            )
             with pytest.raises(openai.PermissionDeniedError, match="may not ask for 'coding'"):
                 await one.chat.completions.create(model="coding", messages=QUESTION)  # type: ignore[arg-type]
         async with anthropic.AsyncAnthropic(base_url=url, api_key=token) as other:
@@ -331,7 +333,7 @@ async def test_a_model_that_the_key_may_not_ask_for_is_reached_in_no_format(path
     token, app = make("ci", models=("a-7b",)), openai_app(("a-7b", "b-7b"))
     async with serving(app) as upstream, gateway(upstream) as (url, served), aiohttp.ClientSession() as session:
         assert {p for p, _ in CASES} == {r.path for r in served.routes if r.path in CHAT}  # type: ignore[attr-defined]
-        for model in ("b-7b", "B-7B", "b-7b:latest", "auto"):
+        for model in ("b-7b", "B-7B", "b-7b:latest", "b-7b@s0", "claude-local-b-7b", "auto", "claude-local-auto"):
             headers = {"x-api-key": token}
             async with session.post(url + path, json={"model": model, **more}, headers=headers) as reply:
                 answer = await reply.text()

@@ -239,7 +239,8 @@ async def test_the_model_list_satisfies_both_sdks_and_tells_the_window(llama: Ll
             shown = [m.id async for m in other.models.list()]
         async with aiohttp.ClientSession() as session, session.get(f"{url}/v1/models") as reply:
             rows = {row["id"]: row for row in (await reply.json())["data"]}
-    assert listed == shown == ["smol", "auto", "analysis", "coding", "documentation", "reasoning"]
+    virtual = ["auto", "analysis", "coding", "documentation", "reasoning"]
+    assert listed == shown == ["smol", *virtual, *(f"claude-local-{name}" for name in ("smol", *virtual))]
     assert rows["smol"]["context_length"] == rows["smol"]["max_model_len"] == 2048
 
 

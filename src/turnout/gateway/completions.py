@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing, suppress
 from dataclasses import replace
-from functools import partial
 from typing import Generic
 
 import msgspec
@@ -15,19 +14,21 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from turnout.errors import NoSuitableModelError, TurnoutError
+from turnout.errors import TurnoutError
 from turnout.fleet.callers import calling_agent
 from turnout.gateway.exchange import Exchange, decision_headers, exchange_of
 from turnout.gateway.formats import ANTHROPIC, OPENAI_CHAT, OPENAI_TEXT, A, Format
+from turnout.gateway.listing import Listed, aliases, find, listed, nobody_has
 from turnout.gateway.refusal import HttpError, cause_of, format_of, refusal
-from turnout.request import may_ask
 from turnout.router import Router
-from turnout.types import VIRTUAL_MODELS, ChatRequest, Event, Principal, RawChunk, RawHead, Route, Started, Text
+from turnout.types import ChatRequest, Event, Principal, RawChunk, RawHead, Route, Started, Text
 from turnout.wire.base import Completion
 
 KEEP_ALIVE_SECONDS = 10.0
 PATIENCE_SECONDS = 5.0
 WATCH_AFTER_SECONDS = 0.05
+# Where clients look for the tokens that a prompt and its answer can have; Anthropic's SDK for the last one.
+WINDOW_FIELDS = ("context_length", "context_window", "max_model_len", "max_input_tokens")
 _JSON = b"application/json"
 # Claude Code, Codex, opencode.
 _CONVERSATION = frozenset(
@@ -36,8 +37,10 @@ _CONVERSATION = frozenset(
 
 
 async def list_models(request: Request) -> Response:
-    """Real ids, then the virtual models, with the window in every field that agents look at (facts/agents.md 5, 7)."""
-    rows = await _rows(request)
+    """One answer for OpenAI's and Anthropic's clients, with the window in every field that agents look at
+    (facts/agents.md 5, 7); the aliases for Claude Code's picker come last."""
+    found = await listed(request.app.state.router, principal_of(request.scope))
+    rows = [_row(one) for one in (*found, *aliases(found))]
     listing = {
         "object": "list",
         "data": rows,
@@ -49,40 +52,29 @@ async def list_models(request: Request) -> Response:
 
 
 async def show_model(request: Request) -> Response:
-    """One row of the list; an id may contain slashes."""
-    wanted, rows = request.path_params["id"], await _rows(request)
-    row = next((row for row in rows if row["id"] == wanted), None)
-    if row is None:
-        served = ", ".join(str(row["id"]) for row in rows[:8])
-        error = NoSuitableModelError(f"no server has the model {wanted[:200]!r}", hint=f"there are: {served}")
+    """The row of any name that can be asked for; an id may contain slashes."""
+    router, who, name = request.app.state.router, principal_of(request.scope), request.path_params["id"]
+    one = await find(router, who, name)
+    if one is None:
+        error = await nobody_has(router, who, f"no server has the model {name[:200]!r}")
         return refusal(error, format_of(request.scope))
-    return Response(msgspec.json.encode(row), media_type="application/json")
+    return Response(msgspec.json.encode(_row(one)), media_type="application/json")
 
 
-async def _rows(request: Request) -> list[dict[str, object]]:
-    router: Router = request.app.state.router
-    catalog = router.catalog if router.catalog.serving else await router.refresh()
-    rows: dict[str, dict[str, object]] = {}
-    allowed = partial(may_ask, exchange_of(request.scope).principal)
-    for status in catalog.serving:
-        for model in filter(lambda model: allowed(model.id), status.models):
-            rows.setdefault(model.id, _row(model.id, status.endpoint.kind, model.window))
-    largest = max((model.window for status in catalog.serving for model in status.models), default=0)
-    virtual = sorted(filter(allowed, VIRTUAL_MODELS), key=lambda name: (name != "auto", name))
-    return [*rows.values(), *(_row(name, "turnout", largest) for name in virtual)]
-
-
-def _row(model_id: str, owner: str, window: int) -> dict[str, object]:
+def _row(one: Listed) -> dict[str, object]:
+    widest = one.widest
     row: dict[str, object] = {
-        "id": model_id,
+        "id": one.name,
         "object": "model",
         "type": "model",
         "created": 0,
         "created_at": "1970-01-01T00:00:00Z",
-        "display_name": model_id,
-        "owned_by": owner,
+        "display_name": one.name,
+        "owned_by": widest.endpoint.kind if widest and one.kind == "id" else "turnout",
     }
-    return row | {"context_length": window, "context_window": window, "max_model_len": window} if window else row
+    if widest is None:
+        return row
+    return row | dict.fromkeys(WINDOW_FIELDS, widest.window) | {"window_source": widest.window_source}
 
 
 class ChatEndpoint(Generic[A]):

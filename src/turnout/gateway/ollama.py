@@ -16,14 +16,14 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from turnout import __version__
-from turnout.errors import NoSuitableModelError, TurnoutError, UsageError
+from turnout.errors import TurnoutError, UsageError
 from turnout.gateway.completions import ChatAnswer, WhilePresent, principal_of, read_body
 from turnout.gateway.formats import OLLAMA_CHAT, OLLAMA_GENERATE, OLLAMA_TEXT, A, ChatFormat, Format
+from turnout.gateway.listing import Listed, find, listed, nobody_has
 from turnout.gateway.refusal import HttpError, refusal
 from turnout.gateway.side import WholeEndpoint, counted
-from turnout.request import may_ask, permit
 from turnout.router import Router
-from turnout.types import VIRTUAL_MODELS, Event, Json, Model, Principal, Route
+from turnout.types import VIRTUAL_MODELS, Candidate, Event, Json, Model, Principal, Route
 from turnout.wire import base, ollama_server
 from turnout.wire.base import encode
 from turnout.wire.openai_side import refuse_dimensions, texts_of
@@ -104,24 +104,21 @@ def _amount(parameters: int) -> str:
 
 
 async def _shown(router: Router, who: Principal) -> dict[str, _Shown]:
-    """Every model that may be asked for, by its id, then the virtual ones, which can what any can and have the largest
-    window."""
-    catalog = router.catalog if router.catalog.serving else await router.refresh()
-    found: dict[str, _Shown] = {}
-    for status in catalog.serving:
-        for model in status.models:
-            can = model.capabilities or router.capabilities_of(model) or _UNKNOWN
-            before = found.get(model.id)
-            if before is None:
-                found[model.id] = _Shown(model, can, model.resident is True)
-            elif model.resident and not before.resident:
-                found[model.id] = replace(before, resident=True)
-    chats = [shown for shown in found.values() if "chat" in shown.can]
-    able = frozenset[str]().union(*(shown.can for shown in chats)) - {"embeddings", "fim"} or _UNKNOWN
-    window = max((shown.model.window for shown in chats), default=0)
-    for name in sorted(VIRTUAL_MODELS, key=lambda name: (name != "auto", name)):
-        found.setdefault(name, _Shown(Model(name, window=window), able, resident=False))
-    return {name: shown for name, shown in found.items() if may_ask(who, name)}
+    """Every name that may be asked for; a virtual model can what any of those can that may answer for it."""
+    return {one.name: _as_shown(router, one) for one in await listed(router, who)}
+
+
+def _as_shown(router: Router, one: Listed) -> _Shown:
+    own = [c for c in one.candidates if c.model.id == one.name] or list(one.candidates)
+    window, resident = one.window, one.kind == "id" and any(c.model.resident is True for c in own)
+    if one.kind == "virtual" or not own:
+        can = frozenset[str]().union(*(_abilities(router, c) for c in own)) - {"embeddings", "fim"}
+        return _Shown(Model(one.name, window=window), can or _UNKNOWN, resident=False)
+    return _Shown(replace(own[0].model, id=one.name, window=window), _abilities(router, own[0]), resident)
+
+
+def _abilities(router: Router, candidate: Candidate) -> frozenset[str]:
+    return candidate.model.capabilities or router.capabilities_of(candidate.model) or _UNKNOWN
 
 
 async def _shown_to(request: Request) -> dict[str, _Shown]:
@@ -130,6 +127,8 @@ async def _shown_to(request: Request) -> dict[str, _Shown]:
 
 def _known_as(ids: Iterable[str], asked: str) -> str:
     """The id that is meant by a name with or without ``:latest``, or the name itself."""
+    if asked in VIRTUAL_MODELS:
+        return asked
     known = set(ids)
     meant = (asked, f"{asked}:latest", asked.removesuffix(":latest"))
     return next((name for name in meant if name in known), asked)
@@ -174,11 +173,10 @@ class _Show(WholeEndpoint):
     async def answer(self, router: Router, body: bytes, who: Principal) -> tuple[bytes, Route | None]:
         data = base.decode_object(body)
         asked = ollama_server.model_name(data.get("model") or data.get("name"))
-        found = await _shown(router, who)
-        shown = found.get(_known_as(found, asked))
-        if shown is None:
-            raise NoSuitableModelError(f"model {asked[:200]!r} not found", hint=f"there are: {', '.join([*found][:8])}")
-        return encode(shown.show()), None
+        one = await find(router, who, _known_as(_ids(router), asked))
+        if one is None:
+            raise await nobody_has(router, who, f"model {asked[:200]!r} not found")
+        return encode(_as_shown(router, one).show()), None
 
 
 class _Embed(WholeEndpoint):
@@ -260,11 +258,10 @@ class _Chat:
             )
         if not model:
             raise UsageError("model is required")
-        permit(who, model)
-        found = await _shown(router, who)
-        if model in VIRTUAL_MODELS or (model in found and found[model].resident):
+        meant = router.meant(model, who)
+        if router.name_behind(model) in VIRTUAL_MODELS or any(c.model.resident for c in meant):
             return
-        await router.load_model(model, lambda _: None)
+        await router.load_model(model, lambda _: None, who)
 
 
 def _timed(spoken: Format[A], render: _Render) -> Format[A]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
 from turnout.config import RouterConfig, TaskRouting
 from turnout.errors import NoServiceError, NoSuitableModelError
@@ -13,12 +14,15 @@ from turnout.fleet.pins import Pin, evicted_by
 from turnout.routing.capabilities import CapabilityTable, shipped_lists
 from turnout.routing.fallback import Ranked
 from turnout.routing.names import parse_model_name
-from turnout.types import Candidate, FallbackLevel, Health, TaskCategory
+from turnout.types import VIRTUAL_MODELS, Candidate, FallbackLevel, Health, TaskCategory
 
 MAX_REMEMBERED = 256
 # What being of the family that an agent prefers counts, on the scale of 100.
 PREFERRED = 10.0
 PREFERENCE = "the model that the calling agent prefers"
+MAX_NAMES = 4096
+# Claude Code's picker lists no other names (facts/agents.md section 7).
+PICKER_PREFIX = "claude-local-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,7 @@ class Needs:
         capabilities: of ``tools, vision``.
         answer: tokens that are wanted for the answer; of a window at most ``answer_share`` is kept free for it.
         preference: a model, or how the names of a family begin, that the calling agent prefers; "" for none.
+        allowed: patterns of the models that whoever asks for an exact one may use; empty for all.
     """
 
     category: TaskCategory | None
@@ -41,6 +46,7 @@ class Needs:
     answer: int = 0
     answer_share: float = 0.5
     preference: str = ""
+    allowed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +105,8 @@ def select(pool: Sequence[Candidate], needs: Needs, config: RouterConfig, table:
     rejected = [(c, f"not the model asked for ({needs.model})") for c in pool if c not in wanted] if needs.model else []
     for candidate in wanted:
         reason = _hard_reason(candidate, needs, config, table, alone=len(wanted) == 1)
+        if needs.allowed and needs.model and not opens(needs.allowed, candidate, table):
+            reason = "may not be asked for with this key"
         if reason:
             rejected.append((candidate, reason))
         elif candidate.window < max(needs.tokens + _room(candidate, needs), minimum):
@@ -135,6 +143,7 @@ class Selector:
         self._config, self._table, self._pins = config, table, pins
         self._pool: tuple[Candidate, ...] = ()
         self._ids: frozenset[str] = frozenset()
+        self._meant: dict[str, tuple[Candidate, ...]] = {}
         self._pool_of = -1  # the catalog's generation
         # Selections that hold for every request of up to so many tokens, while every endpoint is well.
         self._remembered: dict[Needs, tuple[int, Selection]] = {}
@@ -144,6 +153,7 @@ class Selector:
         if catalog.generation != self._pool_of:
             self._pool, self._remembered = candidates(catalog, self._table, self._pins()), {}
             self._ids = frozenset(candidate.model.id for candidate in self._pool)
+            self._meant = {}
             self._pool_of = catalog.generation
         return self._pool
 
@@ -151,6 +161,26 @@ class Selector:
         """Whether some server has a model of that very id."""
         self.pool(catalog)
         return asked in self._ids
+
+    def meant(self, asked: str, catalog: Catalog) -> tuple[Candidate, ...]:
+        """Who is meant by a name that is no virtual model's, those of that very id first."""
+        pool = self.pool(catalog)
+        if asked not in self._meant:
+            if len(self._meant) >= MAX_NAMES:
+                self._meant.clear()
+            found = asked_for(pool, asked, self._table)
+            self._meant[asked] = tuple(sorted(found, key=lambda c: (c.model.id != asked, *_preference(c))))
+        return self._meant[asked]
+
+    def behind(self, virtual: str, catalog: Catalog) -> tuple[Candidate, ...]:
+        """Who may answer for a virtual model, the best first: of those that take tools where any does."""
+        category = TaskCategory(virtual) if virtual in tuple(TaskCategory) else None
+        pool = self.pool(catalog)
+        for capabilities in (frozenset({"tools"}), frozenset[str]()):
+            found = select(pool, Needs(category, "", 0, capabilities), self._config, self._table)
+            if able := (*found.ranked, *found.too_small):
+                return tuple(ranked.candidate for ranked in able)
+        return ()
 
     def forget(self) -> None:
         """Rate the candidates anew for the next request: the pinned models have changed."""
@@ -218,6 +248,37 @@ def asked_for(pool: Sequence[Candidate], asked: str, table: CapabilityTable) -> 
     if is_place or (name and any(c.endpoint.name == place for c in pool)):
         return [c for c in pool if c.endpoint.name == place and is_model(name, c, table)]
     return [c for c in pool if is_model(asked, c, table)]
+
+
+def name_behind(asked: str, pool: Iterable[Candidate]) -> str:
+    """What is meant by a name that was made for a picker, unless some server has a model of that very id."""
+    name = asked.removeprefix(PICKER_PREFIX)
+    if name == asked or not name or any(c.model.id == asked for c in pool):
+        return asked
+    return name
+
+
+def same_name(name: str, patterns: Iterable[str]) -> bool:
+    """Whether one of the patterns is of ``name``, in any case of its letters and with or without ``:latest``."""
+    plain = _in_one_form(name)
+    return any(fnmatchcase(plain, _in_one_form(pattern)) for pattern in patterns)
+
+
+def _in_one_form(name: str) -> str:
+    return name.lower().removesuffix(":latest")
+
+
+def opens(patterns: Sequence[str], candidate: Candidate, table: CapabilityTable) -> bool:
+    """Whether patterns of what may be asked for open a model: by its id, its canonical name or ``id@endpoint``.
+
+    One without a wildcard is a name, and opens what asking for it means. So a model is open or shut whichever of its
+    names is used.
+    """
+    names = (candidate.model.id, candidate.canonical, f"{candidate.model.id}@{candidate.endpoint.name}")
+    if any(same_name(name, patterns) for name in names if name):
+        return True
+    plain = (name_behind(pattern, ()) for pattern in patterns if not any(sign in pattern for sign in "*?["))
+    return any(asked_for((candidate,), name, table) for name in plain if name not in VIRTUAL_MODELS)
 
 
 def is_model(asked: str, candidate: Candidate, table: CapabilityTable) -> bool:
