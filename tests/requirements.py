@@ -953,7 +953,15 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
             code="turnout.sidework:Sidework._run",
         ),
     ),
-    ("GW-1", "count_tokens", GATEWAY),
+    (
+        "GW-1",
+        "count_tokens",
+        by(
+            "gateway/test_count.py::test_the_count_is_what_the_real_server_then_reads",
+            "gateway/test_count.py::test_a_choice_is_counted_by_the_model_that_would_answer",
+            code=("turnout.router:Router.count", "turnout.fitting:Fitter.tokens_of"),
+        ),
+    ),
     (
         "GW-2",
         "the same format passes through",
@@ -1014,7 +1022,7 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         by(
             MODELS_GATE + "test_a_key_opens_a_model_by_all_of_its_names_or_by_none",
             MODELS_GATE + "test_a_key_for_one_build_never_reaches_another_by_the_name_they_share",
-            code=("turnout.routing.select:opens", "turnout.request:permitted"),
+            code=("turnout.routing.select:opens", "turnout.routing.select:permitted"),
         ),
     ),
     ("GW-4", "sticky sessions", GATEWAY),

@@ -272,6 +272,13 @@ class Fitter:
             raise _too_long(candidate, fit, window)
         return _with_limit(request, fit, window)
 
+    async def tokens_of(self, request: ChatRequest, candidate: Candidate) -> tuple[int, bool]:
+        """The tokens of a prompt, and whether the server has counted them; else they are our estimate."""
+        if exact := await self._count(request, candidate, request.messages):
+            return exact, True
+        ours = self.counter(candidate).count_request(request.messages, request.tools)
+        return int(ours * self._share(request, candidate)), False
+
     async def _count(self, request: ChatRequest, candidate: Candidate, messages: Sequence[Message]) -> int:
         """The server's own count; 0 when it has none to give, or none that can be."""
         sent = replace(request, messages=tuple(messages), raw=None)

@@ -6,9 +6,26 @@ from collections import Counter
 from collections.abc import Sequence
 
 from turnout.errors import BackendError, ContextOverflowError, PhaseTimeoutError, QueryFailedError, StreamBrokenError
-from turnout.types import Attempt, AttemptRecord, FallbackLevel
+from turnout.types import Attempt, AttemptRecord, Candidate, FallbackLevel, Route
 
 MAX_SHOWN_ATTEMPTS = 8
+
+
+def route_to(candidate: Candidate, request_id: str, asked: str, reason: str = "the model asked for") -> Route:
+    """The way to a candidate that was asked for by the name ``asked``."""
+    return Route(
+        request_id=request_id,
+        requested_model=asked,
+        sent_model=candidate.model.id,
+        canonical=candidate.canonical,
+        service=candidate.endpoint.name,
+        url=candidate.endpoint.url,
+        level=FallbackLevel.PRIMARY,
+        category=None,
+        window=candidate.window,
+        window_source=candidate.window_source,
+        reason=reason,
+    )
 
 
 def reason_of(attempt: Attempt, tried: Sequence[AttemptRecord]) -> str:

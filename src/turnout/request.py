@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from turnout.errors import NotPermittedError, UsageError
-from turnout.routing.capabilities import CapabilityTable
+from turnout.errors import UsageError
 from turnout.routing.classify import classify_task
-from turnout.routing.select import opens, same_name
 from turnout.types import (
     VIRTUAL_MODELS,
-    Candidate,
     ChatRequest,
     ClassificationResult,
     Image,
     Message,
-    Principal,
     TaskCategory,
     Text,
     ToolResult,
@@ -37,29 +32,6 @@ def query_of(request: ChatRequest) -> str:
     """The words of a request that its hash in the log is of."""
     raw = request.raw
     return request.last_user_text or (raw.body.decode("utf-8", "replace") if raw else "")
-
-
-def may_ask(principal: Principal, model: str) -> bool:
-    """Whether a name may be asked for, whatever it means; for a virtual model that is all there is to it."""
-    return not principal.models or same_name(model, principal.models)
-
-
-def permitted(
-    principal: Principal, model: str, meant: Iterable[Candidate], table: CapabilityTable
-) -> tuple[Candidate, ...]:
-    """Those of ``meant``, who are meant by ``model``, that whoever asks may use.
-
-    Raises:
-        NotPermittedError: none of them; or nobody is meant, and the name is not among those of the principal.
-    """
-    meant = tuple(meant)
-    if not principal.models:
-        return meant
-    found = tuple(c for c in meant if opens(principal.models, c, table))
-    if not found and (meant or not may_ask(principal, model)):
-        hint = f"it may ask for: {', '.join(principal.models)}"
-        raise NotPermittedError(f"the key {principal.id!r} may not ask for {model[:80]!r}", hint=hint)
-    return found
 
 
 _ASKING = (Image, ToolResult)  # what asks for an answer without a word

@@ -38,16 +38,16 @@ from turnout.fleet.pins import Pin
 from turnout.guard.audit import AuditLog, QueryEnd, QueryStart
 from turnout.guard.trail import Trail
 from turnout.hygiene import tidy
-from turnout.outcome import broken, failed, reason_of, tried_of
+from turnout.outcome import broken, failed, reason_of, route_to, tried_of
 from turnout.placement import Placement
-from turnout.request import answer_room, capabilities_of, check, classify, enrich, permitted, query_of
+from turnout.request import answer_room, capabilities_of, check, classify, enrich, query_of
 from turnout.residency import the_one, unload, warm
 from turnout.routing.advice import BUNDLED, what_to_check
 from turnout.routing.capabilities import CapabilityTable
 from turnout.routing.classify import classify_task
 from turnout.routing.fallback import LOADING_WAIT, RetryBudget, after_error, plan_attempts, sooner
 from turnout.routing.patience import first_byte_limit
-from turnout.routing.select import Needs, Selection, Selector, name_behind, unsuitable
+from turnout.routing.select import Needs, Selection, Selector, name_behind, permitted, unsuitable
 from turnout.run import Run, in_one_piece, new_id
 from turnout.sidework import Sidework
 from turnout.summary import Summarizer
@@ -177,16 +177,8 @@ class Router:
         return name_behind(asked, self.pool)
 
     def meant(self, asked: str, principal: Principal = LOCAL) -> tuple[Candidate, ...]:
-        """Who may answer when this name is asked for, the first choice first; empty when nobody has it.
-
-        Raises:
-            NotPermittedError: the principal may not ask for it.
-        """
-        name = self.name_behind(asked)
-        if name in VIRTUAL_MODELS:
-            permitted(principal, name, (), self._table)
-            return self._selector.behind(name, self.catalog)
-        return permitted(principal, name, self._selector.meant(name, self.catalog), self._table)
+        """Who may answer when this name is asked for, as ``Selector.meant``."""
+        return self._selector.meant(asked, self.catalog, principal)
 
     async def settled(self, candidate: Candidate) -> Candidate:
         """The candidate with the window that its model will have once it is loaded."""
@@ -287,6 +279,30 @@ class Router:
         if not selection.ranked:
             await self._require_one_that_fits(request, plan)
         return Explanation(task, selection, plan, self._tokens(request), note)
+
+    async def count(self, request: ChatRequest, principal: Principal = LOCAL) -> tuple[int, Route]:
+        """Tokens of a prompt as the model counts them that would answer now, and which that is. Nothing is generated,
+        and no model loaded.
+
+        Raises:
+            NotPermittedError, UsageError, NoServiceError, NoSuitableModelError: as ``route``.
+        """
+        asked = replace(request, model=self.name_behind(request.model))
+        self._check(asked, principal)
+        asked, task = tidy(asked), classify(asked)
+        if not self.catalog.serving:
+            await self.fleet.refresh(whole=False)
+        if task is None:
+            self.meant(asked.model, principal)
+        await self._wait_for_answers(asked, task, principal)
+        category = task.category if task else None
+        selection, _ = self._placement.order(asked, principal.id, self._select(asked, task, principal), category)
+        candidate = (selection.ranked or selection.too_small)[0].candidate
+        self.note("access", principal=principal.id, service=f"tokens of a prompt: {candidate.label}")
+        tokens, exact = await self._fitter.tokens_of(asked, candidate)
+        reason = "counted by the server" if exact else "estimated: the server has not counted"
+        route = route_to(candidate, new_id(), request.model, reason)
+        return tokens, replace(route, category=category, prompt_tokens=tokens)
 
     async def _require_one_that_fits(self, request: ChatRequest, plan: Sequence[Attempt]) -> None:
         refused: ContextOverflowError | None = None
@@ -492,20 +508,12 @@ class Router:
         fitted = fit.fitted
         run.compacted = fitted.changed
         candidate = attempt.candidate
-        route = Route(
-            request_id=run.id,
-            requested_model=run.request.model,
-            sent_model=candidate.model.id,
-            canonical=candidate.canonical,
-            service=candidate.endpoint.name,
-            url=candidate.endpoint.url,
+        route = replace(
+            route_to(candidate, run.id, run.request.model, reason_of(attempt, run.attempts)),
             level=attempt.level,
             category=run.task.category if run.task else None,
-            window=candidate.window,
-            window_source=candidate.window_source,
             prompt_tokens=fit.estimate,
             attempts=tuple(run.attempts),
-            reason=reason_of(attempt, run.attempts),
             compacted=fitted.changed,
         )
         heads: list[Event] = [Started(route)]

@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from turnout.backends import BY_KIND
@@ -22,11 +22,10 @@ from turnout.errors import (
     UsageError,
 )
 from turnout.guard.audit import QueryEnd, QueryStart
-from turnout.outcome import broken, failed
-from turnout.request import permitted
+from turnout.outcome import broken, failed, route_to
 from turnout.routing.advice import BUNDLED
 from turnout.routing.capabilities import CapabilityTable
-from turnout.routing.select import asked_for, name_behind, nobody_has
+from turnout.routing.select import asked_for, name_behind, nobody_has, permitted
 from turnout.types import (
     VIRTUAL_MODELS,
     AttemptRecord,
@@ -80,20 +79,7 @@ class _Run:
     def route(self) -> Route:
         candidate = self.answers
         assert candidate is not None, "nobody has answered"
-        return Route(
-            request_id=self.id,
-            requested_model=self.model,
-            sent_model=candidate.model.id,
-            canonical=candidate.canonical,
-            service=candidate.endpoint.name,
-            url=candidate.endpoint.url,
-            level=FallbackLevel.PRIMARY,
-            category=None,
-            window=candidate.window,
-            window_source=candidate.window_source,
-            attempts=tuple(self.attempts),
-            reason="the model asked for",
-        )
+        return replace(route_to(candidate, self.id, self.model), attempts=tuple(self.attempts))
 
 
 class Sidework:

@@ -314,6 +314,7 @@ async def test_a_page_of_the_gateway_itself_is_no_foreign_one() -> None:
 CASES: list[tuple[str, dict[str, object]]] = [
     ("/v1/chat/completions", {"messages": QUESTION}),
     ("/v1/messages", {"messages": QUESTION, "max_tokens": 9}),
+    ("/v1/messages/count_tokens", {"messages": QUESTION}),
     ("/v1/responses", {"input": "hi"}),
     ("/v1/completions", {"prompt": "hi"}),
     ("/v1/embeddings", {"input": "hi"}),

@@ -41,6 +41,7 @@ CHAT: dict[str, ASGIApp] = {
     "/v1/embeddings": side.embeddings,
     "/v1/rerank": side.rerank,
     "/v1/messages": completions.anthropic_messages,
+    "/v1/messages/count_tokens": side.count_tokens,
     "/v1/responses": responses.ResponsesEndpoint(),
     "/api/chat": ollama.chat,
     "/api/generate": ollama.generate,

@@ -1,4 +1,4 @@
-"""OpenAI's embeddings and the reranking that local servers share, over HTTP."""
+"""What is asked over HTTP and is no chat: embeddings, the reranking that local servers share, the count of a prompt."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from turnout.context.tokens import get_token_counter
 from turnout.errors import TurnoutError
 from turnout.gateway.completions import WhilePresent, read_body, route_headers
 from turnout.gateway.exchange import exchange_of
-from turnout.gateway.formats import OPENAI_CHAT, ChatFormat
+from turnout.gateway.formats import ANTHROPIC, OPENAI_CHAT, ChatFormat
 from turnout.gateway.refusal import refusal
 from turnout.router import Router
 from turnout.types import Principal, Route
-from turnout.wire import openai_side
+from turnout.wire import anthropic, openai_side
+from turnout.wire.base import encode
 
 
 class WholeEndpoint(ABC):
@@ -69,5 +70,16 @@ class _Rerank(WholeEndpoint):
         return openai_side.render_rerank(asked, ranks, route.sent_model, tokens), route
 
 
+class _CountTokens(WholeEndpoint):
+    """What Anthropic's clients ask before they send a prompt."""
+
+    spoken = ANTHROPIC
+
+    async def answer(self, router: Router, body: bytes, who: Principal) -> tuple[bytes, Route | None]:
+        tokens, route = await router.count(anthropic.parse_request(body), who)
+        return encode({"input_tokens": tokens}), route
+
+
 embeddings = _Embeddings()
 rerank = _Rerank()
+count_tokens = _CountTokens()

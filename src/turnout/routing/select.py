@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from turnout.config import RouterConfig, TaskRouting
-from turnout.errors import NoServiceError, NoSuitableModelError
+from turnout.errors import NoServiceError, NoSuitableModelError, NotPermittedError
 from turnout.fleet.catalog import Catalog, EndpointStatus
 from turnout.fleet.health import HealthBook
 from turnout.fleet.pins import Pin, evicted_by
 from turnout.routing.capabilities import CapabilityTable, shipped_lists
 from turnout.routing.fallback import Ranked
 from turnout.routing.names import parse_model_name
-from turnout.types import VIRTUAL_MODELS, Candidate, FallbackLevel, Health, TaskCategory
+from turnout.types import VIRTUAL_MODELS, Candidate, FallbackLevel, Health, Principal, TaskCategory
 
 MAX_REMEMBERED = 256
 # What being of the family that an agent prefers counts, on the scale of 100.
@@ -162,17 +162,28 @@ class Selector:
         self.pool(catalog)
         return asked in self._ids
 
-    def meant(self, asked: str, catalog: Catalog) -> tuple[Candidate, ...]:
-        """Who is meant by a name that is no virtual model's, those of that very id first."""
+    def meant(self, asked: str, catalog: Catalog, principal: Principal) -> tuple[Candidate, ...]:
+        """Who may answer when this name is asked for, the first choice first; empty when nobody has it.
+
+        Raises:
+            NotPermittedError: the principal may not ask for it.
+        """
+        name = name_behind(asked, self.pool(catalog))
+        if name in VIRTUAL_MODELS:
+            permitted(principal, name, (), self._table)
+            return self._behind(name, catalog)
+        return permitted(principal, name, self._named(name, catalog), self._table)
+
+    def _named(self, name: str, catalog: Catalog) -> tuple[Candidate, ...]:
         pool = self.pool(catalog)
-        if asked not in self._meant:
+        if name not in self._meant:
             if len(self._meant) >= MAX_NAMES:
                 self._meant.clear()
-            found = asked_for(pool, asked, self._table)
-            self._meant[asked] = tuple(sorted(found, key=lambda c: (c.model.id != asked, *_preference(c))))
-        return self._meant[asked]
+            found = asked_for(pool, name, self._table)
+            self._meant[name] = tuple(sorted(found, key=lambda c: (c.model.id != name, *_preference(c))))
+        return self._meant[name]
 
-    def behind(self, virtual: str, catalog: Catalog) -> tuple[Candidate, ...]:
+    def _behind(self, virtual: str, catalog: Catalog) -> tuple[Candidate, ...]:
         """Who may answer for a virtual model, the best first: of those that take tools where any does."""
         category = TaskCategory(virtual) if virtual in tuple(TaskCategory) else None
         pool = self.pool(catalog)
@@ -279,6 +290,24 @@ def opens(patterns: Sequence[str], candidate: Candidate, table: CapabilityTable)
         return True
     plain = (name_behind(pattern, ()) for pattern in patterns if not any(sign in pattern for sign in "*?["))
     return any(asked_for((candidate,), name, table) for name in plain if name not in VIRTUAL_MODELS)
+
+
+def permitted(
+    principal: Principal, model: str, meant: Iterable[Candidate], table: CapabilityTable
+) -> tuple[Candidate, ...]:
+    """Those of ``meant``, who are meant by ``model``, that whoever asks may use.
+
+    Raises:
+        NotPermittedError: none of them; or nobody is meant, and the name is not among those of the principal.
+    """
+    meant, patterns = tuple(meant), principal.models
+    if not patterns:
+        return meant
+    found = tuple(c for c in meant if opens(patterns, c, table))
+    if not found and (meant or not same_name(model, patterns)):
+        hint = f"it may ask for: {', '.join(patterns)}"
+        raise NotPermittedError(f"the key {principal.id!r} may not ask for {model[:80]!r}", hint=hint)
+    return found
 
 
 def is_model(asked: str, candidate: Candidate, table: CapabilityTable) -> bool:
