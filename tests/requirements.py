@@ -964,6 +964,16 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
     ),
     (
         "GW-2",
+        "every client format before every server: what works, what is lost, what is refused",
+        by(
+            "gateway/test_conformance.py::test_every_client_before[ollama]",
+            "gateway/test_conformance.py::test_every_client_before[mlx]",
+            "gateway/test_conformance.py::test_every_client_before[llama.cpp, for real]",
+            code=("turnout.backends.base:Backend.check", "turnout.wire.anthropic:_form"),
+        ),
+    ),
+    (
+        "GW-2",
         "the same format passes through",
         by(GATE + "test_unknown_fields_survive_the_raw_lane", code="turnout.wire.scan:edit_request"),
     ),

@@ -466,6 +466,7 @@ class Router:
         fit, usage, first = None, Usage(), 0.0
         aside = self._placement.is_aside(request, tenant)
         try:
+            BY_KIND[candidate.endpoint.kind].check(request, candidate.endpoint)
             async with self._placement.admitted(candidate, aside=aside):
                 began = time.monotonic()
                 fit = await self._fitter.fit(request, attempt, run.refusals, tenant)

@@ -231,6 +231,14 @@ async def test_where_it_is_understood_every_request_says_that_the_model_is_local
     )
 
 
+@pytest.mark.parametrize(("able", "told"), [((), True), (("chat", "thinking"), True), (("chat", "tools"), False)])
+def test_an_effort_is_not_sent_to_a_model_that_does_not_think(able: tuple[str, ...], told: bool) -> None:
+    """There it is an error, and agents send one with every request."""
+    request = ChatRequest((message("user", "hi"),), reasoning_effort="high")
+    body = json.loads(BACKEND.render(request, Model("m", capabilities=frozenset(able)), 4096))
+    assert (body.get("think") == "high") is told
+
+
 def test_the_word_local_keeps_a_request_on_the_machine() -> None:
     """0.24 in the same state: with it an unknown model, without it a refusal of the cloud that is switched off."""
     assert reply("ollama", VERSION, "remote", "chat-local").status == 404

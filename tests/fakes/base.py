@@ -8,7 +8,7 @@ What the fake itself omits stands in its docstring.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -21,12 +21,18 @@ WORDS = ("def ", "add(a, b):", "\n    ", "return a + b")
 THOUGHT = ("Adding ", "is easy.")
 STRUCTURED = '{"answer": 42}'
 TOOL, ARGUMENTS = "weather", '{"city": "Paris"}'
+SECOND = '{"city": "London"}'
 PROMPT_TOKENS, ANSWER_TOKENS = 11, 4
 
 
 def counted(text: str) -> int:
     """Tokens of a prompt, by a tokenizer that knows five characters a token; a short one is what the answers report."""
     return PROMPT_TOKENS if len(text) < 400 else len(text) // 5
+
+
+def called(body: Mapping[str, object]) -> list[str]:
+    """The arguments of each call of ``TOOL`` that a model makes: one for each city in the question."""
+    return [ARGUMENTS, SECOND] if "Paris and London" in str(body.get("messages")) else [ARGUMENTS]
 
 
 # What ``Fake.fault`` may be. A fake acts on those that its server can have.

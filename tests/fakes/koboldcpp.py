@@ -22,7 +22,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tests.fakes import openai_chat
-from tests.fakes.base import ANSWER_TOKENS, ARGUMENTS, PROMPT_TOKENS, TOOL, WORDS, Fake, FakeModel, counted, served
+from tests.fakes.base import ANSWER_TOKENS, PROMPT_TOKENS, TOOL, WORDS, Fake, FakeModel, called, counted, served
 from tests.fakes.openai_chat import Dialect
 
 SERVER_HEADER = "KoboldCppServer 1"
@@ -70,17 +70,18 @@ def _missing(request: Request) -> Response:
     return HTMLResponse("" if request.method == "HEAD" else text, 200 if request.method == "HEAD" else 404)
 
 
-async def _calls(fake: Fake, model: object) -> AsyncIterator[bytes]:
+async def _calls(fake: Fake, body: dict[str, object]) -> AsyncIterator[bytes]:
     """A call is made whole first and then sent as if it were streamed; usage is left out."""
-    function = {"name": TOOL, "arguments": ""}
-    deltas: list[dict[str, object]] = [
-        {"tool_calls": [{"index": 0, "id": "call_1", "type": "function", "function": function}]},
-        {"tool_calls": [{"index": 0, "function": {"arguments": ARGUMENTS}}]},
-        {},
-    ]
-    for place, delta in enumerate(deltas):
-        row = {"index": 0, "finish_reason": "tool_calls" if place == 2 else None, "delta": delta}
-        head = {"id": "koboldcpp", "object": "chat.completion.chunk", "created": 1, "model": model}
+    deltas: list[dict[str, object]] = []
+    for n, arguments in enumerate(called(body)):
+        function = {"name": TOOL, "arguments": ""}
+        deltas += [
+            {"tool_calls": [{"index": n, "id": f"call_{n + 1}", "type": "function", "function": function}]},
+            {"tool_calls": [{"index": n, "function": {"arguments": arguments}}]},
+        ]
+    for delta in (*deltas, {}):
+        row = {"index": 0, "finish_reason": None if delta else "tool_calls", "delta": delta}
+        head = {"id": "koboldcpp", "object": "chat.completion.chunk", "created": 1, "model": body.get("model")}
         yield b"data: " + json.dumps(head | {"choices": [row]}).encode() + b"\n\n"
     yield b"data: [DONE]\n\n"
     fake.closed.set()
@@ -241,7 +242,7 @@ def app(fake: Fake) -> ASGIApp:
         body = await request.json()
         if body.get("tools") and body.get("stream") and not fake.fault:
             fake.seen.append(body)
-            return StreamingResponse(_calls(fake, body.get("model")), media_type="text/event-stream")
+            return StreamingResponse(_calls(fake, body), media_type="text/event-stream")
         return await openai_chat.chat(request, fake, DIALECT)
 
     async def reload(request: Request) -> Response:

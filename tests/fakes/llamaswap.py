@@ -60,6 +60,9 @@ DIALECT = Dialect(
 )
 
 
+_CAN = {"function_calling": "tools", "vision": "vision"}
+
+
 def _row(fake: Fake, model: FakeModel) -> dict[str, object]:
     about: dict[str, object] = {"type": "peer", "peerID": "far"} if model.remote else {"type": "model"}
     row: dict[str, object] = {"id": model.id, "object": "model", "created": 1764000000, "owned_by": "llama-swap"}
@@ -68,7 +71,7 @@ def _row(fake: Fake, model: FakeModel) -> dict[str, object]:
         return row | {"meta": {"llamaswap": about}}
     return row | {
         "architecture": {"input_modalities": ["text"], "output_modalities": ["text"], "modality": "text->text"},
-        "capabilities": {"function_calling": "tools" in model.capabilities},
+        "capabilities": {name: True for name, ours in _CAN.items() if ours in model.capabilities},
         "supported_parameters": ["tools", "tool_choice"],
         "context_length": model.window,
         "meta": {"llamaswap": about, "n_ctx": model.window},

@@ -26,7 +26,6 @@ from starlette.types import ASGIApp
 from tests.fakes import openai_chat
 from tests.fakes.base import (
     ANSWER_TOKENS,
-    ARGUMENTS,
     PROMPT_TOKENS,
     STRUCTURED,
     THOUGHT,
@@ -34,6 +33,7 @@ from tests.fakes.base import (
     WORDS,
     Fake,
     FakeModel,
+    called,
     served,
 )
 from tests.fakes.openai_chat import Dialect, openai_error
@@ -322,8 +322,10 @@ async def _refusal(fake: Fake, body: dict[str, object], fault: str) -> Response 
 def _messages(body: dict[str, object]) -> list[dict[str, object]]:
     """The pieces of an answer. A model that can think does so unless it is told not to."""
     if body.get("tools"):
-        function = {"index": 0, "name": TOOL, "arguments": json.loads(ARGUMENTS)}
-        return [{"content": "", "tool_calls": [{"id": "call_ntz96zoq", "function": function}]}]
+        functions = [
+            {"index": n, "name": TOOL, "arguments": json.loads(arguments)} for n, arguments in enumerate(called(body))
+        ]
+        return [{"content": "", "tool_calls": [{"id": f"call_ntz96zo{f['index']}", "function": f} for f in functions]}]
     if body.get("format"):
         return [{"content": STRUCTURED}]
     thoughts = () if body.get("think") is False else THOUGHT

@@ -12,13 +12,13 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from tests.fakes.base import (
     ANSWER_TOKENS,
-    ARGUMENTS,
     PROMPT_TOKENS,
     STRUCTURED,
     THOUGHT,
     TOOL,
     WORDS,
     Fake,
+    called,
 )
 
 USAGE = {
@@ -142,8 +142,9 @@ def whole(body: dict[str, object], dialect: Dialect) -> dict[str, object]:
     if thought := "".join(t for f, t in deltas if f != "content"):
         message[dialect.reasoning] = thought
     if finish == "tool_calls":
-        function = {"name": TOOL, "arguments": ARGUMENTS}
-        message |= {"content": None, "tool_calls": [{"id": "call_1", "type": "function", "function": function}]}
+        calls = [{"name": TOOL, "arguments": arguments} for arguments in called(body)]
+        rows = [{"id": f"call_{n}", "type": "function", "function": call} for n, call in enumerate(calls, 1)]
+        message |= {"content": None, "tool_calls": rows}
     return {
         "id": "chatcmpl-1",
         "object": "chat.completion",
@@ -179,10 +180,12 @@ async def stream(fake: Fake, body: dict[str, object], dialect: Dialect, fault: s
             if place == 1 and fault == "stall":
                 await asyncio.Event().wait()
         if finish == "tool_calls":
-            function = {"name": TOOL, "arguments": ""}
-            yield chunk({"tool_calls": [{"index": 0, "id": "call_1", "type": "function", "function": function}]})
-            for piece in (ARGUMENTS[:8], ARGUMENTS[8:]):
-                yield chunk({"tool_calls": [{"index": 0, "function": {"arguments": piece}}]})
+            for n, arguments in enumerate(called(body)):
+                function = {"name": TOOL, "arguments": ""}
+                head = {"index": n, "id": f"call_{n + 1}", "type": "function", "function": function}
+                yield chunk({"tool_calls": [head]})
+                for piece in (arguments[:8], arguments[8:]):
+                    yield chunk({"tool_calls": [{"index": n, "function": {"arguments": piece}}]})
         yield chunk({}, finish)
         options = body.get("stream_options")
         if dialect.usage_always or (isinstance(options, dict) and options.get("include_usage")):

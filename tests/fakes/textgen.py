@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tests.fakes import openai_chat
-from tests.fakes.base import ARGUMENTS, TOOL, Fake, counted, served
+from tests.fakes.base import TOOL, Fake, called, counted, served
 from tests.fakes.openai_chat import USAGE, Dialect
 
 SERVER_HEADER = "uvicorn"
@@ -49,12 +49,12 @@ DIALECT = Dialect(unauthorized=lambda fake: _detail(401, "Unauthorized"), commen
 
 async def _calls(fake: Fake, body: dict[str, object]) -> AsyncIterator[bytes]:
     """Its calls come in one block, and end the stream."""
-    function = {"name": TOOL, "arguments": ARGUMENTS}
-    call = {"type": "function", "function": function, "id": "call_ab12cd34", "index": 0}
+    functions = [{"name": TOOL, "arguments": arguments} for arguments in called(body)]
+    calls = [{"type": "function", "function": f, "id": f"call_ab12cd3{n}", "index": n} for n, f in enumerate(functions)]
     head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": fake.models[0].id}
     for delta, finish in (
         ({"role": "assistant", "refusal": None, "content": ""}, None),
-        ({"tool_calls": [call]}, "tool_calls"),
+        ({"tool_calls": calls}, "tool_calls"),
     ):
         row = {"index": 0, "finish_reason": finish, "delta": delta, "logprobs": None}
         yield b"data: " + json.dumps(head | {"choices": [row], "usage": None}).encode() + b"\n\n"

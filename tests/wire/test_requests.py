@@ -232,6 +232,28 @@ def test_anthropic_tool_choice(choice, neutral):
     assert anthropic.parse_request(body(tool_choice=choice)).tool_choice == neutral
 
 
+SCHEMA = {"type": "object", "properties": {"answer": {"type": "integer"}}}
+
+
+def test_what_an_anthropic_client_says_of_form_and_effort_is_kept():
+    wanted = {"format": {"type": "json_schema", "schema": SCHEMA}, "effort": "max"}
+    choice = {"type": "auto", "disable_parallel_tool_use": True}
+    request = anthropic.parse_request(body(output_config=wanted, top_k=40, tool_choice=choice))
+    sent = json.loads(openai_chat.render_request(request, "m", stream=True))
+    assert sent["response_format"] == {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA}}
+    assert (sent["reasoning_effort"], sent["top_k"], sent["parallel_tool_calls"]) == ("high", 40, False)
+    native = json.loads(ollama.render_request(request, "m", stream=True, num_ctx=None))
+    assert (native["format"], native["think"], native["options"]["top_k"]) == (SCHEMA, "high", 40)
+    plain = json.loads(openai_chat.render_request(anthropic.parse_request(body()), "m", stream=True))
+    assert not {"response_format", "reasoning_effort", "top_k", "parallel_tool_calls"} & set(plain)
+
+
+@pytest.mark.parametrize("form", [{"type": "grammar"}, {"type": "json_schema"}, {"schema": SCHEMA}])
+def test_a_form_that_nobody_knows_is_refused(form):
+    with pytest.raises(UsageError, match="output_config.format"):
+        anthropic.parse_request(body(output_config={"format": form}))
+
+
 def ollama_body(**fields: object) -> dict[str, object]:
     request = ChatRequest((message("user", "x"),), **fields)
     return json.loads(ollama.render_request(request, "m", stream=True, num_ctx=8192))

@@ -159,6 +159,7 @@ class Backend:
         takes_window: it allocates the window that a request names.
         default_slots: requests that it serves at once where it does not tell; 0 for those that queue any number well.
         cuts_silently: it may drop the beginning of a prompt that is too long, and answers as if nothing were missing.
+        structures: it holds an answer to the JSON schema that is asked for.
     """
 
     kind: str
@@ -175,6 +176,7 @@ class Backend:
     takes_window: bool = False
     default_slots: int = 0
     cuts_silently: bool = False
+    structures: bool = True
 
     def identify(self, replies: Mapping[str, Reply]) -> Identity | None:
         """The verdict from the replies that came (by path), or None. Never by port or status alone."""
@@ -287,6 +289,15 @@ class Backend:
         raises a BackendError when it breaks, and when it was silent for so long that it may be dead.
         """
         return None
+
+    def check(self, request: ChatRequest, endpoint: Endpoint) -> None:
+        """Refuse what this kind would drop without a word.
+
+        Raises:
+            RequestRefusedError: the answer is to have a form, which this kind does not look at.
+        """
+        if not self.structures and request.response_format and request.response_format.get("type") != "text":
+            raise self.cannot("hold an answer to a form (response_format)", endpoint)
 
     def cannot(self, what: str, endpoint: Endpoint) -> RequestRefusedError:
         """The refusal of what this kind has no means for."""

@@ -32,6 +32,7 @@ class Gpt4All(OpenAICompatible):
     title = "GPT4All"
     default_urls = ("http://127.0.0.1:4891",)
     default_slots = 1
+    structures = False
     probes = ("/v1/models", "/v1/chat/completions")
     streams = False
 

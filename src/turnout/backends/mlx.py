@@ -33,6 +33,7 @@ class Mlx(OpenAICompatible):
     title = "MLX-LM"
     default_urls = ("http://127.0.0.1:8080",)
     default_slots = 1
+    structures = False
     probes = ("/v1/models", "/")
 
     def identify(self, replies: Mapping[str, Reply]) -> Identity | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from turnout.backends import base
@@ -122,7 +123,10 @@ class Ollama(Backend):
         return endpoint.chat_path or "/api/chat"
 
     def render(self, request: ChatRequest, model: Model, window: int) -> bytes:
-        """``num_ctx`` is the same in every request to a model: a changing one reloads it."""
+        """``num_ctx`` is the same in every request to a model: a changing one reloads it. An effort is for models that
+        think: to another it would be an error here, and has no meaning anywhere else."""
+        if request.reasoning_effort and model.capabilities and "thinking" not in model.capabilities:
+            request = replace(request, reasoning_effort="")
         return wire.render_request(request, _sent(model), stream=True, num_ctx=_num_ctx(model, window))
 
     def parser(self) -> base.StreamParser:

@@ -31,6 +31,8 @@ from turnout.wire.ollama import arguments_object
 from turnout.wire.openai_chat import collect_calls, status_of
 
 _BILLING = "x-anthropic-billing-header:"
+# Servers of other formats know no more than three efforts by these names.
+_EFFORT = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
 _STOP = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
 _ERROR_TYPE = {
     401: "authentication_error",
@@ -45,8 +47,9 @@ def parse_request(body: bytes) -> ChatRequest:
     """Read a client's request.
 
     A billing block that Claude Code puts first is dropped (it kills prefix caches), and system messages in the middle
-    are merged into the leading one (local templates refuse them elsewhere). Fields that only Anthropic's own service
-    knows (thinking, context_management, metadata, betas) have no effect on a local model and are not sent on.
+    are merged into the leading one (local templates refuse them elsewhere). Of ``output_config`` the effort and the
+    schema are kept. Fields that only Anthropic's own service knows (thinking, context_management, metadata, betas) have
+    no effect on a local model and are not sent on.
 
     Raises:
         UsageError: it is not a messages request, with what is wrong.
@@ -64,7 +67,7 @@ def parse_request(body: bytes) -> ChatRequest:
             messages.append(_message(row))
     leading = "\n\n".join(text for text in system if text)
     head = (Message("system", (Text(leading),)),) if leading else ()
-    stop = data.get("stop_sequences")
+    stop, wanted = data.get("stop_sequences"), as_dict(data.get("output_config"))
     return ChatRequest(
         own_history=True,
         messages=(*head, *messages),
@@ -75,8 +78,30 @@ def parse_request(body: bytes) -> ChatRequest:
         temperature=base.number_field(data, "temperature"),
         top_p=base.number_field(data, "top_p"),
         stop=tuple(as_text(s) for s in stop) if isinstance(stop, list) else (),
+        response_format=_form(as_dict(wanted.get("format"))),
+        reasoning_effort=_EFFORT.get(as_text(wanted.get("effort")), ""),
         stream=base.flag_field(data, "stream"),
+        extras=_extras(data),
     )
+
+
+def _form(wanted: Mapping[str, Json]) -> Mapping[str, Json] | None:
+    """The schema of an answer as other formats have it."""
+    if not wanted:
+        return None
+    if wanted.get("type") != "json_schema" or not isinstance(wanted.get("schema"), dict):
+        raise UsageError("output_config.format is no JSON schema", hint="give type json_schema and a schema")
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": wanted["schema"]}}
+
+
+def _extras(data: Mapping[str, Json]) -> dict[str, Json]:
+    """What local servers of other formats know by other names."""
+    found: dict[str, Json] = {}
+    if (top_k := base.whole_field(data, "top_k")) is not None:
+        found["top_k"] = top_k
+    if as_dict(data.get("tool_choice")).get("disable_parallel_tool_use") is True:
+        found["parallel_tool_calls"] = False
+    return found
 
 
 def _system(value: Json) -> str:
