@@ -974,6 +974,22 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
     ),
     (
         "GW-2",
+        "ids, indexes and arguments of tool calls are complete, whatever a server leaves out",
+        by(
+            "gateway/test_repairs.py::test_calls_have_ids_indexes_and_arguments_whatever_the_server_leaves_out",
+            code=("turnout.wire.calls:Calls.events",),
+        ),
+    ),
+    (
+        "GW-2",
+        "... also where bytes are passed on",
+        by(
+            "gateway/test_repairs.py::test_calls_have_ids_indexes_and_arguments_whatever_the_server_leaves_out[neither-OpenAI chat]",
+            code=("turnout.wire.calls:Mender.event",),
+        ),
+    ),
+    (
+        "GW-2",
         "the same format passes through",
         by(GATE + "test_unknown_fields_survive_the_raw_lane", code="turnout.wire.scan:edit_request"),
     ),

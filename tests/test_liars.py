@@ -22,7 +22,7 @@ from turnout.fleet.discovery import MAX_MODELS
 from turnout.guard import network
 from turnout.types import ChatRequest, ExecutionResult, Json, ToolCallDelta, message
 from turnout.wire import anthropic, openai_chat
-from turnout.wire.openai_chat import _Calls
+from turnout.wire.calls import Calls
 
 ASKED = ChatRequest((message("user", "hi"),))
 HONEST: Mapping[str, Say] = {"/v1/models": models("m"), CHAT: SSE + event("hello") + DONE}
@@ -101,7 +101,7 @@ class _Id(str):
 
 def test_a_tool_call_is_not_compared_with_all_before_it() -> None:
     rows: list[Json] = [{"id": _Id(f"c{n}"), "function": {"name": "f", "arguments": "{}"}} for n in range(1000)]
-    events = _Calls().events(rows)
+    events = Calls().events(rows)
     assert [e.call_id for e in events if isinstance(e, ToolCallDelta)] == [f"c{n}" for n in range(1000)]
     assert _Id.compared < 10_000
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from turnout.errors import (
     ContextOverflowError,
@@ -45,6 +44,7 @@ from turnout.types import (
 )
 from turnout.wire import base, scan
 from turnout.wire.base import as_dict, as_text, encode, new_id, objects, text_field
+from turnout.wire.calls import Calls
 from turnout.wire.scan import Peek, Scanner, edit_request, peek, usage_of
 
 __all__ = [
@@ -267,74 +267,6 @@ def _content_value(parts: Sequence[Part]) -> object:
 # The server's answer.
 
 
-@dataclass(slots=True)
-class _Call:
-    """A call under way; ``held`` are arguments that came before its name."""
-
-    index: int
-    call_id: str
-    named: bool = False
-    held: str = ""
-
-
-class _Calls:
-    """Tool-call deltas of one answer: index and id are invented where a server leaves them out.
-
-    A server's index is no more than a hint: some give parallel calls the same one, with ids of their own.
-    """
-
-    def __init__(self) -> None:
-        self._all: list[_Call] = []
-        self._at: dict[int, _Call] = {}
-        self._by_id: dict[str, _Call] = {}
-
-    def events(self, value: Json) -> list[Event]:
-        """The events of one ``tool_calls`` list."""
-        rows = [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
-        return [event for place, row in enumerate(rows) for event in self._row(row, place)]
-
-    def end(self) -> list[Event]:
-        """Calls whose name never came."""
-        return [ToolCallDelta(c.index, c.call_id, "", c.held) for c in self._all if not c.named]
-
-    def _row(self, row: Mapping[str, Json], place: int) -> list[Event]:
-        function = as_dict(row.get("function"))
-        name, call_id = as_text(function.get("name")), as_text(row.get("id"))
-        call = self._find(row.get("index"), call_id, name, place)
-        text = base.arguments_text(function.get("arguments"))
-        if call.named:
-            return [ToolCallDelta(call.index, arguments=text)] if text else []
-        call.held += text
-        if not name:
-            return []
-        call.named = True
-        return [ToolCallDelta(call.index, call.call_id, name, call.held)]
-
-    def _find(self, hint: Json, call_id: str, name: str, place: int) -> _Call:
-        if isinstance(hint, int) and not isinstance(hint, bool):
-            call = self._at.get(hint)
-            # A changed id alone is no new call: some servers draw a fresh id for every delta.
-            if call is None or (call.named and name and call_id not in ("", call.call_id)):
-                call = self._at[hint] = self._new(call_id)
-            return call
-        known = self._by_id.get(call_id)
-        if known is not None:
-            return known
-        if not self._all or call_id or name:
-            return self._new(call_id)
-        return self._all[min(place, len(self._all) - 1)] if place else self._all[-1]
-
-    def _new(self, call_id: str) -> _Call:
-        free = bool(call_id) and call_id not in self._by_id
-        call = _Call(len(self._all), call_id if free else new_id("call_"))
-        self._all.append(call)
-        self._by_id[call.call_id] = call
-        return call
-
-    def __bool__(self) -> bool:
-        return bool(self._all)
-
-
 class StreamParser:
     """A server's SSE bytes, cut anywhere, as events.
 
@@ -343,7 +275,7 @@ class StreamParser:
 
     def __init__(self) -> None:
         self._lines = base.Lines()
-        self._calls = _Calls()
+        self._calls = Calls()
         self._finish: FinishReason | None = None
         self._usage: Usage | None = None
         self._closed = False
@@ -408,7 +340,7 @@ class StreamParser:
         return _delta_events(as_dict(choice.get("delta")), self._calls)
 
 
-def _delta_events(delta: Mapping[str, Json], calls: _Calls) -> list[Event]:
+def _delta_events(delta: Mapping[str, Json], calls: Calls) -> list[Event]:
     events: list[Event] = []
     reasoning = as_text(delta.get("reasoning_content")) or as_text(delta.get("reasoning"))
     if reasoning:
@@ -429,7 +361,7 @@ def parse_response(body: bytes) -> list[Event]:
     choice = choices[0] if isinstance(choices, list) and choices else None
     if not isinstance(choice, dict):
         raise NonsenseError("the server's answer has no choices")
-    calls = _Calls()
+    calls = Calls(whole=True)
     events = [*_delta_events(as_dict(choice.get("message")), calls), *calls.end()]
     if (usage := usage_of(data)) is not None:
         events.append(UsageReport(usage))

@@ -15,6 +15,7 @@ from turnout.errors import NonsenseError, UsageError
 from turnout.types import Json, Usage
 from turnout.wire import base
 from turnout.wire.base import as_count, as_dict
+from turnout.wire.calls import Mender
 
 
 def usage_of(data: Mapping[str, Json]) -> Usage | None:
@@ -64,7 +65,8 @@ _PEEK = msgspec.json.Decoder(Peek)
 _SEEN = msgspec.json.Decoder(_Seen)
 # In JSON text these bytes are keys or whole strings, never part of what a model wrote: there the quotes are escaped.
 _FACTS = re.compile(rb'"usage"|"timings"|"finish_reason": ?"')
-_MARK = re.compile(rb'"usage"|"timings"|"finish_reason": ?"|"error"|\[DONE\]')
+_CALLS = re.compile(rb'"tool_calls": ?\[ ?\{')
+_MARK = re.compile(rb'"usage"|"timings"|"finish_reason": ?"|"error"|"tool_calls": ?\[ ?\{|\[DONE\]')
 _EVENT = re.compile(rb".*?\n\r?\n", re.DOTALL)
 _TOP = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -123,16 +125,18 @@ def _exceeds(raw: bytes, limit: int) -> bool:
 
 
 class Scanner:
-    """Reads usage and finish while the bytes of an answer pass by unchanged, but for the usage chunk.
+    """Reads usage and finish while the events of an answer pass by unchanged, but for the usage chunk and for tool
+    calls without what clients need. Whole events alone pass.
 
     Args:
-        strip_usage: hold back the usage chunk, which we asked for and the client did not; whole events alone pass then.
+        strip_usage: hold back the usage chunk, which we asked for and the client did not.
         stream: the answer is SSE.
     """
 
     def __init__(self, *, strip_usage: bool, stream: bool) -> None:
         self._strip, self._stream = strip_usage, stream
         self._rest = b""
+        self._mender = Mender()
         self.usage: Usage | None = None
         self.finish = ""
         self.answered = False  # choices were seen
@@ -148,7 +152,7 @@ class Scanner:
         if not self._stream:
             self._read(chunk)
             self.done = True
-            return chunk
+            return (_CALLS.search(chunk) and self._mender.event(chunk)) or chunk
         data = self._rest + chunk
         end = max(data.rfind(b"\n\n") + 2, data.rfind(b"\n\r\n") + 3)
         end = end if end > 2 else 0
@@ -156,14 +160,22 @@ class Scanner:
         if len(self._rest) > base.MAX_LINE_BYTES:
             raise NonsenseError("the server sent an event that does not end")
         if _MARK.search(whole):
-            whole = b"".join([event for event in _EVENT.findall(whole) if self._keep(event)])
-        return whole if self._strip else chunk
+            whole = b"".join([self._mended(event) for event in _EVENT.findall(whole) if self._keep(event)])
+        return whole
 
     def close(self) -> bytes:
         """What was held back without an end."""
         rest, self._rest = self._rest, b""
-        keep = bool(rest.strip()) and self._keep(rest)
-        return rest + b"\n\n" if keep and self._strip else b""
+        if not rest.strip() or not self._keep(rest):
+            return b""
+        return self._mended(rest) + b"\n\n"
+
+    def _mended(self, event: bytes) -> bytes:
+        if not _CALLS.search(event):
+            return event
+        head, _, data = event.partition(b"data:")
+        mended = self._mender.event(data)
+        return event if mended is None else head + b"data: " + mended + b"\n\n"
 
     def _keep(self, event: bytes) -> bool:
         data = event.rpartition(b"data:")[2] if b"[DONE]" in event else event.partition(b"data:")[2]
