@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,7 +48,7 @@ from turnout.routing.classify import classify_task
 from turnout.routing.fallback import LOADING_WAIT, RetryBudget, after_error, plan_attempts, sooner
 from turnout.routing.patience import first_byte_limit
 from turnout.routing.select import Needs, Selection, Selector, name_behind, permitted, unsuitable
-from turnout.run import Run, in_one_piece, new_id
+from turnout.run import Explanation, Run, in_one_piece, new_id
 from turnout.sidework import Sidework
 from turnout.summary import Summarizer
 from turnout.types import (
@@ -86,25 +86,6 @@ MAX_ATTEMPTS = 16
 LOCAL = Principal()
 
 log = logging.getLogger("turnout")
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """A decision that was not carried out.
-
-    Attributes:
-        classification: the kind of work, None when an exact model was asked for.
-        selection: every candidate, taken or not, with the reason.
-        attempts: the plan.
-        prompt_tokens: estimate of the prompt, code context included.
-        context_note: which code context would be sent.
-    """
-
-    classification: ClassificationResult | None
-    selection: Selection
-    attempts: tuple[Attempt, ...]
-    prompt_tokens: int
-    context_note: str
 
 
 class Router:

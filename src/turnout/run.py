@@ -1,4 +1,4 @@
-"""What is known of one request while it runs."""
+"""What is known of one request while it runs, and of one that is only decided."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 
 from turnout.errors import EndpointLoadingError
 from turnout.fitting import Refusals
+from turnout.routing.select import Selection
 from turnout.types import (
+    Attempt,
     AttemptRecord,
     ChatRequest,
     ClassificationResult,
@@ -76,6 +78,25 @@ async def in_one_piece(made: AsyncGenerator[Event, None]) -> AsyncGenerator[Even
                 whole.append(event)
     for event in whole:
         yield event
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A decision that was not carried out.
+
+    Attributes:
+        classification: the kind of work, None when an exact model was asked for.
+        selection: every candidate, taken or not, with the reason.
+        attempts: the plan.
+        prompt_tokens: estimate of the prompt, code context included.
+        context_note: which code context would be sent.
+    """
+
+    classification: ClassificationResult | None
+    selection: Selection
+    attempts: tuple[Attempt, ...]
+    prompt_tokens: int
+    context_note: str
 
 
 def new_id() -> str:

@@ -12,7 +12,7 @@ from turnout.cli.request import Given, build_request, read_query, request_option
 
 if TYPE_CHECKING:
     from turnout.config import LoadedConfig
-    from turnout.router import Explanation
+    from turnout.run import Explanation
     from turnout.types import Attempt, Candidate, ChatRequest, ClassificationResult, Json
 
 
