@@ -279,6 +279,12 @@ class Fitter:
         ours = self.counter(candidate).count_request(request.messages, request.tools)
         return int(ours * self._share(request, candidate)), False
 
+    def estimated(self, request: ChatRequest, candidate: Candidate, fit: Fit, answer: str) -> Usage:
+        """The usage of an answer whose server tells none: agents know by it when a window is nearly full."""
+        counter = self.counter(candidate)
+        prompt = fit.estimate or counter.count_request(fit.fitted.messages, request.tools)
+        return Usage(prompt, counter.count(answer))
+
     async def _count(self, request: ChatRequest, candidate: Candidate, messages: Sequence[Message]) -> int:
         """The server's own count; 0 when it has none to give, or none that can be."""
         sent = replace(request, messages=tuple(messages), raw=None)

@@ -463,6 +463,8 @@ class Router:
         except BackendError as error:
             self._fitter.refused(candidate, request, error, fit, run.refusals)
             raise
+        if usage == Usage():
+            yield UsageReport(self._fitter.estimated(request, candidate, fit, "".join(run.text)))
         self._placement.answered(run.place, candidate, usage.prompt_tokens or fit.estimate, first)
         if cut := self._fitter.answered(candidate, request, fit, usage, first):
             log.warning("%s", cut.text)

@@ -116,3 +116,14 @@ async def test_a_stream_without_a_flaw_passes_as_it_was_written() -> None:
         async with session.post(f"{url}/v1/chat/completions", json=body) as reply:
             data = await reply.read()
     assert all(_event({"tool_calls": delta}) in data for delta in deltas)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "OpenAI chat"])
+async def test_where_a_server_tells_no_usage_it_is_estimated(name: str) -> None:
+    """Claude Code and Codex know by it how full the window is; what is passed on in OpenAI's bytes is left as it is."""
+    server = Scripted()
+    async with scripted(server), gateway({"endpoint": server.url}) as url, callers(url) as clients:
+        for stream in (True, False):
+            heard = await clients[name].ask(Question(MODEL, "word " * 500, stream=stream))
+            assert 400 < heard.prompt_tokens < 900
+            assert 3 < heard.answer_tokens < 30
