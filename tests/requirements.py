@@ -982,6 +982,15 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
     ),
     (
         "GW-2",
+        "logprobs where they exist",
+        by(
+            "gateway/test_logprobs.py::test_the_openai_client_gets_them_in_both_of_its_formats",
+            "gateway/test_logprobs.py::test_the_ollama_client_gets_them",
+            code="turnout.wire.base:text_of",
+        ),
+    ),
+    (
+        "GW-2",
         "... also where bytes are passed on",
         by(
             "gateway/test_repairs.py::test_calls_have_ids_indexes_and_arguments_whatever_the_server_leaves_out[neither-OpenAI chat]",

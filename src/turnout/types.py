@@ -265,9 +265,10 @@ FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """A piece of the answer."""
+    """A piece of the answer; of each token ``token``, ``logprob``, ``bytes``, ``top_logprobs`` where they are told."""
 
     text: str
+    logprobs: tuple[Mapping[str, Json], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

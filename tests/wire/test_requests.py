@@ -248,6 +248,13 @@ def test_what_an_anthropic_client_says_of_form_and_effort_is_kept():
     assert not {"response_format", "reasoning_effort", "top_k", "parallel_tool_calls"} & set(plain)
 
 
+def test_tools_that_only_anthropics_service_runs_are_not_offered_to_a_model():
+    own = {"name": "bash", "type": "bash_20250124"}, {"name": "read", "input_schema": {"type": "object"}}
+    hosted = {"name": "web_search", "type": "web_search_20250305"}
+    request = anthropic.parse_request(body(tools=[hosted, *own]))
+    assert [tool.name for tool in request.tools] == ["bash", "read"]
+
+
 @pytest.mark.parametrize("form", [{"type": "grammar"}, {"type": "json_schema"}, {"schema": SCHEMA}])
 def test_a_form_that_nobody_knows_is_refused(form):
     with pytest.raises(UsageError, match="output_config.format"):

@@ -31,6 +31,8 @@ from turnout.wire.ollama import arguments_object
 from turnout.wire.openai_chat import collect_calls, status_of
 
 _BILLING = "x-anthropic-billing-header:"
+# Tools that only Anthropic's own service runs, up to their dates.
+_HOSTED = ("web_search_", "web_fetch_", "code_execution_", "tool_search_")
 # Servers of other formats know no more than three efforts by these names.
 _EFFORT = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
 _STOP = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
@@ -72,7 +74,7 @@ def parse_request(body: bytes) -> ChatRequest:
         own_history=True,
         messages=(*head, *messages),
         model=text_field(data.get("model") or "auto", "model"),
-        tools=tuple(_tool(row) for row in objects(data.get("tools"), "tools") if row.get("name")),
+        tools=tuple(_tool(row) for row in objects(data.get("tools"), "tools") if _is_the_clients(row)),
         tool_choice=_tool_choice(data.get("tool_choice")),
         max_tokens=base.whole_field(data, "max_tokens"),
         temperature=base.number_field(data, "temperature"),
@@ -187,6 +189,11 @@ def _flat(value: Json) -> Json:
     if isinstance(value, list) and any(as_dict(block).get("type") == "tool_result" for block in value):
         raise UsageError("a tool result holds another tool result, which is not supported")
     return value
+
+
+def _is_the_clients(row: Mapping[str, Json]) -> bool:
+    """A tool that the client runs: others would be called and nobody would answer."""
+    return bool(row.get("name")) and not as_text(row.get("type")).startswith(_HOSTED)
 
 
 def _tool(row: Mapping[str, Json]) -> Tool:

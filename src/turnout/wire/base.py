@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 
 from turnout.errors import NonsenseError, ServerFailedError, UsageError
-from turnout.types import NOTHING, Json
+from turnout.types import NOTHING, Event, Json, TextDelta
 
 MAX_LINE_BYTES = 16_000_000
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -207,6 +207,31 @@ def as_count(value: Json) -> int:
     """A count a server reports, or 0."""
     ok = isinstance(value, int | float) and not isinstance(value, bool) and value == value and 0 <= value < 1e12
     return int(value) if ok else 0  # type: ignore[arg-type]
+
+
+def text_of(text: str, logprobs: Json) -> list[Event]:
+    """The event of a piece of text, with what a server tells of its tokens in the OpenAI format's words."""
+    told = [row for row in logprobs if isinstance(row, dict)] if isinstance(logprobs, list) else []
+    return [TextDelta(text, tuple(map(_logprob, told)))] if text or told else []
+
+
+def _logprob(row: Mapping[str, Json]) -> dict[str, Json]:
+    others = row.get("top_logprobs")
+    if not isinstance(others, list):
+        return _token(row)
+    return _token(row) | {"top_logprobs": [_token(other) for other in others if isinstance(other, dict)]}
+
+
+def _token(row: Mapping[str, Json]) -> dict[str, Json]:
+    token = as_text(row.get("token"))
+    written: list[Json] = list(token.encode("utf-8", "replace"))
+    return {"token": token, "logprob": row.get("logprob"), "bytes": row.get("bytes") or written}
+
+
+def joined(events: Iterable[Event]) -> tuple[str, list[Mapping[str, Json]]]:
+    """The text of an answer, and what was told of its tokens."""
+    said = [event for event in events if isinstance(event, TextDelta)]
+    return "".join(event.text for event in said), [row for event in said for row in event.logprobs]
 
 
 def arguments_text(value: Json) -> str:

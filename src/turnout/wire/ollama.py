@@ -18,7 +18,6 @@ from turnout.types import (
     Reasoning,
     ReasoningDelta,
     Text,
-    TextDelta,
     ToolCallDelta,
     Usage,
     UsageReport,
@@ -198,8 +197,7 @@ class StreamParser:
         events: list[Event] = []
         if thinking := as_text(message.get("thinking")):
             events.append(ReasoningDelta(thinking))
-        if content := as_text(message.get("content")):
-            events.append(TextDelta(content))
+        events += base.text_of(as_text(message.get("content")), data.get("logprobs"))
         calls = message.get("tool_calls")
         for call in calls if isinstance(calls, list) else []:
             function = as_dict(as_dict(call).get("function"))

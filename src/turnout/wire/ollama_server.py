@@ -325,8 +325,9 @@ class StreamRenderer:
     def feed(self, event: Event) -> bytes:
         """The bytes of one event, b"" when it has none here."""
         match event:
-            case TextDelta(text):
-                return self._line(self._say(text, "")) if text else b""
+            case TextDelta(text, logprobs):
+                told = {"logprobs": logprobs} if logprobs else {}
+                return self._line({**self._say(text, ""), **told}) if text or logprobs else b""
             case ReasoningDelta(text, _):
                 return self._line(self._say("", text)) if text else b""
             case ToolCallDelta():
@@ -414,7 +415,10 @@ def _said(events: Sequence[Event]) -> tuple[str, str]:
 def _whole(model: str, said: Mapping[str, object], events: Sequence[Event], seconds: float) -> bytes:
     usage = next((e.usage for e in events if isinstance(e, UsageReport)), Usage())
     reason = next((e.reason for e in events if isinstance(e, Finish)), "stop")
-    return encode({"model": model, "created_at": _now(), **said, "done": True, **_end(reason, usage, 0.0, seconds)})
+    _, logprobs = base.joined(events)
+    told = {"logprobs": logprobs} if logprobs else {}
+    end = _end(reason, usage, 0.0, seconds)
+    return encode({"model": model, "created_at": _now(), **said, **told, "done": True, **end})
 
 
 def _end(reason: str, usage: Usage, first: float, total: float) -> dict[str, object]:

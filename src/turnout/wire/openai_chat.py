@@ -337,15 +337,17 @@ class StreamParser:
         if finish := as_text(choice.get("finish_reason")):
             self._finish = _FINISH.get(finish, "stop")
             self.finished = True
-        return _delta_events(as_dict(choice.get("delta")), self._calls)
+        return _delta_events(as_dict(choice.get("delta")), self._calls, choice.get("logprobs"))
 
 
-def _delta_events(delta: Mapping[str, Json], calls: Calls) -> list[Event]:
+def _delta_events(delta: Mapping[str, Json], calls: Calls, logprobs: Json) -> list[Event]:
     events: list[Event] = []
     reasoning = as_text(delta.get("reasoning_content")) or as_text(delta.get("reasoning"))
     if reasoning:
         events.append(ReasoningDelta(reasoning))
-    if content := as_text(delta.get("content")):
+    if isinstance(logprobs, dict):
+        events += base.text_of(as_text(delta.get("content")), logprobs.get("content"))
+    elif content := as_text(delta.get("content")):
         events.append(TextDelta(content))
     return events + calls.events(delta.get("tool_calls"))
 
@@ -362,7 +364,7 @@ def parse_response(body: bytes) -> list[Event]:
     if not isinstance(choice, dict):
         raise NonsenseError("the server's answer has no choices")
     calls = Calls(whole=True)
-    events = [*_delta_events(as_dict(choice.get("message")), calls), *calls.end()]
+    events = [*_delta_events(as_dict(choice.get("message")), calls, choice.get("logprobs")), *calls.end()]
     if (usage := usage_of(data)) is not None:
         events.append(UsageReport(usage))
     reason = _FINISH.get(as_text(choice.get("finish_reason")), "stop")
@@ -396,8 +398,8 @@ class StreamRenderer:
     def feed(self, event: Event) -> bytes:
         """The bytes of one event, b"" when it has none here."""
         match event:
-            case TextDelta(text):
-                return self._chunk({"content": text}) if text else b""
+            case TextDelta(text, logprobs):
+                return self._chunk({"content": text}, logprobs=logprobs) if text or logprobs else b""
             case ReasoningDelta(text, _):
                 return self._chunk({"reasoning_content": text}) if text else b""
             case ToolCallDelta():
@@ -418,11 +420,15 @@ class StreamRenderer:
         function = {"name": event.name, "arguments": event.arguments}
         return {"index": event.index, "id": event.call_id or new_id("call_"), "type": "function", "function": function}
 
-    def _chunk(self, delta: dict[str, object], finish: str | None = None) -> bytes:
+    def _chunk(
+        self, delta: dict[str, object], finish: str | None = None, logprobs: Sequence[Mapping[str, Json]] = ()
+    ) -> bytes:
         if not self._begun:
             self._begun = True
             delta = {"role": "assistant", **delta}
-        choice = {"index": 0, "delta": delta, "finish_reason": finish}
+        choice: dict[str, object] = {"index": 0, "delta": delta, "finish_reason": finish}
+        if logprobs:
+            choice["logprobs"] = {"content": logprobs}
         return _sse({**self._head, "choices": [choice]})
 
     def keep_alive(self) -> bytes:
@@ -457,7 +463,7 @@ def _usage_value(usage: Usage) -> dict[str, object]:
 
 def render_response(events: Sequence[Event], model: str, request_id: str) -> bytes:
     """A whole answer."""
-    text = "".join(e.text for e in events if isinstance(e, TextDelta))
+    text, logprobs = base.joined(events)
     reasoning = "".join(e.text for e in events if isinstance(e, ReasoningDelta))
     calls = collect_calls(events)
     usage = next((e.usage for e in events if isinstance(e, UsageReport)), Usage())
@@ -470,13 +476,16 @@ def render_response(events: Sequence[Event], model: str, request_id: str) -> byt
         message["tool_calls"] = [
             {"id": c.call_id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}} for c in calls
         ]
+    choice: dict[str, object] = {"index": 0, "message": message, "finish_reason": finish}
+    if logprobs:
+        choice["logprobs"] = {"content": logprobs}
     return encode(
         {
             "id": f"chatcmpl-{request_id}",
             "object": "chat.completion",
             "created": int(time.time()),
             "model": model,
-            "choices": [{"index": 0, "message": message, "finish_reason": finish}],
+            "choices": [choice],
             "usage": _usage_value(usage),
         }
     )

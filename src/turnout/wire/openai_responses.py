@@ -6,12 +6,12 @@ What is lost on the way to a model:
     - where a system or developer item stood: all of them lead, in their order, after ``instructions``;
     - which item a consecutive assistant text came in: items of one turn become one message;
     - the images of a tool's output follow the outputs as a user's message;
-    - ``text.verbosity``, ``reasoning.summary``, ``max_tool_calls``, ``top_logprobs``, ``background``, and whatever else
+    - ``text.verbosity``, ``reasoning.summary``, ``max_tool_calls``, ``background``, and whatever else
       ``CLIENT_FIELDS`` names. Fields that nobody names go to the server.
 What is refused, since without it the question would be another one: ``conversation``, ``prompt``, files, audio, images
 by address or file id, and items of a type that is not known.
 
-What is lost on the way back: the answer's ``tools`` are empty, since the client has them; there are no logprobs. A
+What is lost on the way back: the answer's ``tools`` are empty, since the client has them. A
 model's reasoning is given as a summary, because that is what clients show and send back.
 """
 
@@ -111,9 +111,18 @@ def request_of(data: Mapping[str, Json]) -> ChatRequest:
         response_format=_response_format(as_dict(as_dict(data.get("text")).get("format"))),
         reasoning_effort=as_text(as_dict(data.get("reasoning")).get("effort")),
         stream=base.flag_field(data, "stream"),
-        extras={key: value for key, value in data.items() if key not in _READ and key not in CLIENT_FIELDS},
+        extras=_extras(data),
         client_fields={key: value for key, value in data.items() if key in CLIENT_FIELDS},
     )
+
+
+def _extras(data: Mapping[str, Json]) -> dict[str, Json]:
+    """What nobody names goes on to servers, and what they know by another name."""
+    extras = {key: value for key, value in data.items() if key not in _READ and key not in CLIENT_FIELDS}
+    included, most = data.get("include"), base.whole_field(data, "top_logprobs") if data.get("top_logprobs") else None
+    if most or (isinstance(included, list) and "message.output_text.logprobs" in included):
+        extras["logprobs"] = True
+    return extras | ({"top_logprobs": most} if most else {})
 
 
 def input_items(data: Mapping[str, Json]) -> list[dict[str, Json]]:

@@ -12,6 +12,7 @@ from turnout.types import (
     Event,
     Finish,
     FinishReason,
+    Json,
     ReasoningDelta,
     TextDelta,
     ToolCallDelta,
@@ -19,7 +20,7 @@ from turnout.types import (
     UsageReport,
 )
 from turnout.wire import openai_chat
-from turnout.wire.base import as_dict, encode, new_id
+from turnout.wire.base import as_dict, encode, joined, new_id
 from turnout.wire.openai_chat import collect_calls, overflow_text, status_of
 
 _ECHOED = ("previous_response_id", "prompt_cache_key", "truncation")
@@ -36,6 +37,7 @@ class _Item:
     pieces: list[str] = field(default_factory=list)
     part: bool = False
     signature: str = ""
+    logprobs: list[Mapping[str, Json]] = field(default_factory=list)
 
     @property
     def text(self) -> str:
@@ -86,16 +88,18 @@ class StreamRenderer:
 
     def _show(self, event: TextDelta | ReasoningDelta) -> bytes:
         if isinstance(event, TextDelta):
-            return self._text(event.text) if event.text else b""
+            return self._text(event.text, event.logprobs) if event.text or event.logprobs else b""
         return self._reason(event) if event.text or event.signature else b""
 
-    def _text(self, text: str) -> bytes:
+    def _text(self, text: str, logprobs: Sequence[Mapping[str, Json]]) -> bytes:
         data = b""
         if self._item is None or self._item.kind != "message":
             data = self._begin(_Item("message", new_id("msg_"), part=True))
             data += self._part_event("response.content_part.added", "content_index", _text_part(""))
         self._open.pieces.append(text)
-        return data + self._event("response.output_text.delta", **self._place("content_index"), delta=text, logprobs=[])
+        self._open.logprobs += logprobs
+        place = self._place("content_index")
+        return data + self._event("response.output_text.delta", **place, delta=text, logprobs=logprobs)
 
     def _reason(self, event: ReasoningDelta) -> bytes:
         data = b""
@@ -150,8 +154,9 @@ class StreamRenderer:
         cut = self._finish in _INCOMPLETE and not self._waiting and not self._later
         match item.kind:
             case "message":
-                data = self._event("response.output_text.done", **self._place("content_index"), text=text, logprobs=[])
-                data += self._part_event("response.content_part.done", "content_index", _text_part(text))
+                place, told = self._place("content_index"), item.logprobs
+                data = self._event("response.output_text.done", **place, text=text, logprobs=told)
+                data += self._part_event("response.content_part.done", "content_index", _text_part(text, told))
             case "reasoning" if item.part:
                 data = self._event("response.reasoning_summary_text.done", **self._place("summary_index"), text=text)
                 data += self._part_event("response.reasoning_summary_part.done", "summary_index", _summary(text))
@@ -174,7 +179,7 @@ class StreamRenderer:
         whole = status != "in_progress"
         match item.kind:
             case "message":
-                content = [_text_part(item.text)] if whole else []
+                content = [_text_part(item.text, item.logprobs)] if whole else []
                 return {"id": item.id, "type": "message", "status": status, "role": "assistant", "content": content}
             case "reasoning":
                 summary = [_summary(item.text)] if whole and item.part else []
@@ -255,8 +260,8 @@ def _call_item(event: ToolCallDelta) -> _Item:
     return _Item("call", event.item_id or new_id("fc_"), named)
 
 
-def _text_part(text: str) -> dict[str, object]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def _text_part(text: str, logprobs: Sequence[Mapping[str, Json]] = ()) -> dict[str, object]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs)}
 
 
 def _summary(text: str) -> dict[str, object]:
@@ -310,7 +315,8 @@ def render_response(events: Sequence[Event], chat: ChatRequest, model: str, requ
     reasoning = "".join(e.text for e in events if isinstance(e, ReasoningDelta))
     signature = "".join(e.signature for e in events if isinstance(e, ReasoningDelta))
     renderer.feed(ReasoningDelta(reasoning, signature))
-    renderer.feed(TextDelta("".join(e.text for e in events if isinstance(e, TextDelta))))
+    text, logprobs = joined(events)
+    renderer.feed(TextDelta(text, tuple(logprobs)))
     for index, call in enumerate(collect_calls(events)):
         renderer.feed(ToolCallDelta(index, call.call_id, call.name, call.arguments, call.item_id, call.namespace))
     for event in events:
