@@ -338,6 +338,23 @@ def test_the_scanner_forwards_every_byte_but_the_usage_chunk(events, points, str
     assert out == (end * 2).join(f for f in frames if not (strip and b'"choices":[]' in f))
 
 
+@given(answers(), POINTS, st.sets(st.integers(0, 2), min_size=1))
+def test_calls_without_ids_pass_as_a_legal_stream_that_says_the_same(events, points, without):
+    frames = openai_stream(events).split(b"\n\n")[:-1]
+    chunks = [json.loads(frame.removeprefix(b"data: ")) if frame != b"data: [DONE]" else None for frame in frames]
+    for call in [
+        call for c in chunks if c for choice in c["choices"] for call in choice["delta"].get("tool_calls", ())
+    ]:
+        if call["index"] in without:
+            call.pop("id", None)
+    data = b"".join(b"data: " + (json.dumps(c).encode() if c else b"[DONE]") + b"\n\n" for c in chunks)
+    scanner = openai_chat.Scanner(strip_usage=False, stream=True)
+    out = b"".join(scanner.feed(piece) for piece in cuts(data, points)) + scanner.close()
+    said, wanted = answer_of(check_openai(out)), answer_of(events)
+    assert [call[1:] for call in said[2]] == [call[1:] for call in wanted[2]]
+    assert (said[:2], said[3:]) == (wanted[:2], wanted[3:])
+
+
 @given(st.lists(st.one_of(st.binary(max_size=30), st.sampled_from([b"data: ", b"{", b"}\n\n", b'"choices":[', b"\n"]))))
 def test_hostile_bytes_from_a_server_raise_only_our_errors(pieces):
     for parser in (openai_chat.StreamParser(), ollama.StreamParser()):
