@@ -120,6 +120,17 @@ BODIES: dict[str, list[dict[str, Any]]] = {
             "temperature": 1,
         },
     ],
+    "/v1/messages/count_tokens": [
+        {
+            "model": PLAIN,
+            "system": "You are an agent.",
+            "messages": _SAY,
+            "tools": [{"name": "weather", "input_schema": _SCHEMA}, {"name": "web", "type": "web_search_20250305"}],
+            "tool_choice": {"type": "auto", "disable_parallel_tool_use": True},
+            "output_config": {"effort": "high", "format": {"type": "json_schema", "schema": _SCHEMA}},
+            "top_k": 40,
+        },
+    ],
     "/v1/responses": [
         {"model": "auto", "input": "Say hello"},
         {"model": PLAIN, "input": "Say hello", "stream": True},
