@@ -36,7 +36,7 @@ check: $(VENV)/.dev
 test-heavy: $(VENV)/.dev weights
 	$(BIN)/python tests/isolated.py $(BIN)/python -m pytest -m heavy $(ARGS)
 
-# Real coding agents against the gateway, which `sh tests/get_agents.sh all DIR` brings. Ten minutes.
+# Real coding agents against the gateway, which `sh tests/get_agents.sh all DIR` brings. Thirteen minutes.
 test-agents: $(VENV)/.dev
 	TURNOUT_TEST_AGENTS=$(abspath $(DIR)) $(BIN)/python tests/isolated.py $(BIN)/python -m pytest -m agents tests/agents $(ARGS)
 
