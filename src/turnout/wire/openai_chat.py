@@ -406,12 +406,10 @@ class StreamRenderer:
                 return self._chunk({"tool_calls": [self._call(event)]})
             case UsageReport(usage):
                 self._usage = usage
-                return b""
             case Finish(reason):
                 self._finished = True
                 return self._chunk({}, "tool_calls" if self._calls and reason == "stop" else reason)
-            case _:
-                return b""
+        return b""
 
     def _call(self, event: ToolCallDelta) -> dict[str, object]:
         if event.index in self._calls:
