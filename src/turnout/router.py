@@ -413,7 +413,7 @@ class Router:
         fit, usage, first = None, Usage(), 0.0
         aside = self._placement.is_aside(request, tenant)
         try:
-            async with self._placement.admitted(candidate, aside=aside):
+            async with self._placement.admitted(candidate, aside=aside, patience=until - time.monotonic()):
                 began = time.monotonic()
                 fit = await self._fitter.fit(request, attempt, run.refusals, tenant)
                 async with aclosing(self._lane(request, candidate, fit, until - began)) as events:
