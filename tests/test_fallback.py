@@ -450,6 +450,20 @@ async def test_the_attempts_of_a_request_take_no_longer_together_than_the_longes
     assert sum(a.waited for a in caught.value.attempts) <= 0.3
 
 
+async def test_a_place_in_the_queue_is_waited_for_no_longer_than_the_total(tmp_path: Path) -> None:
+    server = Scripted((BIG,), script=[])
+    async with scripted(server):
+        config = config_of([server], PLACES["alone"], "all together", tmp_path / "a")
+        async with open_router(load_any(config)) as router, asyncio.timeout(20):
+            (status,) = router.catalog.endpoints
+            line = router._placement._admission
+            async with line.admitted(status.endpoint.url, BIG, 1, name="alpha"):
+                router._placement._limit = lambda _: 1  # type: ignore[method-assign]
+                with pytest.raises(QueryFailedError, match=r"was busy for 0\.[123]\d* s") as caught:
+                    await collect(router.route(request_of("events", long=False)))
+    assert [a.error.code if a.error else "" for a in caught.value.attempts] == ["busy"]
+
+
 async def test_what_is_waited_for_one_model_has_passed_for_the_other_as_well(tmp_path: Path) -> None:
     seen = await play("is busy, with Retry-After", "both", "events", tmp_path / "a.log")
     assert len(seen.attempts) == 2 * 4

@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import sys
 import tempfile
 from pathlib import Path
+
+MAX_FILE_BYTES = 8_000_000
+
+
+def read_file(path: Path) -> bytes:
+    """A file of at most a byte more than MAX_FILE_BYTES. Raises OSError, also of what would be waited for or never end,
+    such as a pipe or a device."""
+    with open(path, "rb", opener=_regular) as file:
+        return file.read(MAX_FILE_BYTES + 1)
+
+
+def _regular(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return descriptor
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from turnout.backends import BY_KIND
 from turnout.context.compaction import conversation_key
-from turnout.fleet.admission import Admission
+from turnout.fleet.admission import LONGEST_WAIT, Admission
 from turnout.routing.affinity import MAX_CONVERSATIONS, Affinity, in_tool_loop, key_of
 from turnout.routing.fallback import Ranked
 from turnout.routing.patience import expected_first_byte
@@ -53,13 +53,15 @@ class Placement:
         """A title, a commit message: a request without tools beside a conversation that uses them."""
         return not request.tools and bool(request.conversation) and (tenant, request.conversation) in self._loops
 
-    def admitted(self, candidate: Candidate, *, aside: bool) -> AbstractAsyncContextManager[None]:
-        """A place at the candidate's endpoint; raises as ``Admission.admitted``."""
+    def admitted(
+        self, candidate: Candidate, *, aside: bool, patience: float = LONGEST_WAIT
+    ) -> AbstractAsyncContextManager[None]:
+        """A place at the candidate's endpoint; waits and raises as ``Admission.admitted``."""
         endpoint, status = candidate.endpoint, self._status(candidate)
         swaps = status is not None and (status.capacity or 1) == 1 and len(status.models) > 1
         limit = self._limit(candidate)
         return self._admission.admitted(
-            endpoint.url, candidate.model.id, limit, name=endpoint.name, swaps=swaps, side=aside
+            endpoint.url, candidate.model.id, limit, name=endpoint.name, swaps=swaps, side=aside, patience=patience
         )
 
     def others(self, candidate: Candidate) -> int:

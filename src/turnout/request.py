@@ -17,14 +17,13 @@ from turnout.types import (
     Text,
     ToolResult,
 )
+from turnout.wire.base import MOST_ROWS
 
 if TYPE_CHECKING:
     from turnout.code.provider import CodeContext
 
 MAX_QUERY_CHARS = 2_000_000
-MAX_MESSAGES = (
-    20_000  # of a request: more of them, each of a word, hold everybody up for seconds while they are counted
-)
+MAX_MESSAGES = MOST_ROWS
 DEFAULT_ANSWER_TOKENS = 1024
 
 

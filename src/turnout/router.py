@@ -448,7 +448,7 @@ class Router:
         aside = self._placement.is_aside(request, tenant)
         try:
             BY_KIND[candidate.endpoint.kind].check(request, candidate.endpoint)
-            async with self._placement.admitted(candidate, aside=aside):
+            async with self._placement.admitted(candidate, aside=aside, patience=until - time.monotonic()):
                 began = time.monotonic()
                 fit = await self._fitter.fit(request, attempt, run.refusals, tenant)
                 async with aclosing(self._lane(request, candidate, fit, until - began)) as events:

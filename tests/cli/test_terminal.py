@@ -57,6 +57,13 @@ async def test_a_decision_shows_level_and_window_on_a_narrow_terminal(fakes: Fak
     assert max(map(len, text.splitlines()[text.splitlines().index(head) :])) <= 80
 
 
+def test_what_a_model_needs_is_whole_on_a_narrow_terminal() -> None:
+    _, shown = as_terminal("models", "fit", "--memory", "24", columns=80)
+    head, first, *_ = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).replace("\r", "").splitlines()[1:]
+    assert head.split() == ["model", "parameters", "window", "needs", "fits", "coding", "reasoning"]
+    assert re.search(r" \d+\.\d GB +yes ", first)
+
+
 def test_a_long_word_is_wrapped_and_whole_columns_stay() -> None:
     cells = [["x" * 70, "known", "8192"]]
     assert list(_fitting(_widths(("id", "source", "window"), cells), ("source",), 80)) == ["id", "source", "window"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,15 @@ def test_a_damaged_list_is_said(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(StorageError, match="cannot be read"):
         read_pins(path)
+
+
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, os.mkdir, lambda p: p.symlink_to("/dev/zero")], ids=["pipe", "dir", "device"]
+)
+def test_what_is_no_file_holds_nobody_up(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(pins_path(tmp_path))
+    with pytest.raises(StorageError, match="cannot be read"):
+        read_pins(pins_path(tmp_path))
 
 
 def test_what_is_cold() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,14 @@ def test_a_file_that_cannot_be_read_opens_nothing(path: Path, content: bytes) ->
             assert ring.defined
     path.write_bytes(good)
     assert ring.find(token) is not None
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda p: p.symlink_to("/dev/zero")], ids=["pipe", "device"])
+def test_what_is_no_file_holds_nobody_up(path: Path, make: Callable[[Path], None]) -> None:
+    path.parent.mkdir()
+    make(path)
+    with pytest.raises(StorageError, match="it is no regular file"):
+        keys.read_keys(path)
 
 
 def test_a_key_expires_and_lasts_as_long_again_when_it_is_rotated() -> None:

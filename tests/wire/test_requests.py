@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from types import ModuleType
 
 import msgspec
 import pytest
@@ -22,7 +24,7 @@ from turnout.types import (
     WireFormat,
     message,
 )
-from turnout.wire import anthropic, ollama, ollama_server, openai_chat
+from turnout.wire import anthropic, ollama, ollama_server, openai_chat, openai_responses
 
 USER = {"role": "user", "content": "hello"}
 FORMATS = [openai_chat, anthropic]
@@ -359,3 +361,17 @@ def test_what_is_counted_is_the_conversation():
     tool = Tool("weather", "of a city", {"type": "object"})
     read = anthropic.parse_request(anthropic.render_count(ChatRequest(conversation, tools=(tool,)), "m"))
     assert (read.messages, read.tools, read.model) == (conversation, (tool,), "m")
+
+
+@pytest.mark.parametrize("parse", [m.parse_request for m in (openai_chat, anthropic, openai_responses, ollama_server)])
+def test_more_messages_than_anybody_has_are_refused_before_any_is_read(parse: Callable[[bytes], ChatRequest]) -> None:
+    rows = [{"role": "nobody"}] * 20_001
+    with pytest.raises(UsageError, match="has 20,001 entries, the most is 20,000"):
+        parse(json.dumps({"model": "m", "messages": rows, "input": rows}).encode())
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_more_parts_than_anybody_has_are_refused(form: ModuleType) -> None:
+    many = {"role": "user", "content": [{"type": "text", "text": "a"}] * 20_001}
+    with pytest.raises(UsageError, match="content has 20,001 entries"):
+        form.parse_request(json.dumps({"model": "m", "messages": [many]}).encode())

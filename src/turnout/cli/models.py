@@ -145,7 +145,7 @@ def fit(
         print_json({"memory": int(limit), "window": window, "models": [row.fields(limit) for row in fitting]})
         return
     note(f"{limit / 1e9:.1f} GB, {window} tokens of context: {sum(r.need <= limit for r in rows)} of {len(rows)} fit")
-    table(FIT_COLUMNS, [row.cells(limit) for row in fitting])
+    table(FIT_COLUMNS, [row.cells(limit) for row in fitting], spare=("quantization", "parameters"))
 
 
 @dataclass(frozen=True)

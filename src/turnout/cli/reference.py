@@ -29,6 +29,7 @@ stderr.
 | 3 | no local LLM service answered |
 | 4 | refused by the guard: a destination is not on the allow-list |
 | 130, 143, 129 | ended by Ctrl-C, SIGTERM or a closed terminal; the end of the query is in the audit log |
+| 141 | whoever read the output closed the pipe, as `head` does; the query was ended, as with Ctrl-C |
 
 Shell completion: `eval "$(_TURNOUT_COMPLETE=bash_source turnout)"`, or `zsh_source`, `fish_source`.
 """

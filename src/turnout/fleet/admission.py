@@ -48,7 +48,15 @@ class Admission:
 
     @asynccontextmanager
     async def admitted(
-        self, url: str, model: str, limit: int, *, name: str, swaps: bool = False, side: bool = False
+        self,
+        url: str,
+        model: str,
+        limit: int,
+        *,
+        name: str,
+        swaps: bool = False,
+        side: bool = False,
+        patience: float = LONGEST_WAIT,
     ) -> AsyncIterator[None]:
         """A place at an endpoint for as long as the context is open; it is entered when there is one.
 
@@ -57,13 +65,15 @@ class Admission:
             name: the endpoint's, for messages.
             swaps: another model than the last one's would be loaded in its place.
             side: a small request beside a conversation: it lets the others go first.
+            patience: seconds to wait for a place at most, if those are fewer than LONGEST_WAIT.
 
         Raises:
             EndpointBusyError: the queue is full, or the wait was too long.
         """
         line = self._lines.setdefault(url, _Line())
         if limit and (line.running >= limit or line.waiting):
-            await _wait(line, _Waiter(model, side, asyncio.get_running_loop().create_future()), limit, swaps, name)
+            waiter = _Waiter(model, side, asyncio.get_running_loop().create_future())
+            await _wait(line, waiter, limit, swaps, name, max(0.0, min(patience, LONGEST_WAIT)))
         else:
             _enter(line, model)
         try:
@@ -74,12 +84,12 @@ class Admission:
                 self._lines.pop(url, None)
 
 
-async def _wait(line: _Line, waiter: _Waiter, limit: int, swaps: bool, name: str) -> None:
+async def _wait(line: _Line, waiter: _Waiter, limit: int, swaps: bool, name: str, patience: float) -> None:
     if len(line.waiting) >= LONGEST_QUEUE:
         raise _busy(f"{name} is busy, and {LONGEST_QUEUE} requests wait for it already", name)
     line.waiting.append(waiter)
     try:
-        async with asyncio.timeout(LONGEST_WAIT):
+        async with asyncio.timeout(patience):
             await waiter.admitted
     except BaseException as error:
         if waiter in line.waiting:
@@ -87,7 +97,7 @@ async def _wait(line: _Line, waiter: _Waiter, limit: int, swaps: bool, name: str
         else:  # admitted at the very moment at which it gave up
             _leave(line, limit, swaps)
         if isinstance(error, TimeoutError):
-            raise _busy(f"{name} was busy for {LONGEST_WAIT:g} s", name) from error
+            raise _busy(f"{name} was busy for {patience:.3g} s", name) from error
         raise
 
 

@@ -7,10 +7,7 @@ one entry wins. It holds names, numbers and times, nothing of what was asked or 
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-import os
-import stat
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -19,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from turnout.files import lock_folder, replace_file, unlock_folder
+from turnout.files import lock_folder, read_file, replace_file, unlock_folder
 from turnout.types import Endpoint, Model
 
 WINDOW_HOLDS = 24 * 3600.0  # seconds: a server that was started again may have another one
@@ -28,7 +25,6 @@ LEAST_WINDOW, MOST_WINDOW = 128, 100_000_000
 MAX_ENTRIES = {"windows": 2000, "speeds": 2000, "counts": 500}  # one of the last takes 5 kB
 SMOOTHING = 0.3  # the share of the newest observation
 UNCHANGED = 0.05  # what differs by less from what is known is no news
-MAX_FILE_BYTES = 8_000_000
 SAVE_EVERY = 60.0  # seconds
 
 log = logging.getLogger("turnout")
@@ -190,9 +186,7 @@ def _put(kept: _Kept, section: str, key: str, value: object) -> None:
 def _read(path: Path) -> _Kept:
     """The file; nothing when it is not there or damaged: all of it can be learned again."""
     try:
-        with open(path, "rb", opener=_regular) as file:
-            body = file.read(MAX_FILE_BYTES + 1)
-        return msgspec.json.decode(body, type=_Kept)
+        return msgspec.json.decode(read_file(path), type=_Kept)
     except FileNotFoundError:
         return _Kept()
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -200,15 +194,6 @@ def _read(path: Path) -> _Kept:
             "what was learned in %s cannot be read, and is learned again: %s", path, " ".join(str(error).split())
         )
         return _Kept()
-
-
-def _regular(path: str, flags: int) -> int:
-    """Open a file, and nothing that would be waited for, such as a pipe."""
-    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is no regular file")
-    return descriptor
 
 
 def _key(endpoint: Endpoint, model: Model) -> str:

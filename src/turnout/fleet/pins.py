@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from turnout.errors import StorageError
-from turnout.files import lock_folder, replace_file, unlock_folder
+from turnout.files import lock_folder, read_file, replace_file, unlock_folder
 from turnout.fleet.catalog import Catalog, EndpointStatus
 from turnout.types import Health, Model
 
@@ -39,7 +39,7 @@ def read_pins(path: Path) -> frozenset[Pin]:
         StorageError: it cannot be read.
     """
     try:
-        return frozenset(msgspec.json.decode(path.read_bytes(), type=list[Pin]))
+        return frozenset(msgspec.json.decode(read_file(path), type=list[Pin]))
     except FileNotFoundError:
         return frozenset()
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:

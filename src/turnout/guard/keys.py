@@ -21,7 +21,7 @@ from typing import Literal
 import msgspec
 
 from turnout.errors import StorageError, UsageError
-from turnout.files import lock_folder, replace_file, unlock_folder
+from turnout.files import lock_folder, read_file, replace_file, unlock_folder
 
 PREFIX = "tk-"
 LOOK_SECONDS = 0.25
@@ -96,7 +96,7 @@ def read_keys(path: Path) -> Keys | None:
         StorageError: it cannot be read.
     """
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=Keys)
+        found = msgspec.json.decode(read_file(path), type=Keys)
         bytes.fromhex(found.hash_key)
     except FileNotFoundError:
         return None

@@ -13,6 +13,7 @@ from turnout.errors import NonsenseError, ServerFailedError, UsageError
 from turnout.types import NOTHING, Event, Json, TextDelta
 
 MAX_LINE_BYTES = 16_000_000
+MOST_ROWS = 20_000  # in a list of a request, of messages for one: more, each of a word, take seconds to be counted
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
@@ -190,6 +191,8 @@ def objects(value: Json, what: str) -> list[dict[str, Json]]:
         return []
     if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
         raise UsageError(f"{what} is not a list of objects")
+    if len(value) > MOST_ROWS:  # before any is read: that alone would hold everybody else up
+        raise UsageError(f"{what} has {len(value):,} entries, the most is {MOST_ROWS:,}", hint="leave old ones out")
     return [row for row in value if isinstance(row, dict)]
 
 
