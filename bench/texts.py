@@ -3,10 +3,12 @@
 The standard library and installed packages (Python, JavaScript, Go, Rust, C, shell), their README and help files, JSON
 files, Chinese help files of the system, and what commands print. A file belongs to one of two halves by its path: one
 half is for fitting the prior weights, the other for measuring. Chinese files are few, so their pieces are shared out.
+For fitting alone there are the messages of programs in many languages: of most scripts the rest has next to nothing.
 """
 
 from __future__ import annotations
 
+import gettext
 import re
 import site
 import subprocess
@@ -58,6 +60,7 @@ PLACES: dict[str, tuple[tuple[str, str, int], ...]] = {
         ("/usr/lib/systemd/catalog", "systemd.*", 20),
     ),
 }
+FREQUENT = {"ar", "de", "es", "fr", "it", "ja", "ko", "pl", "pt_BR", "ru", "tr", "uk", "vi", "zh_CN"}
 COMMANDS = (
     ("git", "log", "-p", "-n", "60"),
     ("git", "log", "--stat", "-n", "80"),
@@ -82,6 +85,29 @@ def samples(half: int) -> list[Sample]:
     found += [Sample("output", text) for text in _outputs(half, random)]
     random.shuffle(found)
     return found
+
+
+def translations() -> list[Sample]:
+    """Messages of half of the machine's programs: up to 1500 characters of a language, 6000 of a FREQUENT one."""
+    random, found = Random(0), []
+    languages: dict[str, list[str]] = {}
+    for path in sorted(Path("/usr/share").rglob("LC_MESSAGES/*.mo")):
+        if crc32(str(path).encode()) % 2 == 0 and "iso_" not in path.name:
+            languages.setdefault(path.parts[-3], []).extend(_translated(path))
+    for language, texts in languages.items():
+        random.shuffle(texts)
+        pieces = _pieces("\n".join(texts), 1500)[: 4 if language in FREQUENT else 1]
+        found += [Sample("translation", piece) for piece in pieces if len(piece) > 300]
+    return found
+
+
+def _translated(path: Path) -> list[str]:
+    with path.open("rb") as file:
+        try:
+            catalog = gettext.GNUTranslations(file)._catalog
+        except (OSError, UnicodeDecodeError, IndexError):
+            return []
+    return [text for key, text in catalog.items() if key and len(text) > 25 and not text.isascii()]
 
 
 def _of(kind: str, places: tuple[tuple[str, str, int], ...], half: int, random: Random) -> Iterator[str]:

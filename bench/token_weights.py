@@ -7,9 +7,9 @@ In an environment of its own with numpy, scipy and tokenizers, PYTHONPATH=src. T
 all 3.7.2, and for SmolLM2 from what `bench/tokens.py --counts FILE` wrote: its llama.cpp
 server's counts by the checksum of each text.
 
-Least squares of relative errors without negative weights, over the first half of `bench/texts.py`. One more row, heavy
-enough to hold, says that REFERENCE, plain prose, costs what the owner's start value says. `other` is fitted to Gemma,
-Mistral, DeepSeek and SmolLM2 at once.
+Least squares of relative errors without negative weights, over the first half of `bench/texts.py` and its translations.
+One more row, heavy enough to hold, says that REFERENCE, plain prose, costs what the owner's start value says. `other`
+is fitted to Gemma, Mistral, DeepSeek and SmolLM2 at once.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ from zlib import crc32
 
 import numpy as np
 from scipy.optimize import nnls
-from texts import Sample, samples
+from texts import Sample, samples, translations
 from tokenizers import Tokenizer
 
 from turnout.context.calibration import FAMILY_RATIOS, OTHER_RATIO, TEXT_FEATURES
 from turnout.context.tokens import features
 
-WEIGHTS = {"code": 1.0, "prose": 1.0, "json": 1.0, "output": 1.0, "chinese": 0.6, "other": 0.4}
+WEIGHTS = {
+    "code": 1.0, "prose": 1.0, "json": 1.0, "output": 1.0, "chinese": 0.8, "other": 0.5, "translation": 0.3
+}  # fmt: skip
 FIXED = 60  # tokens that are added to a text's count before its error is taken, so that short ones count for less
 HOLD = 10.0
 LIKE_POOLED = 0.15
@@ -36,7 +38,7 @@ OTHERS = ("gemma", "mistral", "deepseek", "smollm2")
 
 
 def main() -> None:
-    given = samples(0)
+    given = samples(0) + translations()
     measured = np.array([features(s.text) for s in given], float)
     counts = {name: _counts(path, given) for name, path in (arg.split("=", 1) for arg in sys.argv[1:])}
     readme = np.array([s.kind == "prose" for s in given])

@@ -7,7 +7,7 @@ template is used in place of the model's own. The texts are the measuring half o
 shared out anew, 20 conversations of all kinds from one part are observed, and 20 of each kind from the other counted
 before and after. Counted is what the server's own counting route says; nothing is generated.
 
-python bench/tokens.py --counts FILE writes the exact counts of the fitting half, for `bench/token_weights.py`.
+python bench/tokens.py --counts FILE writes the exact counts of the texts for fitting, for `bench/token_weights.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from zlib import crc32
 
 import aiohttp
 import xllamacpp
-from texts import Sample, samples
+from texts import Sample, samples, translations
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.servers import WEIGHTS
@@ -160,9 +160,9 @@ def _shown(errors: list[float]) -> str:
 
 
 async def write_counts(session: aiohttp.ClientSession, file: Path) -> None:
-    """The exact counts of the fitting half, by checksum."""
+    """The exact counts of the texts for fitting, by checksum."""
     counts = {}
-    for sample in samples(0):
+    for sample in samples(0) + translations():
         async with session.post("/tokenize", json={"content": sample.text}) as reply:
             counts[crc32(sample.text.encode())] = len((await reply.json())["tokens"])
     file.write_text(json.dumps(counts))

@@ -322,7 +322,7 @@ def test_tokens_are_estimated_per_family() -> None:
     )
     for name, ratio in (("qwen2.5:7b", 3.5), ("llama3.1", 3.8), ("other", 4.0)):
         assert get_token_counter(name).ratio == ratio
-        assert len(text) / get_token_counter(name).count(text) == pytest.approx(ratio, rel=0.12)
+        assert len(text) / get_token_counter(name).count(text) == pytest.approx(ratio, rel=0.15)
     assert get_token_counter("qwen").count("汉字" * 50) >= 70
     assert get_token_counter("x").count("") == 0
 

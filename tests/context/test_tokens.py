@@ -102,20 +102,37 @@ def test_tools_are_counted_with_their_schema() -> None:
     ("text", "expected"),
     [
         ("", {}),
-        ("the end", {"lower": 6, "space": 1, "lower_space": 1}),
-        ("if x:\n\ty = 10\n", {
-            "lower": 4, "digit": 2, "punctuation": 2, "space": 3, "newline": 3, "lower_space": 2, "punctuation_space": 1
+        ("the end", {"lower": 6, "space": 1, "lower_run": 2, "space_run": 1, "unspaced": 1}),
+        ("if x:\n\t\ty = 10\n    \n", {
+            "lower": 4, "digit": 2, "punctuation": 2, "space": 7, "newline": 3, "tab": 2, "rare": 2, "lower_run": 3,
+            "digit_run": 1, "punctuation_run": 2, "space_run": 4, "spaces": 1, "unspaced": 2, "space_digit": 1,
+            "line_tab": 1,
         }),
-        ("aB, (CdE) 7F", {
-            "lower": 2, "upper": 4, "digit": 1, "punctuation": 3, "space": 2, "punctuation_space": 2,
-            "lower_upper": 2, "upper_lower_upper": 1, "digit_upper": 1,
+        ("aB) (CdE) 7F\n", {
+            "lower": 2, "upper": 4, "digit": 1, "punctuation": 3, "space": 2, "newline": 1, "lower_run": 2,
+            "digit_run": 1, "punctuation_run": 3, "space_run": 2, "unspaced": 3, "space_digit": 1, "letter_line": 1,
+            "letter_closing": 2, "lower_upper": 2, "upper_punctuation": 2,
         }),
-        ("x;y==\n Z", {
-            "lower": 2, "upper": 1, "punctuation": 3, "space": 1, "newline": 1, "newline_space": 1,
-            "punctuation_lower": 1, "punctuation_punctuation": 1,
+        ("'x'\ny='", {
+            "lower": 2, "punctuation": 4, "newline": 1, "rare": 2, "lower_run": 2, "punctuation_run": 3, "unspaced": 2,
+            "line_lower": 1, "letter_quote": 1,
         }),
-        ("é“汉ñ😀", {"half": 2, "symbol": 1, "whole": 1, "emoji": 1}),
-        ("\ud800", {"whole": 1}),
+        ("\n\t}a=b", {
+            "lower": 2, "punctuation": 2, "newline": 1, "tab": 1, "lower_run": 2, "punctuation_run": 2, "unspaced": 2,
+            "line_tab": 1, "tab_punctuation": 1, "operator_letter": 1,
+        }),
+        ("--\n;=;=;", {
+            "punctuation": 7, "newline": 1, "punctuation_run": 2, "line_punctuation": 1, "mixed_punctuation": 3,
+        }),
+        ("----", {"punctuation": 4, "punctuation_run": 1}),
+        ("bcdfgh", {"lower": 6, "lower_run": 1, "unspaced": 1, "consonants": 2}),
+        ("é“汉ñ😀", {"latin": 2, "symbol": 1, "han": 1, "emoji": 1, "wide_run": 2}),
+        ("жא©क", {"cyrillic": 1, "arabic": 1, "symbol": 1, "indic": 1, "wide_run": 1}),
+        ("かな한", {"kana": 2, "hangul": 1, "wide_run": 1}),
+        ("é" + "\n" * 40 + "a" * 30, {
+            "lower": 30, "newline": 40, "lower_run": 1, "unspaced": 1, "line_lower": 1, "latin": 1, "near_latin": 23
+        }),
+        ("\ud800", {"hangul": 1, "wide_run": 1}),
     ],
 )  # fmt: skip
 def test_features_are_counts(text: str, expected: dict[str, int]) -> None:
@@ -123,13 +140,19 @@ def test_features_are_counts(text: str, expected: dict[str, int]) -> None:
     assert {name: n for name, n in found.items() if n} == expected
 
 
+# What a seam may change: neighbours, runs that become one, five consonants, letters near one from the other side.
+SEAMS = {"consonants": (0, 4), "mixed_punctuation": (0, 2), "near_latin": (0, 126)}
+
+
 @given(TEXTS, TEXTS)
 def test_features_add_up_but_for_the_seam(left: str, right: str) -> None:
-    whole = features(left + right)
-    seams = [w - a - b for w, a, b in zip(whole, features(left), features(right), strict=True)]
-    single = TEXT_FEATURES.index("lower_space")
-    assert seams[:single] == [0] * single
-    assert all(0 <= s <= 1 for s in seams)
+    parts = zip(TEXT_FEATURES, features(left + right), features(left), features(right), strict=True)
+    seams = {name: whole - a - b for name, whole, a, b in parts}
+    for name in (*TEXT_FEATURES[: calibration.CHARACTERS], "rare", "han", "emoji"):
+        assert seams.pop(name) == 0
+    for name, seam in seams.items():
+        least, most = SEAMS.get(name, (-1, 1))
+        assert least <= seam <= most, name
 
 
 def test_long_texts_are_remembered_by_their_hash_and_not_without_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,7 +145,7 @@ async def test_what_is_learned_while_it_is_saved_is_saved_the_next_time(tmp_path
     learned = Learned(path)
 
     async def learn() -> None:
-        for n in range(500):
+        for n in range(MAX_ENTRIES["counts"]):
             learned.learn_counts(f"m{n}", [float(n)])
             await asyncio.sleep(0)
 
@@ -155,7 +155,7 @@ async def test_what_is_learned_while_it_is_saved_is_saved_the_next_time(tmp_path
 
     await asyncio.gather(learn(), save())
     learned.save()
-    assert len(json.loads(path.read_text())["counts"]) == 500
+    assert len(json.loads(path.read_text())["counts"]) == MAX_ENTRIES["counts"]
 
 
 def test_the_file_holds_names_numbers_and_times_alone() -> None:

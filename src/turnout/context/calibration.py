@@ -19,11 +19,19 @@ from statistics import median
 FAMILY_RATIOS = {"qwen": 3.5, "llama": 3.8}
 OTHER_RATIO = 4.0
 
-# What is counted of texts, in this order; `turnout.context.tokens.features` says what each is.
+# What is counted of texts, in this order. Characters by class, of which the first CHARACTERS are all of ASCII; `rare`
+# are j, k, q, v, w, x, y and z. How often a run of them begins: of two or more `spaces`, and `unspaced` words, that
+# follow no space. How often one class follows another, where `line` is a line break. `mixed_punctuation` is the end of
+# three signs in a row of which none is like the one before it, `consonants` that of five small ones in a row.
+# Beyond ASCII: `latin` up to U+02FF (below U+00C0 it is a `symbol`), `cyrillic` with Greek up to U+0530, `arabic` up to
+# U+07FF, `indic` up to U+1FFF, `symbol` up to U+2FFF and from U+E000, `kana` up to U+3FFF, `han` up to U+9FFF, `hangul`
+# up to U+DFFF, `emoji` from U+10000; runs of what is from U+0800, and small letters of ASCII near a `latin` one.
 TEXT_FEATURES = (
-    "lower", "upper", "digit", "punctuation", "space", "newline", "lower_space", "newline_space", "punctuation_space",
-    "punctuation_lower", "punctuation_punctuation", "lower_upper", "upper_lower_upper", "digit_upper", "half", "symbol",
-    "whole", "emoji",
+    "lower", "upper", "digit", "punctuation", "space", "newline", "tab", "rare",
+    "lower_run", "digit_run", "punctuation_run", "space_run", "spaces", "unspaced",
+    "space_digit", "line_lower", "line_punctuation", "line_tab", "tab_punctuation", "letter_line", "letter_quote",
+    "letter_closing", "lower_upper", "upper_punctuation", "operator_letter", "mixed_punctuation", "consonants",
+    "latin", "cyrillic", "arabic", "indic", "symbol", "kana", "han", "hangul", "emoji", "wide_run", "near_latin",
 )  # fmt: skip
 # And of requests: how many there are of it, or whether it is so.
 REQUEST_FEATURES = ("message", "call", "result", "tool", "image", "request", "no_system", "has_tools")
@@ -31,44 +39,67 @@ REQUEST_FEATURES = ("message", "call", "result", "tool", "image", "request", "no
 DROPPABLE = ("call_text", "tool_text", "reasoning_text")
 TEXTS, COUNTS, SHARES = len(TEXT_FEATURES), len(REQUEST_FEATURES), len(DROPPABLE)
 SIZE = TEXTS + COUNTS + SHARES
+CHARACTERS, BEYOND = TEXT_FEATURES.index("rare"), TEXT_FEATURES.index("latin")
+SCRIPTS = TEXTS - BEYOND
 IMAGES = TEXTS + REQUEST_FEATURES.index("image")
+OF_TOOLS = frozenset(
+    (*(TEXTS + REQUEST_FEATURES.index(name) for name in ("call", "tool", "has_tools")),
+     *(TEXTS + COUNTS + DROPPABLE.index(name) for name in ("call_text", "tool_text")))
+)  # fmt: skip
 
 # Tokens per count, in the order of TEXT_FEATURES, fitted by `bench/token_weights.py` to the tokenizers of Qwen 2.5,
 # Llama 3.2, Gemma 3, Mistral NeMo and DeepSeek V3 (and SmolLM2 for `other`) so that REFERENCE costs the start value.
 TEXT_WEIGHTS: dict[str, tuple[float, ...]] = {
     "qwen": (
-        0.099, 0.18, 1.476, 0.253, 0.021, 0.243, 1.155, 0.961, 1.25, 0.674,
-        0.03, 0.17, 0.263, 1.663, 0.392, 1.214, 0.742, 0.785,
+        0.096, 0.029, 0.98, 0.01, 0.004, 0.0, 0.698, 0.505, 0.309, 0.739, 0.414, 0.712,
+        0.214, 0.0, 0.252, 0.0, 0.0, 0.0, 0.562, 0.0, 1.095, 0.0, 0.0, 0.717,
+        0.317, 0.455, 1.213, 0.555, 0.338, 0.493, 1.115, 0.391, 0.666, 0.863, 0.767, 2.944,
+        0.0, 0.075,
     ),
     "llama": (
-        0.092, 0.201, 0.868, 0.265, 0.037, 0.454, 0.972, 0.82, 1.225, 0.793,
-        0.028, 0.109, 0.135, 2.712, 0.368, 1.488, 0.81, 1.977,
+        0.086, 0.072, 0.347, 0.049, 0.001, 0.0, 0.651, 0.437, 0.295, 1.038, 0.476, 0.617,
+        0.49, 0.039, 0.403, 0.0, 0.0, 0.142, 0.487, 0.0, 0.835, 0.0, 0.0, 0.498,
+        0.438, 0.47, 1.372, 0.391, 0.316, 0.491, 0.915, 0.834, 0.641, 0.923, 0.709, 3.668,
+        0.0, 0.099,
     ),
     "gemma": (
-        0.1, 0.278, 1.398, 0.234, 0.057, 0.902, 0.621, 1.058, 1.185, 1.372,
-        0.0, 0.452, 0.618, 1.441, 0.282, 1.306, 0.584, 2.009,
+        0.071, 0.105, 0.924, 0.097, 0.008, 0.241, 0.224, 0.315, 0.312, 0.367, 0.706, 0.415,
+        1.088, 0.533, 0.31, 0.0, 0.172, 1.039, 0.513, 0.0, 0.0, 0.0, 0.158, 0.711,
+        0.494, 0.29, 0.587, 0.177, 0.252, 0.431, 0.343, 0.72, 0.373, 0.69, 0.595, 3.977,
+        0.0, 0.062,
     ),
     "mistral": (
-        0.097, 0.362, 1.461, 0.247, 0.046, 0.686, 0.736, 0.779, 1.121, 0.88,
-        0.011, 0.108, 0.457, 1.189, 0.373, 0.508, 1.125, 3.238,
+        0.077, 0.266, 0.925, 0.11, 0.004, 0.0, 0.614, 0.343, 0.271, 0.624, 0.482, 0.516,
+        0.801, 0.262, 0.553, 0.046, 0.0, 0.458, 0.447, 0.108, 0.339, 0.035, 0.0, 0.0,
+        0.429, 0.493, 1.013, 0.344, 0.327, 0.39, 0.534, 0.39, 0.63, 1.21, 0.678, 3.826,
+        0.0, 0.092,
     ),
     "deepseek": (
-        0.1, 0.332, 0.823, 0.284, 0.05, 0.675, 0.719, 0.622, 1.088, 1.057,
-        0.0, 0.155, 0.032, 2.663, 0.349, 0.889, 0.6, 0.802,
+        0.08, 0.189, 0.315, 0.082, 0.003, 0.0, 0.597, 0.348, 0.287, 0.987, 0.564, 0.489,
+        0.756, 0.318, 0.121, 0.0, 0.0, 0.413, 0.436, 0.072, 0.297, 0.0, 0.0, 0.485,
+        0.557, 0.484, 1.058, 0.755, 0.316, 0.488, 0.65, 0.683, 0.624, 0.694, 0.81, 2.969,
+        0.0, 0.091,
     ),
     "smollm2": (
-        0.113, 0.351, 1.653, 0.329, 0.045, 1.069, 0.506, 0.0, 0.976, 1.345,
-        0.0, 0.283, 0.366, 1.868, 0.882, 2.315, 1.642, 0.012,
+        0.076, 0.225, 0.745, 0.112, 0.0, 0.172, 0.037, 0.342, 0.271, 0.901, 0.64, 0.353,
+        0.636, 0.658, 0.422, 0.831, 1.57, 2.029, 0.016, 0.307, 0.0, 0.0, 0.163, 0.367,
+        1.044, 0.519, 1.202, 1.212, 0.84, 1.211, 1.798, 1.395, 1.694, 1.704, 2.445, 3.645,
+        0.595, 0.147,
     ),
     "other": (
-        0.101, 0.328, 1.161, 0.266, 0.057, 0.756, 0.675, 0.7, 1.099, 1.138,
-        0.0, 0.219, 0.271, 2.044, 0.344, 1.142, 0.807, 2.058,
+        0.077, 0.19, 0.555, 0.094, 0.004, 0.036, 0.447, 0.319, 0.293, 0.918, 0.587, 0.463,
+        0.853, 0.414, 0.377, 0.0, 0.0, 0.541, 0.589, 0.241, 0.197, 0.0, 0.038, 0.35,
+        0.539, 0.458, 0.932, 0.53, 0.317, 0.483, 0.505, 0.864, 0.613, 0.907, 0.78, 3.58,
+        0.0, 0.087,
     ),
 }  # fmt: skip
 # Counts per character of plain prose: half English paragraphs, half README files with their markup.
 REFERENCE: tuple[float, ...] = (
-    0.7344, 0.02661, 0.00635, 0.06429, 0.151, 0.01725, 0.1195, 0.002014, 0.01986, 0.01483,
-    0.01173, 0.001584, 9.674e-05, 4.144e-05, 3.885e-05, 4.762e-05, 9.066e-06, 5.181e-06,
+    0.7344, 0.02661, 0.00635, 0.06429, 0.151, 0.01351, 0.003742, 0.04515, 0.1559,
+    0.00366, 0.04658, 0.1434, 0.003059, 0.02446, 0.00108, 0.002062, 0.002924, 0.001056,
+    0.0006301, 0.004118, 0.004304, 0.002586, 0.001584, 0.001387, 0.001096, 0.00142, 0.0008709,
+    1.101e-05, 1.036e-05, 1.748e-05, 0.0, 4.762e-05, 9.066e-06, 0.0, 0.0, 5.181e-06,
+    5.086e-05, 0.0002914,
 )  # fmt: skip
 
 # Of REQUEST_FEATURES: what templates of the field add.
@@ -76,23 +107,23 @@ REQUEST_WEIGHTS = (4.0, 8.0, 4.0, 8.0, 800.0, 3.0, 10.0, 40.0)
 
 # How uncertain a family's weights are, as standard deviations: all of them together and each by itself, as shares; of
 # characters beyond ASCII, of which vocabularies differ most; of REQUEST_WEIGHTS and shares, in their units.
-TOGETHER, ALIKE, APART, LEAST_APART, BEYOND_ASCII = 0.05, 0.3, 0.15, 0.02, 0.5
+TOGETHER, ALIKE, APART, LEAST_APART, BEYOND_ASCII = 0.05, 0.5, 0.2, 0.02, 0.5
 REQUEST_SPREAD = (3.0, 12.0, 4.0, 12.0, 400.0, 10.0, 15.0, 80.0)
 REQUEST_LEAST = (0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 REQUEST_MOST = (30.0, 60.0, 60.0, 100.0, 6000.0, 100.0, 200.0, 600.0)
-SHARE_SPREAD, MOST_SHARE = 1.0, 2.0
+SHARE_SPREAD, MOST_SHARE = 0.5, 2.0
 # A weight stays between these multiples of its start, and plain prose between these of its cost.
 LEAST_WEIGHT, MOST_WEIGHT, SPARE_WEIGHT = 0.2, 4.0, 0.3
 LEAST_COST, MOST_COST = 0.6, 2.0
 # By how much a report differs although the weights are right: a share, tokens, and tokens for each image.
-NOISE_SHARE, NOISE, NOISE_IMAGE = 0.05, 4.0, 400.0
+NOISE_SHARE, NOISE, NOISE_IMAGE = 0.03, 4.0, 400.0
 # In standard deviations: how far a report may move the weights, and from where on it is doubted.
 BELIEVED, DOUBTED = 2.0, 3.5
 # So many doubted reports in a row that agree are believed: fewer when they say that we count too little.
 TOO_LITTLE, TOO_MUCH, AGREEING = 4, 6, 1.25
 FORGOTTEN, MOST_FORGOTTEN = 0.003, 0.5  # with each report, of what was learned about how certain the weights are
 RESIDUALS, SMALL = 20, 256  # reports remembered for the margin; tokens below which errors are taken as if of so many
-MARGIN, LEAST_MARGIN, MOST_MARGIN, TRIAL = 0.15, 0.03, 0.5, 10
+MARGIN, LEAST_MARGIN, MOST_MARGIN, TRIAL = 0.15, 0.05, 0.5, 10
 
 Vector = tuple[float, ...]
 Matrix = tuple[Vector, ...]
@@ -145,7 +176,7 @@ def of_ratio(ratio: float) -> Calibration:
     """A start value by itself: so many characters per token whatever they are, two beyond Latin, one where a script has
     no spaces."""
     share = 1.0 / ratio
-    weights = [share] * 6 + [0.0] * (TEXTS - 10) + [0.5, 1.0, 1.0, 1.0]
+    weights = [share] * CHARACTERS + [0.0] * (BEYOND - CHARACTERS) + [0.5] * 3 + [1.0] * (SCRIPTS - 5) + [0.0] * 2
     return replace(_prior("other"), weights=(*weights, *_prior("other").weights[TEXTS:]))
 
 
@@ -272,10 +303,9 @@ def _family(model_name: str) -> str:
 @lru_cache(maxsize=16)
 def _prior(family: str) -> Calibration:
     weights = (*TEXT_WEIGHTS[family], *REQUEST_WEIGHTS, *[1.0] * SHARES)
-    ascii_only = TEXT_FEATURES.index("half")
     spreads = [
         *(
-            APART * w + LEAST_APART if i < ascii_only else BEYOND_ASCII * w + LEAST_APART
+            APART * w + LEAST_APART if i < BEYOND else BEYOND_ASCII * w + LEAST_APART
             for i, w in enumerate(weights[:TEXTS])
         ),
         *REQUEST_SPREAD,
@@ -285,6 +315,8 @@ def _prior(family: str) -> Calibration:
     ways = [[w - o for w, o in zip(each, TEXT_WEIGHTS["other"], strict=True)] for each in TEXT_WEIGHTS.values()]
     ways = [[ALIKE * d for d in way] + [0.0] * (SIZE - TEXTS) for way in ways]
     ways.append([TOGETHER * w if i < TEXTS else 0.0 for i, w in enumerate(weights)])
+    # A template without tools leaves out all that has to do with them.
+    ways.append([w if i in OF_TOOLS else 0.0 for i, w in enumerate(weights)])
     covariance = tuple(
         tuple(sum(way[i] * way[j] for way in ways) + (spreads[i] ** 2 if i == j else 0.0) for j in range(SIZE))
         for i in range(SIZE)

@@ -13,10 +13,12 @@ from operator import mul
 import msgspec
 
 from turnout.context.calibration import (
+    BEYOND,
     DROPPABLE,
     FAMILY_RATIOS,
     OTHER_RATIO,
     REQUEST_FEATURES,
+    SCRIPTS,
     TEXTS,
     Calibration,
     of_ratio,
@@ -29,39 +31,32 @@ __all__ = ["FAMILY_RATIOS", "OTHER_RATIO", "TokenCounter", "features", "get_toke
 MAX_CACHED, LEAST_CACHED = 4096, 64  # texts, characters
 
 
-def _classes() -> bytes:
-    """The class of each byte of UTF-8.
-
-    A lower-case letter is ``a``, an upper-case one ``A``, a digit ``0``, other ASCII ``p`` except white space, of
-    which a tab counts as a line break: both begin an indentation. By its first byte each other character: ``h`` up to
-    U+07FF, ``s`` for U+2000 to U+2FFF and U+F000 to U+FFFF, ``e`` from U+10000, ``w`` for what is left.
-    """
-    table = bytearray(b"p" * 256)
-    for ranges, kind in (
-        ((range(0x61, 0x7B),), b"a"),
-        ((range(0x41, 0x5B),), b"A"),
-        ((range(0x30, 0x3A),), b"0"),
-        ((range(0x09, 0x0E),), b"\n"),
-        ((range(0x20, 0x21),), b" "),
-        ((range(0xC2, 0xE0),), b"h"),
-        ((range(0xE0, 0xF0),), b"w"),
-        ((range(0xE2, 0xE3), range(0xEF, 0xF0)), b"s"),
-        ((range(0xF0, 0x100),), b"e"),
-    ):
-        for codes in ranges:
-            table[codes.start : codes.stop] = kind * len(codes)
-    return bytes(table)
+def _table(characters: bytes) -> bytes:
+    """A translation of bytes that leaves a one for each of these characters and a zero for all others."""
+    return bytes(0x31 if code in characters else 0x30 for code in range(256))
 
 
-_CLASSES = _classes()
+_LOWER, _DIGITS, _LINES = b"abcdefghijklmnopqrstuvwxyz", b"0123456789", b"\n\v\f\r"
+_RARE, _CONSONANTS = b"jkqvwxyz", _LOWER.translate(None, b"aeiou")
+# What is looked for in every text, and in those that are not ASCII: there by the first byte of a character.
+_ASCII = tuple(map(_table, (_LOWER, _LOWER.upper(), _DIGITS, b" ", _LINES, b"\t")))
+_KINDS = tuple(map(_table, (_RARE + _RARE.upper(), _CONSONANTS, b"!#$%&*+=?@^|~", b"\"'`", b")]}>")))
+_BEYOND, _LATIN, _WIDE = (_table(bytes(range(*codes))) for codes in ((0xC2, 0x100), (0xC3, 0xCC), (0xE0, 0x100)))
+_SAME = b"1" + b"0" * 255
 _CONTINUED = bytes(range(0x80, 0xC0))
+_SCRIPTS = tuple(
+    bytes(code for start, end in ranges for code in range(start, end))
+    for ranges in (
+        ((0xC3, 0xCC),), ((0xCC, 0xD5),), ((0xD5, 0xE0),), ((0xE0, 0xE2),), ((0xC2, 0xC3), (0xE2, 0xE3), (0xEE, 0xF0)),
+        ((0xE3, 0xE4),), ((0xE4, 0xEA),), ((0xEA, 0xEE),), ((0xF0, 0x100),),
+    )
+)  # fmt: skip
 
 
 def features(text: str) -> tuple[int, ...]:
-    """What is measured of a text, as calibration.TEXT_FEATURES names it: characters by class, and neighbours.
+    """What is measured of a text, as calibration.TEXT_FEATURES names it: characters by class, runs, and neighbours.
 
-    ``space_lower`` is how often a small letter follows a space: so words, and what stands between them, are counted
-    without being cut out. About 12 ms a megabyte of ASCII; a long text's are remembered by its hash.
+    About 20 ms a megabyte of ASCII; a long text's are remembered by its hash.
     """
     if len(text) < LEAST_CACHED:
         return _features(text)
@@ -78,30 +73,71 @@ _cache: dict[tuple[int, int], tuple[int, ...]] = {}
 
 
 def _features(text: str) -> tuple[int, ...]:
-    kinds = text.encode("utf-8", "surrogatepass").translate(_CLASSES, _CONTINUED)
-    count = kinds.count
-    # What is frequent is counted by taking it out, which takes the same time however frequent it is.
-    not_lower = kinds.translate(None, b"a")
-    not_space = not_lower.translate(None, b" ")
-    rest = not_space.translate(None, b"p")
-    other = (0, 0, 0, 0) if text.isascii() else (rest.count(b"h"), rest.count(b"s"), rest.count(b"w"), rest.count(b"e"))
-    return (
-        len(kinds) - len(not_lower),
-        rest.count(b"A"),
-        rest.count(b"0"),
-        len(not_space) - len(rest),
-        len(not_lower) - len(not_space),
-        rest.count(b"\n"),
-        count(b"a "),
-        count(b"\n "),
-        count(b"p "),
-        count(b"pa"),
-        count(b"pp"),
-        count(b"aA"),
-        count(b"AaA"),
-        count(b"0A"),
-        *other,
+    if not text:
+        return (0,) * TEXTS
+    plain = text.isascii()
+    raw = text.encode("utf-8", "surrogatepass")
+    if not plain:
+        raw = raw.translate(None, _CONTINUED)
+    # Each class of characters as a number with a bit for each character, the first one highest: so a whole text's
+    # neighbours are found by a shift and an `and`, which cost next to nothing.
+    lower, upper, digit, space, line, tab = [int(raw.translate(table), 2) for table in _ASCII]
+    rare, consonant, operator, quote, closing = [int(raw.translate(table), 2) for table in _KINDS]
+    beyond = 0 if plain else int(raw.translate(_BEYOND), 2)
+    letter = lower | upper
+    punctuation = ((1 << len(raw)) - 1) ^ (letter | digit | space | line | tab | beyond)
+    after_line, after_letter, after_space = line >> 1, letter >> 1, space >> 1
+    two_spaces = space & after_space
+    mixed = punctuation & (punctuation >> 1)
+    if mixed & (mixed >> 1):
+        mixed &= ~_repeated(raw)
+    two = consonant & (consonant >> 1)
+    measured = (
+        lower,
+        upper,
+        digit,
+        punctuation,
+        space,
+        line,
+        tab,
+        rare,
+        lower & ~(lower >> 1),
+        digit & ~(digit >> 1),
+        punctuation & ~(punctuation >> 1),
+        space & ~after_space,
+        two_spaces & ~(two_spaces >> 1),
+        letter & ~(after_letter | after_space),
+        after_space & digit,
+        after_line & lower,
+        after_line & punctuation,
+        after_line & tab,
+        (tab >> 1) & punctuation,
+        after_letter & line,
+        after_letter & quote,
+        after_letter & closing,
+        (lower >> 1) & upper,
+        (upper >> 1) & punctuation,
+        (operator >> 1) & letter,
+        mixed & (mixed >> 1),
+        two & (two >> 2) & (consonant >> 4),
     )
+    return (*map(int.bit_count, measured), *((0,) * SCRIPTS if plain else _scripts(raw, lower)))
+
+
+def _repeated(raw: bytes) -> int:
+    """A bit for each character that is like the one before it."""
+    number = int.from_bytes(raw, "big")
+    return int((number ^ (number >> 8)).to_bytes(len(raw), "big").translate(_SAME), 2)
+
+
+def _scripts(raw: bytes, lower: int) -> tuple[int, ...]:
+    """Characters beyond ASCII by what is written with them, runs of those of three bytes or more, and small letters of
+    ASCII that have a Latin one beyond it less than 64 characters away: words of another language than English."""
+    near, wide = int(raw.translate(_LATIN), 2), int(raw.translate(_WIDE), 2)
+    for distance in (1, 2, 4, 8, 16, 32):
+        near |= near >> distance | near << distance
+    found = [len(raw) - len(raw.translate(None, codes)) for codes in _SCRIPTS]
+    return (*found, (wide & ~(wide >> 1)).bit_count(), (near & lower).bit_count())
 
 
 def request_features(messages: Iterable[Message], tools: Sequence[Tool] = ()) -> tuple[float, ...]:
@@ -160,9 +196,10 @@ class TokenCounter:
         self.ratio = ratio
         known = calibration or of_ratio(ratio)
         self.margin = known.margin
-        self._texts = known.weights[:TEXTS]
+        self._texts, self._ascii = known.weights[:TEXTS], known.weights[:BEYOND]
         # Compaction counts each message several times.
         self._known: dict[tuple[int, int], int] = {}
+        self._message = known.weights[TEXTS + REQUEST_FEATURES.index("message")]
         self._each = dict(zip((*REQUEST_FEATURES, *DROPPABLE), known.weights[TEXTS:], strict=True))
 
     def count(self, text: str) -> int:
@@ -173,7 +210,8 @@ class TokenCounter:
         known = self._known.get(key)
         if known is not None:
             return known
-        tokens = round(sum(map(mul, self._texts, features(text)))) or 1
+        weights = self._ascii if text.isascii() else self._texts
+        tokens = round(sum(map(mul, weights, features(text)))) or 1
         if tokens > len(text):
             tokens = min(tokens, len(text.encode("utf-8", "surrogatepass")))
         if len(self._known) >= MAX_CACHED:
@@ -183,7 +221,10 @@ class TokenCounter:
 
     def count_message(self, message: Message) -> int:
         """Tokens of a message, its share of the template included."""
-        return round(self._each["message"] + sum(map(self._part, message.parts)))
+        parts = message.parts
+        if len(parts) == 1 and type(parts[0]) is Text:
+            return round(self._message + self.count(parts[0].text))
+        return round(self._message + sum(map(self._part, parts)))
 
     def count_messages(self, messages: Iterable[Message]) -> int:
         """Tokens of messages: the sum of each one's."""

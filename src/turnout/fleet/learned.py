@@ -22,7 +22,7 @@ from turnout.types import Endpoint, Model
 WINDOW_HOLDS = 24 * 3600.0  # seconds: a server that was started again may have another one
 # Tokens. A server that names more or fewer is wrong: nothing could be sent, or nothing would ever be too long.
 LEAST_WINDOW, MOST_WINDOW = 128, 100_000_000
-MAX_ENTRIES = {"windows": 2000, "speeds": 2000, "counts": 500}  # one of the last takes 5 kB
+MAX_ENTRIES = {"windows": 2000, "speeds": 2000, "counts": 250}  # one of the last takes 14 kB
 SMOOTHING = 0.3  # the share of the newest observation
 UNCHANGED = 0.05  # what differs by less from what is known is no news
 SAVE_EVERY = 60.0  # seconds
