@@ -154,19 +154,19 @@ async def test_an_answer_beyond_the_guess_raises_it() -> None:
 async def test_a_prompt_that_was_cut_is_told_of_and_the_second_time_learned() -> None:
     hider = Hider(2000, "cut")
     async with over(hider) as router:
-        first = await ask(router, *talk(6000))
+        first = await ask(router, *talk(4800))
         assert [n.code for n in first.notices] == ["truncated"]
         assert shown(router)[1] != "learned", "a server that leaves out what it cached would look the same once"
-        await ask(router, *talk(6000))
+        await ask(router, *talk(4800))
         assert shown(router) == (2001, "learned")
-        third = await ask(router, *talk(6000))
+        third = await ask(router, *talk(4800))
     assert third.notices[0].code == "compacted"
     assert not [n for n in third.notices if n.code == "truncated"]
     assert hider.prompts[-1] < 2000
 
 
 async def test_counts_follow_what_the_server_reports_also_in_the_next_process() -> None:
-    hider = Hider(30_000, characters=3)
+    hider = Hider(30_000, characters=2)
     errors: list[float] = []
 
     async def asked(router: Router, n: int) -> None:
