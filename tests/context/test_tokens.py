@@ -125,6 +125,7 @@ def test_tools_are_counted_with_their_schema() -> None:
             "punctuation": 7, "newline": 1, "punctuation_run": 2, "line_punctuation": 1, "mixed_punctuation": 3,
         }),
         ("----", {"punctuation": 4, "punctuation_run": 1}),
+        ("tttttt", {"lower": 6, "lower_run": 1, "unspaced": 1}),
         ("bcdfgh", {"lower": 6, "lower_run": 1, "unspaced": 1, "consonants": 2}),
         ("é“汉ñ😀", {"latin": 2, "symbol": 1, "han": 1, "emoji": 1, "wide_run": 2}),
         ("жא©क", {"cyrillic": 1, "arabic": 1, "symbol": 1, "indic": 1, "wide_run": 1}),

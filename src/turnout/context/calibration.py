@@ -22,7 +22,7 @@ OTHER_RATIO = 4.0
 # What is counted of texts, in this order. Characters by class, of which the first CHARACTERS are all of ASCII; `rare`
 # are j, k, q, v, w, x, y and z. How often a run of them begins: of two or more `spaces`, and `unspaced` words, that
 # follow no space. How often one class follows another, where `line` is a line break. `mixed_punctuation` is the end of
-# three signs in a row of which none is like the one before it, `consonants` that of five small ones in a row.
+# three signs in a row of which none is like the one before it, `consonants` of five small ones, the last not repeated.
 # Beyond ASCII: `latin` up to U+02FF (below U+00C0 it is a `symbol`), `cyrillic` with Greek up to U+0530, `arabic` up to
 # U+07FF, `indic` up to U+1FFF, `symbol` up to U+2FFF and from U+E000, `kana` up to U+3FFF, `han` up to U+9FFF, `hangul`
 # up to U+DFFF, `emoji` from U+10000; runs of what is from U+0800, and small letters of ASCII near a `latin` one.

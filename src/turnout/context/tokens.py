@@ -88,10 +88,11 @@ def _features(text: str) -> tuple[int, ...]:
     punctuation = ((1 << len(raw)) - 1) ^ (letter | digit | space | line | tab | beyond)
     after_line, after_letter, after_space = line >> 1, letter >> 1, space >> 1
     two_spaces = space & after_space
-    mixed = punctuation & (punctuation >> 1)
-    if mixed & (mixed >> 1):
-        mixed &= ~_repeated(raw)
-    two = consonant & (consonant >> 1)
+    mixed, two = punctuation & (punctuation >> 1), consonant & (consonant >> 1)
+    five = two & (two >> 2) & (consonant >> 4)
+    if five or mixed & (mixed >> 1):
+        fresh = ~_repeated(raw)
+        mixed, five = mixed & fresh, five & fresh
     measured = (
         lower,
         upper,
@@ -119,7 +120,7 @@ def _features(text: str) -> tuple[int, ...]:
         (upper >> 1) & punctuation,
         (operator >> 1) & letter,
         mixed & (mixed >> 1),
-        two & (two >> 2) & (consonant >> 4),
+        five,
     )
     return (*map(int.bit_count, measured), *((0,) * SCRIPTS if plain else _scripts(raw, lower)))
 
