@@ -129,7 +129,7 @@ class _Row(msgspec.Struct, gc=False):
 
 _NAMES = {Text: "text", Image: "image", Reasoning: "reasoning", ToolCall: "call", ToolResult: "result"}
 _PARTS: Mapping[type[_Kept], Callable[[Any], Part]] = {
-    _Text: lambda p: Text(p.text, p.extras),
+    _Text: lambda p: Text(p.text, p.extras or NOTHING),
     _Image: lambda p: Image(p.media_type, p.data, p.url),
     _Reasoning: lambda p: Reasoning(p.text, p.signature),
     _Call: lambda p: ToolCall(p.call_id, p.name, p.arguments, p.item_id, p.namespace),
@@ -159,7 +159,7 @@ def decode_message(body: bytes) -> Message:
         row = _ROW.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError):
         row = _by_json(body)
-    return Message(row.role, tuple([_PARTS[type(part)](part) for part in row.parts]), row.extras)
+    return Message(row.role, tuple([_PARTS[type(part)](part) for part in row.parts]), row.extras or NOTHING)
 
 
 def _by_json(body: bytes) -> _Row:
