@@ -61,6 +61,7 @@ bench: $(VENV)/.dev weights
 	$(BIN)/python bench/context.py
 	$(BIN)/python bench/tokens.py smollm2
 	$(BIN)/python bench/fallback.py
+	$(BIN)/python bench/streams.py
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -313,7 +313,7 @@ async def _measured(
     print(
         f"resident MB: {idle.resident:.0f} idle, {warm[0].resident:.0f} after {warm[0].second:.0f} s,"
         f" {warm[-1].resident:.0f} at the end, at most {max(s.resident for s in found):.0f};"
-        f" slope {growth:+.1f} MB an hour"
+        f" slope {growth:+.1f} MB an hour; at each tenth {[round(s.resident) for s in found[:: len(found) // 10 or 1]]}"
     )
     print(f"descriptors: {idle.files} idle, at most {max(s.files for s in found)}, {after.files} after")
     print(f"audit: {queries[0]:,} began, {queries[1]:,} ended, {queries[2]} without exactly one of each")

@@ -221,6 +221,8 @@ async def streams(name: str, url: str, path: str, count: int, process: str) -> N
         f" {each:.1f} KB a stream, {cpu:.0f} us CPU a word; {middle['running']:.0f} ran at once",
         flush=True,
     )
+    for one in [one for one in made if not one.whole][:3]:
+        print(f"  lost: {len(one.came)} pieces, the last {bytes(one.heard[-300:])!r}", flush=True)
 
 
 async def leave(url: str, number: int) -> None:

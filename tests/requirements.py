@@ -1066,6 +1066,7 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "errors in the caller's format",
         by(
             GATE + "test_a_failure_has_the_status_and_code_that_agents_understand",
+            "gateway/test_fuzz.py::test_whatever_is_sent_is_answered_in_the_callers_format_and_leaves_nothing",
             code="turnout.wire.openai_chat:render_error",
         ),
     ),
@@ -1074,6 +1075,7 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "cancellation frees the server",
         by(
             GATE + "test_a_client_that_leaves_frees_the_server",
+            "gateway/test_leavers.py::test_of_many_that_leave_nothing_stays",
             code="turnout.gateway.completions:WhilePresent.__exit__",
         ),
     ),

@@ -521,7 +521,9 @@ def outside(asked: dict[str, Any]) -> bool:
     contents = [row["content"] for row in rows if isinstance(row.get("content"), list)]
     parts = [part for content in contents for part in content if isinstance(part, dict)]
     shown = [part.get("image_url") for part in parts if part.get("type") == "image_url"]
-    return any(json.dumps(image).find(f'"{OUTSIDE}') >= 0 for image in [*shown, *(row.get("images") for row in rows)])
+    shown = [image.get("url") if isinstance(image, dict) else image for image in shown]
+    pictures = [row["images"] for row in rows if isinstance(row.get("images"), list)]
+    return any(isinstance(url, str) and url.startswith(OUTSIDE) for url in [*shown, *(u for p in pictures for u in p)])
 
 
 def told(case: Case) -> str:

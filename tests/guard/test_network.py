@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import resource
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -578,6 +579,22 @@ async def test_a_whole_answer_leaves_the_connection_open(client: HttpClient) -> 
             async with stream(client, url_of(listener), Limits()) as reply:
                 assert await reply.read_all(100) == b"hello"
         assert len(listener.dialled) == 1
+
+
+async def test_what_was_not_read_of_an_answer_is_nobody_elses(client: HttpClient) -> None:
+    """Its caller left when it was whole, so that the connection is kept."""
+    numbers = itertools.count(1)
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n%d" % next(numbers))
+
+    async with listening(answer) as listener:
+        async with stream(client, url_of(listener), Limits()) as unread:
+            while not unread._connection.ended:
+                await asyncio.sleep(0)
+        async with stream(client, url_of(listener), Limits()) as reply:
+            assert await reply.read_all(100) == b"2"
+        assert len(listener.dialled) == 1, "or this shows nothing"
 
 
 @pytest.fixture

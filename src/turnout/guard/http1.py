@@ -60,6 +60,7 @@ class Connection(asyncio.Protocol):
         """Send a request; its answer is awaited by ``head``."""
         self._phase, self._fed, self._framed = _HEAD, 0, False
         self.status, self.raw_headers = 0, []
+        self._pieces, self._held = [], 0  # what nobody read of the answer before is no part of this one
         if len(body) <= _JOINED_BYTES:
             self.transport.write(head + body)
         else:
