@@ -334,6 +334,13 @@ class GatewayConfig(Section, frozen=True, kw_only=True):
             "port. A request for any other name is refused."
         ),
     ] = ()
+    patience: Annotated[
+        Milliseconds,
+        Meta(
+            description="How long the status of a stream is held while its model is loaded or reads: a failure in that "
+            "time has a status of its own. Then signs of life are sent, and a failure is an event of the stream."
+        ),
+    ] = 5000
     max_connections: Annotated[
         int, Meta(ge=1, le=100_000, description="More at the same time are refused with 503.")
     ] = 2048

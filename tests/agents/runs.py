@@ -80,9 +80,10 @@ async def run(
     root = place.home.parent
     async with scripted(*servers):
         custom = [{"name": f"box{n}", "endpoint": server.url} for n, server in enumerate(servers)]
-        config = {"custom_endpoints": custom, "discovery": {"enabled": False}, "gateway": {"access_log": True}}
+        gateway_config = {"access_log": True, "patience": int(patience * 1000)}
+        config = {"custom_endpoints": custom, "discovery": {"enabled": False}, "gateway": gateway_config}
         (root / "turnout.yaml").write_text(json.dumps(config), "utf-8")
-        gateway = Gateway(root, patience)
+        gateway = Gateway(root)
         url = await asyncio.to_thread(gateway.start)
         try:
             placed = replace(place, url=url)
@@ -104,11 +105,11 @@ async def run(
 class Gateway:
     """``turnout serve`` as a child, with its data below ``root``."""
 
-    def __init__(self, root: Path, patience: float) -> None:
+    def __init__(self, root: Path) -> None:
         self._root = root
         self._code = (
             "from turnout.gateway import completions; from turnout.cli import main;"
-            f" completions.PATIENCE_SECONDS = {patience}; completions.KEEP_ALIVE_SECONDS = {SOON}; main()"
+            f" completions.KEEP_ALIVE_SECONDS = {SOON}; main()"
         )
         self._child: subprocess.Popen[str] | None = None
 

@@ -44,12 +44,14 @@ def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def gateway(*urls: str, max_body: int = 1_000_000) -> AsyncIterator[str]:
+async def gateway(*urls: str, max_body: int = 1_000_000, patience: float = 5.0) -> AsyncIterator[str]:
     custom = [{"name": f"s{n}", "endpoint": url, "priority": n} for n, url in enumerate(urls)]
     config = load_any({"custom_endpoints": custom, "discovery": {"enabled": False}})
     async with AsyncExitStack() as stack:
         router = await stack.enter_async_context(open_router(config))
-        _, url = await stack.enter_async_context(running(create_app(router, max_body_bytes=max_body)))
+        _, url = await stack.enter_async_context(
+            running(create_app(router, max_body_bytes=max_body, patience=patience))
+        )
         yield url
 
 
@@ -84,12 +86,12 @@ async def speaking(url: str) -> AsyncIterator[ollama.AsyncClient]:
 
 
 @asynccontextmanager
-async def before(*fakes: Fake, kind: object = fake_ollama) -> AsyncIterator[ollama.AsyncClient]:
+async def before(*fakes: Fake, kind: object = fake_ollama, patience: float = 5.0) -> AsyncIterator[ollama.AsyncClient]:
     """A client of a gateway in front of fakes."""
     header = getattr(kind, "SERVER_HEADER", "uvicorn")
     async with AsyncExitStack() as stack:
         urls = [await stack.enter_async_context(serving(kind.app(f), server_header=header)) for f in fakes]  # type: ignore[attr-defined]
-        url = await stack.enter_async_context(gateway(*urls))
+        url = await stack.enter_async_context(gateway(*urls, patience=patience))
         yield await stack.enter_async_context(speaking(url))
 
 
@@ -359,10 +361,9 @@ async def test_a_stream_that_breaks_ends_with_an_error_that_the_client_raises() 
 
 
 async def test_a_client_waits_through_empty_pieces_while_nothing_comes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(completions, "PATIENCE_SECONDS", 0.05)
     monkeypatch.setattr(completions, "KEEP_ALIVE_SECONDS", 0.05)
     fake = Fake([FakeModel("qwen")], fault="stall")
-    async with before(fake) as client:
+    async with before(fake, patience=0.05) as client:
         stream, pieces = await client.chat("qwen", QUESTION, stream=True), []
         async for part in stream:
             pieces.append(part)

@@ -295,10 +295,7 @@ def _continue(target: Target) -> Recipe:
         files=(ConfigFile("config.yaml", _json(config)),),
         own={"CONTINUE_GLOBAL_DIR": ""},
         command=("cn", "--config", "{folder}/config.yaml"),
-        notes=(
-            "it looks for api.continue.dev at every start and goes on without",
-            "it exits with 0 also when it could not do its work",
-        ),
+        notes=("it looks for api.continue.dev at every start and goes on without",),
     )
 
 

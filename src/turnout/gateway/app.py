@@ -33,6 +33,7 @@ from turnout.guard.listen import listen
 from turnout.router import Router
 
 DEFAULT_LIMITS = Limits()
+PATIENCE_SECONDS = 5.0
 
 # What is asked of a model, by POST.
 CHAT: dict[str, ASGIApp] = {
@@ -64,6 +65,7 @@ def create_app(
     router: Router,
     *,
     max_body_bytes: int = 32_000_000,
+    patience: float = PATIENCE_SECONDS,
     door: Door | None = None,
     shared: Shared | None = None,
     access: AccessLog | None = None,
@@ -73,6 +75,7 @@ def create_app(
     Args:
         router: routes the requests.
         max_body_bytes: a larger request body is refused with 413.
+        patience: seconds that the status of a stream is held while nothing comes.
         door: who is let in; by default whoever has a key of the data directory, or this machine where it has none.
         shared: what another application of this process counted before.
         access: where each request is written to.
@@ -97,7 +100,7 @@ def create_app(
     # A redirect would be followed by some clients without their body.
     app.router.redirect_slashes = False
     app.state.router = router
-    app.state.max_body_bytes = max_body_bytes
+    app.state.max_body_bytes, app.state.patience = max_body_bytes, patience
     app.door = door or Door(Keyring(keys_path(data_dir())))
     app.shared, app.access = shared or Shared(), access
     app.state.responses = app.shared.responses

@@ -25,7 +25,6 @@ from turnout.types import ChatRequest, Event, Principal, RawChunk, RawHead, Rout
 from turnout.wire.base import Completion
 
 KEEP_ALIVE_SECONDS = 10.0
-PATIENCE_SECONDS = 5.0
 WATCH_AFTER_SECONDS = 0.05
 # Where clients look for the tokens that a prompt and its answer can have; Anthropic's SDK for the last one.
 WINDOW_FIELDS = ("context_length", "context_window", "max_model_len", "max_input_tokens")
@@ -228,7 +227,7 @@ class ChatAnswer(Generic[A]):
 
     async def _stream(self, events: AsyncIterator[Event], scope: Scope, receive: Receive, send: Send) -> None:
         """The status line waits for the first output, or a short patience; failures before it have a status."""
-        stream = _Stream(self, send)
+        stream = _Stream(self, send, scope["app"].state.patience)
         pulse = asyncio.ensure_future(stream.pulse())
         try:
             async for event in events:
@@ -269,8 +268,8 @@ async def _told(made: AsyncGenerator[Event, None], exchange: Exchange) -> AsyncG
 class _Stream:
     """The bytes of one streamed answer, in the client's format."""
 
-    def __init__(self, answer: ChatAnswer[A], send: Send) -> None:
-        self._send = send
+    def __init__(self, answer: ChatAnswer[A], send: Send, patience: float) -> None:
+        self._send, self._patience = send, patience
         self._route: Route | None = None
         self._raw = self._ended = False
         self._whole_event = True
@@ -281,7 +280,7 @@ class _Stream:
 
     async def pulse(self) -> None:
         """Keep the client's patience while nothing comes: a comment or ping, never inside an event."""
-        await asyncio.sleep(PATIENCE_SECONDS)
+        await asyncio.sleep(self._patience)
         while True:
             before = self._written
             if (not self.begun or before == self._last_pulse) and self._whole_event and not self._ended:
