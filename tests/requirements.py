@@ -694,6 +694,24 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
     ),
     (
         "FB-3",
+        "an answer that goes on without a word breaks off, in both lanes",
+        by(
+            "test_liars.py::test_what_does_not_move_an_answer_on_keeps_it_alive_for_a_while_only",
+            "test_liars.py::test_a_word_now_and_then_among_what_is_empty_keeps_an_answer_alive",
+            code="turnout.guard.network:StreamReply.begin",
+        ),
+    ),
+    (
+        "FB-3",
+        "a request as a whole is bounded: attempts, waits and a place in a queue",
+        by(
+            FALL + "test_the_attempts_of_a_request_take_no_longer_together_than_the_longest_total",
+            FALL + "test_a_place_in_the_queue_is_waited_for_no_longer_than_the_total",
+            code=("turnout.router:Router._execute", "turnout.fleet.admission:_wait"),
+        ),
+    ),
+    (
+        "FB-3",
         "an answer that breaks off ends with an error that carries what came, and is not retried",
         by(
             FALL + "test_an_error_does_what_the_page_says[alone-the connection is cut after two words]",
