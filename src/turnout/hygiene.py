@@ -11,11 +11,14 @@ from dataclasses import replace
 from functools import lru_cache
 
 from turnout.types import ChatRequest, Message, Part, Text
+from turnout.wire import rows
 
 # Claude Code's first system block, which older versions give a hash of the request (facts/agents.md section 3).
-_BILLING = re.compile(r"^x-anthropic-billing-header:[^\n]*\n?", re.MULTILINE)
+_BILLING = re.compile(r"^x-anthropic-billing-header:[^\n]*\n*", re.MULTILINE)
+_BILLING_LAST = re.compile(r"^x-anthropic-billing-header:[^\n]*\n*\Z", re.MULTILINE)
 # A time of day beside its date: the date stays, which changes once a day.
 _TIME = re.compile(r"(\b\d{4}-\d\d-\d\d)[T ]\d\d:\d\d(?::\d\d(?:[.,]\d{1,9})?)?(?: ?(?:Z|UTC|GMT|[+-]\d\d:?\d\d)\b)?")
+_EMPTY = Text("")
 REMINDER, REMINDER_END = "<system-reminder>\n", "\n</system-reminder>"
 
 
@@ -23,17 +26,18 @@ def tidy(request: ChatRequest) -> ChatRequest:
     """The request as servers should see it; the same object when there is nothing to tidy.
 
     System messages before the first answer join the leading one; later ones, which must not change what is in a cache
-    already, become a reminder in the user's turn where they stand. What was changed is not forwarded as raw bytes.
+    already, become a reminder in the user's turn where they stand. The client's own bytes are changed in the same way.
     """
     messages = _system_first(_without_volatile(request.messages))
     if messages == request.messages:
         return request
-    return replace(request, messages=messages, raw=None)
+    raw = rows.tidied(request.raw, _constant_text, _reminder) if request.raw is not None else None
+    return replace(request, messages=messages, raw=raw)
 
 
 def _without_volatile(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     found = [_constant(m) if m.role == "system" else m for m in messages]
-    return tuple(m for m in found if m.parts or m.role != "system")
+    return tuple(m for m in found if m.role != "system" or any(part != _EMPTY for part in m.parts))
 
 
 def _constant(m: Message) -> Message:
@@ -50,7 +54,10 @@ def _constant(m: Message) -> Message:
 
 @lru_cache(maxsize=128)  # an agent sends its system prompt with every request
 def _constant_text(text: str) -> str:
-    return _TIME.sub(r"\1", _BILLING.sub("", text))
+    kept = _BILLING.sub("", text)
+    if kept != text and _BILLING_LAST.search(text):
+        kept = kept.rstrip("\n")  # what stood between it and the text before
+    return _TIME.sub(r"\1", kept)
 
 
 def _system_first(messages: tuple[Message, ...]) -> tuple[Message, ...]:
@@ -64,14 +71,14 @@ def _system_first(messages: tuple[Message, ...]) -> tuple[Message, ...]:
         if m.role != "system":
             rest.append(m)
         elif rest and rest[-1].role == "user":
-            rest[-1] = replace(rest[-1], parts=(*rest[-1].parts, Text(_reminder(m))))
+            rest[-1] = replace(rest[-1], parts=(*rest[-1].parts, Text(_reminder(_text(m)))))
         else:
-            rest.append(Message("user", (Text(_reminder(m)),)))
+            rest.append(Message("user", (Text(_reminder(_text(m))),)))
     return (*_joined(system), *rest)
 
 
-def _reminder(m: Message) -> str:
-    return f"{REMINDER}{_text(m)}{REMINDER_END}"
+def _reminder(text: str) -> str:
+    return f"{REMINDER}{text}{REMINDER_END}"
 
 
 def _joined(system: list[Message]) -> tuple[Message, ...]:

@@ -88,7 +88,8 @@ def enrich(request: ChatRequest, context: CodeContext | None, style: str) -> Cha
         return request
     others = tuple(part for part in turn.parts if not isinstance(part, Text))
     new = Message(turn.role, (Text(enriched), *others), turn.extras)
-    return replace(request, messages=(*request.messages[:index], new, *request.messages[index + 1 :]))
+    # The client's own bytes have no code context.
+    return replace(request, messages=(*request.messages[:index], new, *request.messages[index + 1 :]), raw=None)
 
 
 def capabilities_of(request: ChatRequest) -> frozenset[str]:

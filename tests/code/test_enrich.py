@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from turnout.code.enrich import build_enriched_query, without_secrets
 from turnout.code.provider import CodeContext, Excerpt, Issue, Reference
+from turnout.request import enrich
+from turnout.types import ChatRequest, RawBody, WireFormat, message
 
 PLACES = st.lists(st.builds(Reference, st.sampled_from(["a.py", "src/b.ts"]), st.integers(1, 99)), max_size=15)
 
@@ -101,3 +103,11 @@ def test_secrets_do_not_leave_the_workspace(line: str, secret: str) -> None:
 )
 def test_code_that_speaks_of_tokens_stays_readable(line: str) -> None:
     assert without_secrets(line) == line
+
+
+def test_a_request_with_code_context_is_not_forwarded_as_the_bytes_that_have_none() -> None:
+    request = ChatRequest((message("user", "q"),), raw=RawBody(WireFormat.OPENAI_CHAT, b"{}"))
+    assert enrich(request, None, "openai") is request
+    enriched = enrich(request, CodeContext("x", type_information="int"), "openai")
+    assert "int" in enriched.messages[0].text
+    assert enriched.raw is None

@@ -37,6 +37,7 @@ from turnout.types import (
     Event,
     Finish,
     Message,
+    RawBody,
     Reasoning,
     ReasoningDelta,
     Text,
@@ -46,6 +47,7 @@ from turnout.types import (
     ToolCallDelta,
     ToolResult,
     UsageReport,
+    WireFormat,
 )
 from turnout.wire import anthropic, ollama, ollama_server, openai_chat, openai_responses, openai_side, openai_text
 from turnout.wire.base import Completion
@@ -218,7 +220,8 @@ def test_an_ollama_request_survives_the_round_trip(messages, tools, effort, max_
         extras={"seed": 7, "x_new": [1], "options": {"penalize_newline": True}},
     )
     body = ollama.render_request(request, "m", stream=stream, num_ctx=4096)
-    assert ollama_server.parse_request(body) == replace(request, messages=normalised(messages))
+    sent = RawBody(WireFormat.OLLAMA, body)
+    assert ollama_server.parse_request(body) == replace(request, messages=normalised(messages), raw=sent)
 
 
 @given(conversations(), st.booleans())

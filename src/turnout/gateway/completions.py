@@ -29,6 +29,7 @@ WATCH_AFTER_SECONDS = 0.05
 # Where clients look for the tokens that a prompt and its answer can have; Anthropic's SDK for the last one.
 WINDOW_FIELDS = ("context_length", "context_window", "max_model_len", "max_input_tokens")
 _JSON = b"application/json"
+_BILLING = "x-anthropic-billing-header:"
 # Claude Code, Codex, opencode.
 _CONVERSATION = frozenset(
     {b"x-claude-code-session-id", b"session-id", b"session_id", b"thread-id", b"x-session-id", b"x-session-affinity"}
@@ -112,7 +113,8 @@ def conversation_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
 def beginning_of(chat: ChatRequest) -> str:
     """The first words of its first message, but for Claude Code's billing line."""
     texts = (part.text for part in chat.messages[0].parts if isinstance(part, Text)) if chat.messages else ()
-    return next((text for text in texts if not text.startswith("x-anthropic-billing-header:")), "")
+    told = (text.partition("\n")[2].lstrip() if text.startswith(_BILLING) else text for text in texts)
+    return next(filter(None, told), "")
 
 
 openai_chat = ChatEndpoint(OPENAI_CHAT)
@@ -275,7 +277,7 @@ class _Stream:
         self._whole_event = True
         self._written, self._last_pulse = 0, -1
         self.begun = False
-        self._type = answer.format.stream_type
+        self._type, self._event_end = answer.format.stream_type, answer.format.event_end
         self._renderer = answer.format.renderer(answer.asked, _new_id())
 
     async def pulse(self) -> None:
@@ -294,7 +296,7 @@ class _Stream:
         elif isinstance(event, RawHead):
             self._raw = True
         elif isinstance(event, RawChunk):
-            self._whole_event = event.data.endswith(b"\n\n")
+            self._whole_event = event.data.endswith(self._event_end)
             await self._write(event.data)
         elif not self._raw and (data := self._renderer.feed(event)):
             await self._write(data)

@@ -41,6 +41,7 @@ class Format(Generic[A]):
         whole: a whole answer, from events, request, ResponseModel and a part of its id.
         error: status and body of a failure; status 0 takes the failure's own.
         stream_type: the content type of a stream.
+        event_end: with what each of its events ends.
     """
 
     parse: Callable[[bytes], A]
@@ -48,6 +49,7 @@ class Format(Generic[A]):
     whole: Callable[[Sequence[Event], A, str, str], bytes]
     error: Callable[[TurnoutError, int], tuple[int, bytes]]
     stream_type: bytes = SSE
+    event_end: bytes = b"\n\n"
 
 
 ChatFormat: TypeAlias = Format[ChatRequest]
@@ -89,6 +91,7 @@ OLLAMA_CHAT = Format(
     lambda events, _, model, __: ollama_server.render_response(events, model),
     ollama_server.render_error,
     ollama_server.STREAM_TYPE,
+    b"\n",
 )
 OLLAMA_GENERATE = Format(
     ollama_server.parse_generate,
@@ -96,6 +99,7 @@ OLLAMA_GENERATE = Format(
     lambda events, _, model, __: ollama_server.render_generate(events, model),
     ollama_server.render_error,
     ollama_server.STREAM_TYPE,
+    b"\n",
 )
 OLLAMA_TEXT = Format(
     ollama_server.parse_text,
@@ -103,4 +107,5 @@ OLLAMA_TEXT = Format(
     lambda events, _, model, __: ollama_server.render_generate(events, model),
     ollama_server.render_error,
     ollama_server.STREAM_TYPE,
+    b"\n",
 )

@@ -14,6 +14,7 @@ from turnout.types import (
     Json,
     Message,
     Part,
+    RawBody,
     Reasoning,
     ReasoningDelta,
     Text,
@@ -24,13 +25,13 @@ from turnout.types import (
     ToolResult,
     Usage,
     UsageReport,
+    WireFormat,
 )
 from turnout.wire import base
 from turnout.wire.base import as_dict, as_text, encode, new_id, objects, text_field
 from turnout.wire.ollama import arguments_object
 from turnout.wire.openai_chat import collect_calls, status_of
 
-_BILLING = "x-anthropic-billing-header:"
 # Tools that only Anthropic's own service runs, up to their dates.
 _HOSTED = ("web_search_", "web_fetch_", "code_execution_", "tool_search_")
 # Servers of other formats know no more than three efforts by these names.
@@ -48,10 +49,9 @@ _ERROR_TYPE = {
 def parse_request(body: bytes) -> ChatRequest:
     """Read a client's request.
 
-    A billing block that Claude Code puts first is dropped (it kills prefix caches), and system messages in the middle
-    are merged into the leading one (local templates refuse them elsewhere). Of ``output_config`` the effort and the
-    schema are kept. Fields that only Anthropic's own service knows (thinking, context_management, metadata, betas) have
-    no effect on a local model and are not sent on.
+    Of ``output_config`` the effort and the schema are kept. Fields that only Anthropic's own service knows (thinking,
+    context_management, metadata, betas) have no effect on most local servers and are not translated; to a server that
+    speaks this format they go as they are.
 
     Raises:
         UsageError: it is not a messages request, with what is wrong.
@@ -60,19 +60,12 @@ def parse_request(body: bytes) -> ChatRequest:
     rows = objects(data.get("messages"), "messages")
     if not rows:
         raise UsageError("messages is missing or empty")
-    system = [_system(data.get("system"))]
-    messages: list[Message] = []
-    for row in rows:
-        if row.get("role") == "system":
-            system.append(_system(row.get("content")))
-        else:
-            messages.append(_message(row))
-    leading = "\n\n".join(text for text in system if text)
-    head = (Message("system", (Text(leading),)),) if leading else ()
+    head = _system(data.get("system"))
+    messages = [_system(row.get("content")) if row.get("role") == "system" else _message(row) for row in rows]
     stop, wanted = data.get("stop_sequences"), as_dict(data.get("output_config"))
     return ChatRequest(
         own_history=True,
-        messages=(*head, *messages),
+        messages=tuple(m for m in (head, *messages) if m.parts or m.role != "system"),
         model=text_field(data.get("model") or "auto", "model"),
         tools=tuple(_tool(row) for row in objects(data.get("tools"), "tools") if _is_the_clients(row)),
         tool_choice=_tool_choice(data.get("tool_choice")),
@@ -84,7 +77,15 @@ def parse_request(body: bytes) -> ChatRequest:
         reasoning_effort=_EFFORT.get(as_text(wanted.get("effort")), ""),
         stream=base.flag_field(data, "stream"),
         extras=_extras(data),
+        raw=RawBody(WireFormat.ANTHROPIC, body) if _passes(rows, data.get("tools")) else None,
     )
+
+
+def _passes(rows: Sequence[Mapping[str, Json]], tools: Json) -> bool:
+    """Whether the bytes may go to a server of this format: not with tools that nobody here runs, nor with a leading row
+    that belongs to ``system``, which hygiene takes for one that stands where it should."""
+    all_the_clients = all(_is_the_clients(row) for row in objects(tools, "tools"))
+    return all_the_clients and rows[0].get("role") != "system"
 
 
 def _form(wanted: Mapping[str, Json]) -> Mapping[str, Json] | None:
@@ -106,10 +107,10 @@ def _extras(data: Mapping[str, Json]) -> dict[str, Json]:
     return found
 
 
-def _system(value: Json) -> str:
-    parts = _content(value)
-    texts = [part for part in parts if isinstance(part, Text) and not part.text.startswith(_BILLING)]
-    return "\n\n".join(part.text for part in texts if part.text)
+def _system(value: Json) -> Message:
+    """What stands in several blocks as one text: few templates take a list."""
+    text = "\n\n".join(part.text for part in _content(value) if isinstance(part, Text) and part.text)
+    return Message("system", (Text(text),) if text else ())
 
 
 def render_count(request: ChatRequest, model: str) -> bytes:

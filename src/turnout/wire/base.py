@@ -96,6 +96,15 @@ def server_object(data: bytes) -> dict[str, Json]:
     return value
 
 
+def object_or_nothing(data: bytes) -> dict[str, Json]:
+    """A server's JSON object, empty when it is something else: for who only reads along."""
+    try:
+        value = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def excerpt(data: bytes) -> str:
     """The beginning of ``data``, safe for a terminal."""
     return " ".join(_CONTROL.sub(" ", data[:200].decode("utf-8", "replace")).split())

@@ -25,6 +25,7 @@ from turnout.types import (
     Json,
     Message,
     Part,
+    RawBody,
     Reasoning,
     ReasoningDelta,
     Role,
@@ -36,6 +37,7 @@ from turnout.types import (
     ToolResult,
     Usage,
     UsageReport,
+    WireFormat,
 )
 from turnout.wire import base
 from turnout.wire.base import Completion, as_dict, as_text, encode, objects, text_field
@@ -129,7 +131,7 @@ def parse_request(body: bytes) -> ChatRequest:
     rows = objects(data.get("messages"), "messages")
     if not rows:
         raise UsageError("messages is missing or empty")
-    return _request(data, _Conversation().read(rows))
+    return _request(data, _Conversation().read(rows), RawBody(WireFormat.OLLAMA, body))
 
 
 def parse_generate(body: bytes) -> ChatRequest:
@@ -172,7 +174,7 @@ def parse_text(body: bytes) -> Completion:
     )
 
 
-def _request(data: Mapping[str, Json], messages: Sequence[Message]) -> ChatRequest:
+def _request(data: Mapping[str, Json], messages: Sequence[Message], raw: RawBody | None = None) -> ChatRequest:
     options = as_dict(data.get("options"))
     think = data.get("think")
     if think is not None and not isinstance(think, bool | str):
@@ -193,6 +195,7 @@ def _request(data: Mapping[str, Json], messages: Sequence[Message]) -> ChatReque
         response_format=_format(data.get("format")),
         reasoning_effort=effort,
         stream=_streams(data),
+        raw=raw,
         extras=extras,
     )
 

@@ -1,6 +1,6 @@
 """The raw lane of OpenAI chat completions: a client's bytes with a few named edits, and a scanner beside the answer.
 
-The closed list of edits is ``edit_request``'s; everything else of the body stays as the client wrote it (SPEC GW-2).
+Everything else of the body stays as the client wrote it (SPEC GW-2; docs/wire.md has the closed table).
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from typing import Any
 
 import msgspec
 
-from turnout.errors import NonsenseError, UsageError
+from turnout.errors import UsageError
 from turnout.types import Json, Usage
 from turnout.wire import base
 from turnout.wire.base import as_count, as_dict
 from turnout.wire.calls import Mender
+from turnout.wire.passing import TOP, Edits, Pieces, exceeds, is_null, top_of
 
 
 def usage_of(data: Mapping[str, Json]) -> Usage | None:
@@ -68,7 +69,6 @@ _FACTS = re.compile(rb'"usage"|"timings"|"finish_reason": ?"')
 _CALLS = re.compile(rb'"tool_calls": ?\[ ?\{')
 _MARK = re.compile(rb'"usage"|"timings"|"finish_reason": ?"|"error"|"tool_calls": ?\[ ?\{|\[DONE\]')
 _EVENT = re.compile(rb".*?\n\r?\n", re.DOTALL)
-_TOP = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def peek(body: bytes) -> Peek:
@@ -98,30 +98,40 @@ def edit_request(
     Raises:
         UsageError: the body is not a JSON object.
     """
-    try:
-        data = _TOP.decode(body)
-        options = _options(data.get("stream_options")) if ask_usage else {}
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise UsageError(f"the body is not a chat request: {str(error)[:120]}") from error
+    data = top_of(body)
     edits: dict[str, object] = {"model": model}
-    named = [k for k in ("max_tokens", "max_completion_tokens") if k in data and bytes(data[k]).strip() != b"null"]
+    named = [k for k in ("max_tokens", "max_completion_tokens") if not is_null(data.get(k))]
     if max_tokens is not None:
-        edits |= {key: max_tokens for key in named if _exceeds(bytes(data[key]), max_tokens)}
+        edits |= {key: max_tokens for key in named if exceeds(data[key], max_tokens)}
         if name_limit and not named:
             edits["max_tokens"] = max_tokens
     if ask_usage:
-        edits["stream_options"] = {**options, "include_usage": True}
+        edits["stream_options"] = {**_options(data.get("stream_options")), "include_usage": True}
     return msgspec.json.encode({**data, **edits})
 
 
 def _options(raw: msgspec.Raw | None) -> dict[str, msgspec.Raw]:
-    return _TOP.decode(raw) if raw is not None and bytes(raw).strip() != b"null" else {}
+    if raw is None or is_null(raw):
+        return {}
+    try:
+        return TOP.decode(raw)
+    except msgspec.DecodeError as error:
+        raise UsageError(f"stream_options is not an object: {str(error)[:120]}") from error
 
 
-def _exceeds(raw: bytes, limit: int) -> bool:
-    value = msgspec.json.decode(raw)
-    # A negative number is how local servers are told "no limit".
-    return isinstance(value, int | float) and (value > limit or value < 0)
+def prepare(body: bytes, edits: Edits) -> tuple[bytes, Scanner]:
+    """The body for a server, and what reads its answer.
+
+    Raises:
+        UsageError: it is no chat request.
+    """
+    asked = peek(body)
+    stream = bool(asked.stream)
+    ask_usage = stream and not asked.include_usage
+    sent = edit_request(
+        body, model=edits.model, max_tokens=edits.max_tokens, name_limit=edits.name_limit, ask_usage=ask_usage
+    )
+    return sent, Scanner(strip_usage=ask_usage, stream=stream)
 
 
 class Scanner:
@@ -133,9 +143,11 @@ class Scanner:
         stream: the answer is SSE.
     """
 
+    content_type = "text/event-stream; charset=utf-8"
+
     def __init__(self, *, strip_usage: bool, stream: bool) -> None:
-        self._strip, self._stream = strip_usage, stream
-        self._rest = b""
+        self._strip, self.stream = strip_usage, stream
+        self._events = Pieces(b"\n\n", b"\n\r\n")
         self._mender = Mender()
         self.usage: Usage | None = None
         self.finish = ""
@@ -149,26 +161,25 @@ class Scanner:
             NonsenseError: an event does not end.
             ServerFailedError: the server reports an error in the middle, under 200.
         """
-        if not self._stream:
+        if not self.stream:
             self._read(chunk)
             self.done = True
             return (_CALLS.search(chunk) and self._mender.event(chunk)) or chunk
-        data = self._rest + chunk
-        end = max(data.rfind(b"\n\n") + 2, data.rfind(b"\n\r\n") + 3)
-        end = end if end > 2 else 0
-        whole, self._rest = data[:end], data[end:]
-        if len(self._rest) > base.MAX_LINE_BYTES:
-            raise NonsenseError("the server sent an event that does not end")
+        whole = self._events.feed(chunk)
         if _MARK.search(whole):
             whole = b"".join([self._mended(event) for event in _EVENT.findall(whole) if self._keep(event)])
         return whole
 
     def close(self) -> bytes:
         """What was held back without an end."""
-        rest, self._rest = self._rest, b""
+        rest = self._events.close()
         if not rest.strip() or not self._keep(rest):
             return b""
         return self._mended(rest) + b"\n\n"
+
+    def begins(self, held: bytes) -> bool:
+        """An event; comments are none."""
+        return b"data:" in held
 
     def _mended(self, event: bytes) -> bytes:
         if not _CALLS.search(event):
