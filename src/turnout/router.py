@@ -10,12 +10,12 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from turnout.backends import BY_KIND
-from turnout.backends.lanes import event_lane, raw_lane
+from turnout.backends.lanes import event_lane, native_lane, raw_lane
 from turnout.code.provider import not_gathered_because, room_for
 from turnout.config import AgentConfig, RouterConfig
 from turnout.context.tokens import TokenCounter, get_token_counter
@@ -69,7 +69,6 @@ from turnout.types import (
     Started,
     Usage,
     UsageReport,
-    WireFormat,
     message,
 )
 
@@ -479,13 +478,17 @@ class Router:
             speed = self.fleet.learned.speed(endpoint, candidate.model)
             seconds = first_byte_limit(candidate, tokens, speed, self._placement.others(candidate))
             endpoint = _patient(endpoint, math.ceil(seconds))
-        same_format = request.raw is not None and request.raw.format is backend.wire is WireFormat.OPENAI_CHAT
-        if same_format and backend.streams and not fitted.changed:
-            return raw_lane(self.client, backend, endpoint, candidate.model, request, fit.max_tokens)
-        sent = replace(
-            request, messages=tuple(fitted.messages), raw=None, max_tokens=fit.max_tokens or request.max_tokens
-        )
-        return event_lane(self.client, backend, endpoint, candidate.model, sent, candidate.window)
+        model, window, spoken = candidate.model, candidate.window, request.raw.format if request.raw else None
+        passes = spoken is not None and backend.streams and not fitted.changed and backend.takes(endpoint, spoken)
+        if passes and spoken is backend.wire:
+            return raw_lane(self.client, backend, endpoint, model, request, fit.max_tokens, window)
+        most = fit.max_tokens or request.max_tokens
+        sent = replace(request, messages=tuple(fitted.messages), raw=None, max_tokens=most)
+        translated = partial(event_lane, self.client, backend, endpoint, model, sent, window)
+        if not passes:
+            return translated()
+        raw = raw_lane(self.client, backend, endpoint, model, request, fit.max_tokens, window)
+        return native_lane(raw, translated)
 
     def _heads(self, run: Run, request: ChatRequest, attempt: Attempt, fit: Fit, began: float) -> Sequence[Event]:
         run.attempts.append(_record_of(attempt, None, began))

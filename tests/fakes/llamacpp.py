@@ -2,10 +2,11 @@
 
 A model that is not resident is asleep; what wakes the real one wakes it here. It was started with ``--metrics`` and
 ``--embeddings``, which leaves a causal model's chat on. ``options``: ``tools`` for ``--tools all``, ``model_path``,
-``cors_proxy``, and ``metrics`` False for the default without.
+``cors_proxy``, ``metrics`` False for the default without, and ``messages`` False for builds before /v1/messages.
 
-Omitted: the Anthropic, Responses, native completion, rerank, LoRA and slot-saving routes, resumable streams,
-``timings`` and cached tokens in answers, the CORS header, the page at ``/`` (Debian's build has none either).
+Omitted: counting in the Anthropic format, the Responses, native completion, rerank, LoRA and slot-saving routes,
+resumable streams, ``timings`` and cached tokens in answers, the CORS header, the page at ``/`` (Debian's build has none
+either).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from tests.fakes import openai_chat
+from tests.fakes import anthropic_chat, openai_chat
 from tests.fakes.base import ANSWER_TOKENS, PROMPT_TOKENS, WORDS, Fake, FakeModel, served
 from tests.fakes.openai_chat import Dialect
 
@@ -174,6 +175,13 @@ def app(fake: Fake) -> ASGIApp:
         model.resident = True
         return await openai_chat.chat(request, fake, DIALECT)
 
+    async def messages(request: Request) -> Response:
+        """It refuses nothing of a request, and has the words of its own protocol for what it cannot do."""
+        model.resident = True
+        if fake.options.get("messages") is False:
+            return missing()
+        return await anthropic_chat.messages(request, fake, DIALECT, lambda _: None)
+
     async def embeddings(request: Request) -> Response:
         model.resident = True
         return await openai_chat.embeddings(request, fake, DIALECT)
@@ -228,6 +236,7 @@ def app(fake: Fake) -> ASGIApp:
         Route("/tokenize", guard(fake, tokenize), methods=["POST"]),
         Route("/v1/chat/completions", guard(fake, chat), methods=["POST"]),
         Route("/v1/chat/completions/input_tokens", guard(fake, count), methods=["POST"]),
+        Route("/v1/messages", guard(fake, messages), methods=["POST"]),
         Route("/v1/embeddings", guard(fake, embeddings), methods=["POST"]),
         Route("/v1/completions", guard(fake, completions), methods=["POST"]),
         Route("/infill", guard(fake, infill), methods=["POST"]),

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from tests.fakes import llamacpp, openai_chat
+from tests.fakes import anthropic_chat, llamacpp, openai_chat
 from tests.fakes.base import PROMPT_TOKENS, Fake, FakeModel, served
 from tests.fakes.llamacpp import DIALECT, guard, refused
 
@@ -197,6 +197,8 @@ def app(fake: Fake) -> ASGIApp:
         match request.url.path:
             case "/v1/chat/completions":
                 return await openai_chat.chat(request, fake, DIALECT)
+            case "/v1/messages":
+                return await anthropic_chat.messages(request, fake, DIALECT, lambda _: None)
             case "/v1/embeddings":
                 return await openai_chat.embeddings(request, fake, DIALECT)
             case "/tokenize":
@@ -207,7 +209,8 @@ def app(fake: Fake) -> ASGIApp:
     async def healthy(request: Request) -> Response:
         return llamacpp.health(fake)
 
-    posts = ("/v1/chat/completions", "/v1/chat/completions/input_tokens", "/v1/embeddings", "/tokenize")
+    chats = ("/v1/chat/completions", "/v1/chat/completions/input_tokens", "/v1/messages")
+    posts = (*chats, "/v1/embeddings", "/tokenize")
     return served(fake, [
         *(Route(path, healthy) for path in ("/health", "/v1/health")),
         *(Route(path, guard(fake, models)) for path in ("/models", "/v1/models")),

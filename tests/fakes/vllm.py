@@ -3,8 +3,12 @@
 ``options``: ``adapter`` is the id of a LoRA row; ``asleep`` and ``dead`` are states of the engine, which the front
 end's list does not show; ``no_tool_parser``: it was started without a parser of tool calls.
 
-Omitted: the Responses, Anthropic, Cohere and pooling routes, streamed usage statistics, several engines, and all but
-three of the metrics. One process here both generates and embeds: the real one has the paths of either.
+Of /v1/messages it knows what 0.32 knows (its source); ``options`` ``blocks`` are the kinds of blocks that it knows, for
+older ones.
+
+Omitted: the Responses, Cohere and pooling routes, counting in the Anthropic format, streamed usage statistics, several
+engines, and all but three of the metrics. One process here both generates and embeds: the real one has the paths of
+either.
 """
 
 from __future__ import annotations
@@ -14,11 +18,15 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from tests.fakes import openai_chat
+from tests.fakes import anthropic_chat, openai_chat
 from tests.fakes.base import PROMPT_TOKENS, Fake, served
 from tests.fakes.openai_chat import Dialect
 
 SERVER_HEADER = "uvicorn"
+BLOCKS = (
+    "text", "image", "tool_use", "tool_result", "tool_reference", "thinking", "redacted_thinking", "tool_addition",
+    "tool_removal",
+)  # fmt: skip
 LACKS = {
     "loading": "the port is not open until the model is loaded",
     "residency": "one model, always loaded",
@@ -91,6 +99,24 @@ def app(fake: Fake) -> ASGIApp:
             return _refused("BadRequestError", 400, text)
         return await openai_chat.chat(request, fake, DIALECT)
 
+    def strict(body: dict[str, object]) -> Response | None:
+        """What its types do not allow."""
+        rows = body["messages"] if isinstance(body.get("messages"), list) else []
+        assert isinstance(rows, list)
+        blocks = [b for row in rows for b in (row["content"] if isinstance(row["content"], list) else ())]
+        known = fake.options.get("blocks", BLOCKS)
+        tools = body.get("tools") or []
+        assert isinstance(known, tuple)
+        assert isinstance(tools, list)
+        bad = [b["type"] for b in blocks if b["type"] not in known] + [t for t in tools if "input_schema" not in t]
+        if "max_tokens" in body and not bad:
+            return None
+        return _refused("Bad Request", 400, "1 validation error: {'type': 'missing', 'loc': ('body', ...)}")
+
+    async def messages(request: Request) -> Response:
+        answer = await anthropic_chat.messages(request, fake, DIALECT, strict)
+        return anthropic_chat.own_errors(answer) if answer.status_code not in (200, 401) else answer
+
     async def embeddings(request: Request) -> Response:
         return await openai_chat.embeddings(request, fake, DIALECT)
 
@@ -143,6 +169,7 @@ def app(fake: Fake) -> ASGIApp:
         [
             Route("/v1/models", models),
             Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/messages", messages, methods=["POST"]),
             Route("/v1/embeddings", embeddings, methods=["POST"]),
             Route("/v1/completions", completions, methods=["POST"]),
             Route("/v1/rerank", rerank, methods=["POST"]),

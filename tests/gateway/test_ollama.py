@@ -337,7 +337,7 @@ async def test_managing_models_is_refused_with_a_sentence() -> None:
         ("error", 502, "model runner has unexpectedly stopped"),
         ("busy", 503, "server busy"),
         ("overflow", 400, "maximum context length is 4096 tokens"),
-        ("malformed", 502, "where JSON belongs"),
+        ("malformed", 502, "s0 (did not answer with a chat completion|answered nothing that its protocol knows)"),
     ],
 )
 async def test_a_failure_has_this_formats_shape(fault: str, status: int, said: str) -> None:

@@ -148,6 +148,7 @@ class Backend:
         title: its name for people.
         default_urls: where it listens by default.
         wire: the chat format it speaks best.
+        native: the formats in which it is handed a client's own bytes: those that it speaks well (docs/wire.md).
         probes: the GET paths whose replies ``identify`` reads.
         key_headers: the headers in which it takes a key; the first is the one we send.
         routed: used when it was only found; False for a front end to other servers, which is used when configured.
@@ -166,6 +167,7 @@ class Backend:
     title: str
     default_urls: tuple[str, ...] = ()
     wire: WireFormat
+    native: frozenset[WireFormat] = frozenset()
     probes: tuple[str, ...]
     key_headers: tuple[str, ...] = ("Authorization",)
     routed: bool = True
@@ -210,6 +212,18 @@ class Backend:
     def chat_path(self, endpoint: Endpoint) -> str:
         """Where chat requests go."""
         raise NotImplementedError
+
+    def native_path(self, endpoint: Endpoint, spoken: WireFormat) -> str:
+        """Where a client's own bytes go, in one of the formats of ``native``."""
+        return self.chat_path(endpoint)
+
+    def takes(self, endpoint: Endpoint, spoken: WireFormat) -> bool:
+        """Whether this server is handed a client's own bytes. Where chat has a path of its own, others have it too."""
+        return spoken in self.native and (spoken is self.wire or not endpoint.chat_path)
+
+    def told_window(self, model: Model, window: int) -> int | None:
+        """The window in tokens that a request names, for servers that allocate it; else None."""
+        return None
 
     def render(self, request: ChatRequest, model: Model, window: int) -> bytes:
         """The body of a chat request, streaming if the kind streams. ``window``: tokens, for servers that are told."""

@@ -6,7 +6,8 @@ Both are generators that must be closed (``aclosing``): closing one closes the c
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -30,9 +31,11 @@ from turnout.types import (
     RawChunk,
     RawHead,
     UsageReport,
+    WireFormat,
 )
-from turnout.wire import openai_chat
+from turnout.wire import scan, scan_anthropic, scan_ollama
 from turnout.wire.base import Completion
+from turnout.wire.passing import Edits, Prepare, Scanner
 
 if TYPE_CHECKING:
     from turnout.guard.network import HttpClient, StreamReply
@@ -40,9 +43,26 @@ if TYPE_CHECKING:
 ERROR_BYTES = 64_000
 WHOLE_ANSWER_BYTES = 64_000_000
 # Something that a model says: text, reasoning, or a call.
-_WORD = re.compile(rb'"(?:content|reasoning|reasoning_content)"\s*:\s*"(?!")|"tool_calls"\s*:\s*\[\s*\{')
+_WORD = re.compile(
+    rb'"(?:content|reasoning|reasoning_content|thinking|text|partial_json)"\s*:\s*"(?!")|"tool_calls"\s*:\s*\[\s*\{'
+)
 _SILENCE: tuple[set[type], ...] = ({Finish}, {Finish, UsageReport})
-_FINISH: dict[str, FinishReason] = {"length": "length", "tool_calls": "tool_calls", "content_filter": "content_filter"}
+# Of all formats; the others are "stop".
+_FINISH: dict[str, FinishReason] = {
+    "length": "length",
+    "max_tokens": "length",
+    "tool_calls": "tool_calls",
+    "tool_use": "tool_calls",
+    "content_filter": "content_filter",
+    "refusal": "content_filter",
+}
+_PREPARE: dict[WireFormat, Prepare] = {
+    WireFormat.OPENAI_CHAT: scan.prepare,
+    WireFormat.ANTHROPIC: scan_anthropic.prepare,
+    WireFormat.OLLAMA: scan_ollama.prepare,
+}
+# As a server answers whom it does not understand.
+_NOT_UNDERSTOOD = frozenset({400, 404, 405, 422, 501})
 
 
 def event_lane(
@@ -118,42 +138,43 @@ async def raw_lane(
     model: Model,
     request: ChatRequest,
     max_tokens: int | None = None,
+    window: int = 0,
 ) -> AsyncGenerator[Event, None]:
     """Forward the client's bytes with their few named edits, and the answer's bytes back.
 
-    ``RawHead`` comes with the first byte of the answer, so everything before it may still fail over.
+    ``RawHead`` comes with the first byte of the answer, so everything before it may still fail over. ``window``:
+    tokens, for servers that are told.
     """
     assert request.raw is not None
-    peek = openai_chat.peek(request.raw.body)
-    ask_usage = bool(peek.stream) and not peek.include_usage
-    body = _edited(backend, model, request.raw.body, max_tokens, ask_usage=ask_usage)
-    url = client.request_url(endpoint.url, backend.chat_path(endpoint))
+    spoken = request.raw.format
+    edits = _edits(backend, model, len(request.raw.body), max_tokens, window)
+    body, scanner = _PREPARE[spoken](request.raw.body, edits)
+    url = client.request_url(endpoint.url, backend.native_path(endpoint, spoken))
     headers = base.auth_headers(backend, endpoint) | {"Content-Type": "application/json"}
-    scanner = openai_chat.Scanner(strip_usage=ask_usage, stream=bool(peek.stream))
     async with client.stream(
         "POST", url, body=body, headers=headers, limits=endpoint.limits, endpoint=endpoint.name
     ) as reply:
         await _raise_refusal(backend, endpoint, reply)
-        if not peek.stream:
+        if not scanner.stream:
             whole = scanner.feed(await reply.read_all(WHOLE_ANSWER_BYTES))
             if problem := _problem(backend, endpoint, whole, answered=scanner.answered):
                 raise problem
             yield RawHead(200, "application/json")
             yield RawChunk(whole)
         else:
-            _require_stream(reply, endpoint)
+            _require_stream(reply, endpoint, scanner.content_type)
             begun, held = False, b""
             try:
                 async for data in reply.chunks(empty=True):
                     held += scanner.feed(data)
                     if scanner.done:
                         reply.expect_end()
-                    if not held or (not begun and not _begins(held, earnest=backend.silent_overflow)):
+                    if not held or (not begun and not _begins(scanner, held, earnest=backend.silent_overflow)):
                         continue
                     if not begun:
                         begun = True
                         reply.begin()
-                        yield RawHead(200, "text/event-stream; charset=utf-8")
+                        yield RawHead(200, scanner.content_type)
                     _see_whether_it_moves(reply, held)
                     yield RawChunk(held)
                     held = b""
@@ -164,16 +185,37 @@ async def raw_lane(
                 _raise_unless(scanner.done or bool(scanner.finish), error, backend, endpoint, begun)
             if not begun:
                 raise _nothing_said(backend, endpoint, held, ended=scanner.done or bool(scanner.finish))
-        if peek.stream and not scanner.done and not scanner.finish:
+        if scanner.stream and not scanner.done and not scanner.finish:
             raise StreamBrokenError(f"{endpoint.name} ended its answer without an end mark", endpoint=endpoint.name)
     if scanner.usage is not None:
         yield UsageReport(scanner.usage)
     yield Finish(_FINISH.get(scanner.finish, "stop"))
 
 
-def _require_stream(reply: StreamReply, endpoint: Endpoint) -> None:
+async def native_lane(
+    raw: AsyncGenerator[Event, None], translated: Callable[[], AsyncGenerator[Event, None]]
+) -> AsyncGenerator[Event, None]:
+    """The raw lane in a format that is not the server's first, or the other lane where it does not understand it.
+
+    What a server has of such a format depends on its version, and some are stricter in it than clients are.
+    """
+    try:
+        async with aclosing(raw) as events:
+            async for event in events:
+                yield event
+    except RequestRefusedError as error:
+        if error.status and error.status not in _NOT_UNDERSTOOD:
+            raise
+    else:
+        return
+    async with aclosing(translated()) as events:
+        async for event in events:
+            yield event
+
+
+def _require_stream(reply: StreamReply, endpoint: Endpoint, wanted: str) -> None:
     kind = reply.headers.get("content-type", "")
-    if "json" in kind or "html" in kind:
+    if ("json" in kind or "html" in kind) and not kind.startswith(wanted):
         # An agent that asked for a stream must never be handed JSON (facts/agents.md, 4b: it loops for ever).
         raise NonsenseError(f"{endpoint.name} answered a stream request with {kind}", endpoint=endpoint.name)
 
@@ -209,12 +251,10 @@ def _rendered(backend: Backend, request: ChatRequest, model: Model, window: int)
     return body
 
 
-def _edited(backend: Backend, model: Model, sent: bytes, max_tokens: int | None, *, ask_usage: bool) -> bytes:
-    if room := _room(backend, model.window, len(sent)):
-        max_tokens = min(max_tokens or room, room)
-    return openai_chat.edit_request(
-        sent, model=model.id, max_tokens=max_tokens, name_limit=bool(room), ask_usage=ask_usage
-    )
+def _edits(backend: Backend, model: Model, sent: int, max_tokens: int | None, window: int) -> Edits:
+    room = _room(backend, model.window, sent)
+    most = min(max_tokens or room, room) if room else max_tokens
+    return Edits(model.id + model.sent_suffix, most, bool(room), backend.told_window(model, window))
 
 
 def _problem(backend: Backend, endpoint: Endpoint, body: bytes, *, answered: bool) -> BackendError | None:
@@ -245,10 +285,10 @@ def _room(backend: Backend, window: int, sent: int) -> int:
     return max(min(backend.answer_limit, window // 4), window - sent // 3)
 
 
-def _begins(held: bytes, *, earnest: bool) -> bool:
+def _begins(scanner: Scanner, held: bytes, *, earnest: bool) -> bool:
     """Whether an answer has begun: with an event, and ``earnest`` with a word. One that goes on without is handed on
     all the same."""
-    return len(held) > ERROR_BYTES or bool(_WORD.search(held) if earnest else b"data:" in held)
+    return len(held) > ERROR_BYTES or (bool(_WORD.search(held)) if earnest else scanner.begins(held))
 
 
 def _see_whether_it_moves(reply: StreamReply, passing: bytes) -> None:

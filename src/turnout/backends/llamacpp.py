@@ -18,7 +18,7 @@ from turnout.backends import base
 from turnout.backends.base import Identity, Inspection, Told, dict_of, int_of, json_object, rows, text_of
 from turnout.backends.openai_compatible import OpenAICompatible, meta_of
 from turnout.errors import ServerFailedError, UnknownModelError
-from turnout.types import ChatRequest, Details, Endpoint, Health, Json, Limits, Model
+from turnout.types import ChatRequest, Details, Endpoint, Health, Json, Limits, Model, WireFormat
 from turnout.wire import openai_chat, openai_text
 from turnout.wire.base import Completion, Lines
 
@@ -48,6 +48,7 @@ class LlamaCpp(OpenAICompatible):
     kind = "llamacpp"
     title = "llama.cpp"
     default_urls = ("http://127.0.0.1:8080",)
+    native = frozenset({WireFormat.OPENAI_CHAT, WireFormat.ANTHROPIC})
     key_headers = ("Authorization", "X-Api-Key")
     probes = ("/v1/models", "/tools")
     reranks = True

@@ -54,6 +54,8 @@ class Ollama(Backend):
     default_slots = 1
     takes_window = True
     wire = WireFormat.OLLAMA
+    # Its Anthropic and OpenAI routes can neither be told a window nor be kept from dropping messages without a word.
+    native = frozenset({WireFormat.OLLAMA})
     from_root = True
     probes = ("/", "/api/version", "/api/status", "/api/tags")
 
@@ -121,6 +123,10 @@ class Ollama(Backend):
     def chat_path(self, endpoint: Endpoint) -> str:
         """The native chat."""
         return endpoint.chat_path or "/api/chat"
+
+    def told_window(self, model: Model, window: int) -> int | None:
+        """``num_ctx``."""
+        return _num_ctx(model, window)
 
     def render(self, request: ChatRequest, model: Model, window: int) -> bytes:
         """``num_ctx`` is the same in every request to a model: a changing one reloads it. An effort is for models that

@@ -31,6 +31,7 @@ class OpenAICompatible(Backend):
     kind = "openai"
     title = "OpenAI-compatible server"
     wire = WireFormat.OPENAI_CHAT
+    native = frozenset({WireFormat.OPENAI_CHAT})
     probes: tuple[str, ...] = ("/v1/models",)
     fills = False
     reranks = False
@@ -54,6 +55,10 @@ class OpenAICompatible(Backend):
         """Where chat goes."""
         default = "/chat/completions" if endpoint.url.endswith("/v1") else "/v1/chat/completions"
         return endpoint.chat_path or default
+
+    def native_path(self, endpoint: Endpoint, spoken: WireFormat) -> str:
+        """Anthropic's path stands beside the protocol's own."""
+        return self.beside(endpoint, "messages") if spoken is WireFormat.ANTHROPIC else self.chat_path(endpoint)
 
     async def inspect(self, client: HttpClient, endpoint: Endpoint, timeout: float) -> Inspection:
         """The model list is the health check."""

@@ -12,7 +12,7 @@ from turnout.backends import base
 from turnout.backends.base import Identity, Inspection, first_owner, json_object, replied, text_of
 from turnout.backends.openai_compatible import OpenAICompatible, tokenized
 from turnout.errors import BackendError
-from turnout.types import ChatRequest, Endpoint, Health, Model
+from turnout.types import ChatRequest, Endpoint, Health, Model, WireFormat
 
 if TYPE_CHECKING:
     from turnout.guard.network import HttpClient, Reply
@@ -32,6 +32,7 @@ class Vllm(OpenAICompatible):
     kind = "vllm"
     title = "vLLM"
     default_urls = ("http://127.0.0.1:8000",)
+    native = frozenset({WireFormat.OPENAI_CHAT, WireFormat.ANTHROPIC})
     probes = ("/v1/models", "/version")
     fills = True
     reranks = True
