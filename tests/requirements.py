@@ -48,6 +48,8 @@ HANDOFF = "test_handoff.py::"
 MODELS_GATE = "gateway/test_models.py::"
 OLLAMA_GATE = "gateway/test_ollama.py::"
 SIDE_GATE = "gateway/test_side.py::"
+NATIVE = "gateway/test_native.py::"
+PASSING = "wire/test_passing.py::"
 ALLOW = "guard/test_allow.py::"
 NET = "guard/test_network.py::"
 CONF = "test_config.py::"
@@ -1018,7 +1020,44 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
     (
         "GW-2",
         "the same format passes through",
-        by(GATE + "test_unknown_fields_survive_the_raw_lane", code="turnout.wire.scan:edit_request"),
+        by(
+            GATE + "test_unknown_fields_survive_the_raw_lane",
+            NATIVE + "test_bytes_go_up_with_the_named_edits_and_come_down_as_they_are",
+            NATIVE + "test_the_real_server_is_spoken_to_in_the_clients_format",
+            code=("turnout.backends.lanes:raw_lane", "turnout.backends.base:Backend.takes"),
+        ),
+    ),
+    (
+        "GW-2",
+        "changed by the closed table of named edits alone",
+        by(
+            PASSING + "test_what_nobody_knows_goes_up_byte_for_byte",
+            PASSING + "test_a_limit_is_named_for_servers_that_would_take_their_own",
+            code=(
+                "turnout.wire.scan:prepare",
+                "turnout.wire.scan_anthropic:prepare",
+                "turnout.wire.scan_ollama:prepare",
+            ),
+        ),
+    ),
+    (
+        "GW-2",
+        "prefix hygiene in the client's own bytes",
+        by(
+            PASSING + "test_bytes_are_tidied_as_messages_are",
+            PASSING + "test_system_messages_of_claude_code_join_the_leading_one_or_become_reminders",
+            NATIVE + "test_a_prompt_of_claude_code_goes_up_with_its_system_messages_where_templates_want_them",
+            code="turnout.wire.rows:tidied",
+        ),
+    ),
+    (
+        "GW-2",
+        "what a server does not speak well is translated",
+        by(
+            NATIVE + "test_servers_that_do_not_speak_it_well_are_asked_in_their_own_format",
+            NATIVE + "test_what_a_stricter_server_does_not_know_is_translated",
+            code="turnout.backends.lanes:native_lane",
+        ),
     ),
     (
         "GW-1",

@@ -77,15 +77,16 @@ def parse_request(body: bytes) -> ChatRequest:
         reasoning_effort=_EFFORT.get(as_text(wanted.get("effort")), ""),
         stream=base.flag_field(data, "stream"),
         extras=_extras(data),
-        raw=RawBody(WireFormat.ANTHROPIC, body) if _passes(rows, data.get("tools")) else None,
+        raw=RawBody(WireFormat.ANTHROPIC, body) if _passes(rows, data) else None,
     )
 
 
-def _passes(rows: Sequence[Mapping[str, Json]], tools: Json) -> bool:
-    """Whether the bytes may go to a server of this format: not with tools that nobody here runs, nor with a leading row
-    that belongs to ``system``, which hygiene takes for one that stands where it should."""
-    all_the_clients = all(_is_the_clients(row) for row in objects(tools, "tools"))
-    return all_the_clients and rows[0].get("role") != "system"
+def _passes(rows: Sequence[Mapping[str, Json]], data: Mapping[str, Json]) -> bool:
+    """Whether the bytes may go to a server of this format: not with tools that nobody here runs, nor with a schema that
+    a server may drop, nor with a leading row that belongs to ``system``, which hygiene takes for one in its place."""
+    all_the_clients = all(_is_the_clients(row) for row in objects(data.get("tools"), "tools"))
+    wants_form = bool(as_dict(data.get("output_config")).get("format"))
+    return all_the_clients and not wants_form and rows[0].get("role") != "system"
 
 
 def _form(wanted: Mapping[str, Json]) -> Mapping[str, Json] | None:
