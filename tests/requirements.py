@@ -422,7 +422,15 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         by(PARTS + "test_the_owners_rules", code="turnout.routing.classify:classify_task"),
     ),
     ("TASK-2", "the owner's rules", by(PARTS + "test_the_owners_rules", code="turnout.routing.classify:classify_task")),
-    ("TASK-3", "a better classifier", CHOICE),
+    (
+        "TASK-3",
+        "a classifier that ships and needs no library",
+        by(
+            "routing/test_classifier.py::test_plain_cases",
+            "routing/test_classifier.py::test_what_is_pasted_and_how_it_is_wrapped_decides_nothing",
+            code="turnout.routing.classifier:Classifier.classify",
+        ),
+    ),
     (
         "SEL-1",
         "the owner's models are in the table",
@@ -1190,7 +1198,20 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
             code="turnout.gateway.completions:list_models",
         ),
     ),
-    ("PRICE-1", "expected seconds", CHOICE),
+    (
+        "PRICE-1",
+        "queue, load, prefill of what is not cached, decode, and the harm to others",
+        by(
+            "routing/test_price.py::test_the_parts",
+            "routing/test_price.py::test_what_others_lose_is_counted",
+            code="turnout.routing.price:price",
+        ),
+    ),
+    (
+        "PRICE-1",
+        "the choice weighs quality against the time",
+        by("routing/test_price.py::test_a_policy_weighs_time_against_quality", code="turnout.routing.price:value"),
+    ),
     ("PRICE-2", "prefix hygiene", GATEWAY),
     ("PRICE-3", "admission", GATEWAY),
     ("PROOF-1", "turnout prove", AIRGAP),

@@ -26,15 +26,16 @@ if TYPE_CHECKING:
     )
     from turnout.fleet.agents import detect_coding_agent, get_agent_specific_config
     from turnout.fleet.host import detect_os
+    from turnout.routing.classifier import ClassificationResult
     from turnout.routing.classify import classify_task
     from turnout.routing.select import select_model
-    from turnout.types import ClassificationResult, ExecutionResult, FallbackLevel, TaskCategory
+    from turnout.types import ExecutionResult, FallbackLevel, TaskCategory
 
 __version__ = "0.1.0"
 
 _HOME = {
     "AuditError": "errors",
-    "ClassificationResult": "types",
+    "ClassificationResult": "routing.classifier",
     "ConfigError": "errors",
     "ExecutionResult": "types",
     "FallbackLevel": "types",

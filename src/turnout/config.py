@@ -152,8 +152,19 @@ class RoutingConfig(Section, frozen=True, kw_only=True):
     """How a model is chosen for a category that has no ``task_routing``."""
 
     policy: Annotated[
-        Literal["lists", "best"], Meta(description="`best`: by score. `lists`: by the shipped lists, then by score.")
-    ] = "best"
+        Literal["balanced", "best", "fast", "lists"],
+        Meta(
+            description="`balanced`: the score against the seconds that an answer is expected to take. `fast`: the "
+            "seconds count four times as much. `best`: by score. `lists`: by the shipped lists, then by score."
+        ),
+    ] = "balanced"
+    classification: Annotated[
+        Literal["learned", "rules"],
+        Meta(
+            description="How the kind of work of a query is found out. `learned`: by the classifier that ships "
+            "(docs/classifier.md). `rules`: by the owner's patterns and weighted words."
+        ),
+    ] = "learned"
     models_file: Annotated[
         str | None,
         Meta(description="Your own capability table, added to the shipped one. Relative to the configuration file."),

@@ -43,7 +43,6 @@ CUT_SHARE, CUT_SHARE_UNSURE, LEAST_CUT, ALIKE = 0.7, 0.5, 256, 0.8
 SURE = 0.08  # a margin: our counts of this model are good
 LEAST_LEARNED = 1024  # tokens
 # What a cache gave may look like speed: where a server does not tell, no more than this is believed.
-BELIEVED_PREFILL, LEAST_PREFILL = 500.0, 200  # tokens a second, tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,16 +325,12 @@ class Fitter:
             if fit is not None and 0 < fit.least < candidate.window:
                 self._fleet.learn_window(candidate.endpoint, candidate.model, fit.least)
 
-    def answered(
-        self, candidate: Candidate, request: ChatRequest, fit: Fit, usage: Usage, seconds: float
-    ) -> Notice | None:
+    def answered(self, candidate: Candidate, request: ChatRequest, fit: Fit, usage: Usage) -> Notice | None:
         """Learn from an answer; what its reader must know of it.
 
         Args:
             usage: as the server reported it; zeros when it did not.
-            seconds: until the answer began.
         """
-        self._learn_speed(candidate, usage, seconds)
         total = usage.prompt_tokens + usage.completion_tokens
         if candidate.window_source in ("guessed", "learned") and total > candidate.window:
             self._fleet.learn_window(candidate.endpoint, candidate.model, total)
@@ -349,21 +344,6 @@ class Fitter:
             self._fleet.learn_window(candidate.endpoint, candidate.model, max(before, total))
         read = f"{candidate.label} read {usage.prompt_tokens:,} of about {fit.estimate:,} tokens"
         return Notice("truncated", f"{read}: it has cut the prompt, or leaves out what it had cached")
-
-    def _learn_speed(self, candidate: Candidate, usage: Usage, seconds: float) -> None:
-        learned, model = self._fleet.learned, candidate.model
-        fresh = usage.prompt_tokens - usage.cached_tokens
-        if seconds <= 0.0:
-            return
-        last = learned.speed(candidate.endpoint, model)
-        if model.resident is False:
-            load = seconds - (fresh / last.prefill if last.prefill else 0.0)
-            learned.learn_speed(candidate.endpoint, model, load=max(load, 0.1))
-        elif fresh >= LEAST_PREFILL:
-            rate = fresh / seconds
-            if not usage.cached_tokens:
-                rate = min(rate, last.prefill or BELIEVED_PREFILL)
-            learned.learn_speed(candidate.endpoint, model, prefill=rate)
 
 
 def _talk(request: ChatRequest, candidate: Candidate) -> bytes:

@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from turnout.errors import UsageError
+from turnout.routing.classifier import ClassificationResult
 from turnout.routing.classify import classify_task
 from turnout.types import (
     VIRTUAL_MODELS,
     ChatRequest,
-    ClassificationResult,
     Image,
     Message,
     TaskCategory,
@@ -61,16 +61,15 @@ def check(request: ChatRequest) -> None:
         )
 
 
-def classify(request: ChatRequest) -> ClassificationResult | None:
-    """The kind of work; None when an exact model was asked for, which needs no decision."""
-    if request.category is not None:
-        return replace(classify_task(request.last_user_text), category=request.category, evidence=("asked for",))
-    if request.model and request.model not in VIRTUAL_MODELS:
+def classify(request: ChatRequest, policy: str) -> ClassificationResult | None:
+    """The kind of work by a policy of ``classify_task``; None when an exact model was asked for: nothing is decided."""
+    if request.category is None and request.model and request.model not in VIRTUAL_MODELS:
         return None
-    if request.model in tuple(TaskCategory):
+    found = classify_task(request.last_user_text, policy)
+    category = request.category
+    if category is None and request.model in tuple(TaskCategory):
         category = TaskCategory(request.model)
-        return replace(classify_task(request.last_user_text), category=category, evidence=("asked for",))
-    return classify_task(request.last_user_text)
+    return found if category is None else replace(found, category=category, evidence=("asked for",))
 
 
 def enrich(request: ChatRequest, context: CodeContext | None, style: str) -> ChatRequest:

@@ -44,6 +44,7 @@ from turnout.request import answer_room, capabilities_of, check, classify, enric
 from turnout.residency import the_one, unload, warm
 from turnout.routing.advice import BUNDLED, what_to_check
 from turnout.routing.capabilities import CapabilityTable
+from turnout.routing.classifier import ClassificationResult
 from turnout.routing.classify import classify_task
 from turnout.routing.fallback import LOADING_WAIT, RetryBudget, after_error, plan_attempts, sooner
 from turnout.routing.patience import first_byte_limit
@@ -57,7 +58,6 @@ from turnout.types import (
     AttemptRecord,
     Candidate,
     ChatRequest,
-    ClassificationResult,
     Endpoint,
     Event,
     FallbackLevel,
@@ -212,7 +212,7 @@ class Router:
                 request = replace(request, model=name)
             self._check(request, principal)
             request = tidy(request) if request.own_history else request
-            run.task = classify(request)
+            run.task = classify(request, self._config.routing.classification)
             if not self.catalog.serving:
                 await self.fleet.refresh(whole=False)  # a server may have been started a moment ago
             if self._only_loading():
@@ -224,8 +224,7 @@ class Router:
             context = await self._gather(request, run.task, principal)
             request = enrich(request, context, self._agent(request).context_format)
             selection = self._select(request, run.task, principal)
-            category = run.task.category if run.task else None
-            selection, run.place = self._placement.order(request, principal.id, selection, category)
+            selection, run.place = self._placement.order(request, principal.id, selection, run.task)
             for notice in self._notices(request, run.task, context):
                 yield notice
             async with aclosing(self._in_pieces(request, self._execute(run, request, selection))) as events:
@@ -249,11 +248,11 @@ class Router:
             UsageError, NoServiceError, NoSuitableModelError: as ``route``.
         """
         check(request)
-        task = classify(request)
+        task = classify(request, self._config.routing.classification)
         context = await self._gather(request, task, LOCAL)
         request = enrich(request, context, self._agent(request).context_format)
-        selection = self._select(request, task, LOCAL)
-        why = not_gathered_because(self._config.serena, request, task) or "the workspace could not be read in time"
+        selection, _ = self._placement.order(request, LOCAL.id, self._select(request, task, LOCAL), task)
+        why = self._not_gathered(request, task) or "the workspace could not be read in time"
         note = f"{context.provider}: {context.note}" if context else f"none: {why}"
         plan = self._plan(request, selection)
         if not selection.ranked:
@@ -269,20 +268,19 @@ class Router:
         """
         asked = replace(request, model=self.name_behind(request.model))
         self._check(asked, principal)
-        asked, task = tidy(asked), classify(asked)
+        asked, task = tidy(asked), classify(asked, self._config.routing.classification)
         if not self.catalog.serving:
             await self.fleet.refresh(whole=False)
         if task is None:
             self.meant(asked.model, principal)
         await self._wait_for_answers(asked, task, principal)
-        category = task.category if task else None
-        selection, _ = self._placement.order(asked, principal.id, self._select(asked, task, principal), category)
+        selection, _ = self._placement.order(asked, principal.id, self._select(asked, task, principal), task)
         candidate = (selection.ranked or selection.too_small)[0].candidate
         self.note("access", principal=principal.id, service=f"tokens of a prompt: {candidate.label}")
         tokens, exact = await self._fitter.tokens_of(asked, candidate)
         reason = "counted by the server" if exact else "estimated: the server has not counted"
         route = route_to(candidate, new_id(), request.model, reason)
-        return tokens, replace(route, category=category, prompt_tokens=tokens)
+        return tokens, replace(route, category=task.category if task else None, prompt_tokens=tokens)
 
     async def _require_one_that_fits(self, request: ChatRequest, plan: Sequence[Attempt]) -> None:
         refused: ContextOverflowError | None = None
@@ -321,14 +319,16 @@ class Router:
 
             check_session_id(request.session_id)  # now, not when the answer is there to be kept
 
+    def _not_gathered(self, request: ChatRequest, task: ClassificationResult | None) -> str:
+        return not_gathered_because(self._config.serena, request, task.needs_code_context if task else None)
+
     async def _gather(
         self, request: ChatRequest, task: ClassificationResult | None, principal: Principal
     ) -> CodeContext | None:
-        if not_gathered_because(self._config.serena, request, task):
+        if self._not_gathered(request, task):
             return None
-        query = request.last_user_text
-        category = task.category if task else classify_task(query).category
-        room = self._code_room(request, task, principal)
+        query, room = request.last_user_text, self._code_room(request, task, principal)
+        category = (task or classify_task(query, self._config.routing.classification)).category
         return await self._code.gather(query, category, request.file_context, Path(request.workspace), room)
 
     def _code_room(self, request: ChatRequest, task: ClassificationResult | None, principal: Principal) -> int:
@@ -443,17 +443,18 @@ class Router:
         """Ask one candidate. The first event is the head of its answer: from there on nothing is tried again."""
         attempt = await self._fitter.settled(attempt)
         candidate, tenant = attempt.candidate, run.principal.id
-        fit, usage, first = None, Usage(), 0.0
+        fit, usage, first, reading = None, Usage(), 0.0, 0
         aside = self._placement.is_aside(request, tenant)
         try:
             BY_KIND[candidate.endpoint.kind].check(request, candidate.endpoint)
             async with self._placement.admitted(candidate, aside=aside, patience=until - time.monotonic()):
-                began = time.monotonic()
+                began, reading = time.monotonic(), self._placement.sent(candidate, attempt.reads)
                 fit = await self._fitter.fit(request, attempt, run.refusals, tenant)
                 async with aclosing(self._lane(request, candidate, fit, until - began)) as events:
                     async for event in events:
                         if not first:
                             first = time.monotonic() - began
+                            self._placement.begun(candidate, reading)
                             for head in self._heads(run, request, attempt, fit, began):
                                 yield head
                         if isinstance(event, UsageReport):
@@ -462,10 +463,12 @@ class Router:
         except BackendError as error:
             self._fitter.refused(candidate, request, error, fit, run.refusals)
             raise
+        finally:
+            self._placement.begun(candidate, reading)
         if usage == Usage():
             yield UsageReport(self._fitter.estimated(request, candidate, fit, "".join(run.text)))
-        self._placement.answered(run.place, candidate, usage.prompt_tokens or fit.estimate, first)
-        if cut := self._fitter.answered(candidate, request, fit, usage, first):
+        self._placement.answered(run.place, candidate, usage, fit.estimate, first, time.monotonic() - began)
+        if cut := self._fitter.answered(candidate, request, fit, usage):
             log.warning("%s", cut.text)
             yield cut
 
@@ -502,6 +505,7 @@ class Router:
             prompt_tokens=fit.estimate,
             attempts=tuple(run.attempts),
             compacted=fitted.changed,
+            expected=attempt.expected,
         )
         heads: list[Event] = [Started(route)]
         if fitted.changed:

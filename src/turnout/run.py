@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 
 from turnout.errors import EndpointLoadingError
 from turnout.fitting import Refusals
+from turnout.routing.classifier import ClassificationResult
 from turnout.routing.select import Selection
 from turnout.types import (
     Attempt,
     AttemptRecord,
     ChatRequest,
-    ClassificationResult,
     Event,
     Notice,
     Principal,

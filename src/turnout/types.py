@@ -461,6 +461,8 @@ class Candidate:
         scores: 0 to 100 per category.
         score_source: where the scores come from, or ``estimate: ...``.
         evicts: the pinned model that loading this one may push out, or "".
+        active: billions of parameters that a token passes, 0 when nobody knows.
+        bytes, read_bytes: of its weights, and of those that are read for a token of an answer; 0 when nobody knows.
     """
 
     endpoint: Endpoint
@@ -471,6 +473,9 @@ class Candidate:
     scores: Mapping[TaskCategory, float]
     score_source: str = ""
     evicts: str = ""
+    active: float = 0.0
+    bytes: float = 0.0
+    read_bytes: float = 0.0
 
     @property
     def label(self) -> str:
@@ -492,6 +497,8 @@ class Attempt:
         waited: seconds waited before its earlier tries.
         retry: the same failed here before, and trying it again counts against the budget of retries.
         reason: why it is in the plan, for ``explain``.
+        expected, reads: seconds that all of it should take, and its load and the reading of its prompt; 0.0 when
+            that was not priced.
     """
 
     level: FallbackLevel
@@ -503,6 +510,8 @@ class Attempt:
     waited: float = 0.0
     retry: bool = False
     reason: str = ""
+    expected: float = 0.0
+    reads: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -524,25 +533,6 @@ class AttemptRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class ClassificationResult:
-    """What kind of work a query is (SPEC TASK-1).
-
-    Attributes:
-        category: the kind of work.
-        confidence: 0 to 1.
-        evidence: the rules or features that decided, for people.
-        needs_code_context: answering well needs the user's workspace.
-        scores: the raw score of every category.
-    """
-
-    category: TaskCategory
-    confidence: float
-    evidence: tuple[str, ...] = ()
-    needs_code_context: bool = False
-    scores: Mapping[TaskCategory, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
 class Route:
     """Which way a request went.
 
@@ -559,6 +549,7 @@ class Route:
         attempts: what was tried, the last one being this.
         reason: one sentence for people.
         compacted: less was sent than the client has.
+        expected: seconds that all of it was expected to take; 0.0 when that was not priced.
     """
 
     request_id: str
@@ -575,6 +566,7 @@ class Route:
     attempts: tuple[AttemptRecord, ...] = ()
     reason: str = ""
     compacted: bool = False
+    expected: float = 0.0
 
 
 Event: TypeAlias = (

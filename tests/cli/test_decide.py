@@ -30,7 +30,7 @@ async def test_explain_names_every_candidate_and_runs_nothing(fakes: Fakes) -> N
     result = await run_beside("explain", "Write a function", stdin=b"")
     assert result.exit_code == 0, result.stderr
     assert "task: coding, confidence" in result.stdout
-    assert "policy: best" in result.stdout
+    assert "policy: balanced" in result.stdout
     table = [line.split("\t") for line in result.stdout.splitlines() if "\t" in line]
     assert table[0] == ["decision", "model", "service", "level", "window", "reason"]
     rows = {row[1]: row for row in table[1:]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from turnout.context.calibration import SIZE, prior, to_json
-from turnout.fleet.learned import MAX_ENTRIES, WINDOW_HOLDS, Learned, LearnedWindow, Speed
+from turnout.fleet.learned import MAX_ENTRIES, WINDOW_HOLDS, Hardware, Learned, LearnedWindow, Speed
 from turnout.types import Endpoint, Model
 
 BOX = Endpoint("box", "openai", "http://127.0.0.1:1")
@@ -70,9 +71,28 @@ def test_speed_follows_what_is_seen_smoothly() -> None:
     learned = Learned()
     learned.learn_speed(BOX, HIDDEN, prefill=100.0)
     learned.learn_speed(BOX, HIDDEN, load=5.0)
-    assert learned.speed(BOX, HIDDEN) == Speed(100.0, 5.0)
-    learned.learn_speed(BOX, HIDDEN, prefill=200.0)
-    assert learned.speed(BOX, HIDDEN).prefill == pytest.approx(130.0)
+    assert learned.speed(BOX, HIDDEN) == Speed(100.0, 5.0, seen=2)
+    learned.learn_speed(BOX, HIDDEN, prefill=800.0)
+    assert learned.speed(BOX, HIDDEN).prefill == pytest.approx(100 * 4 ** (1 / 3)), (
+        "the third, and so far off that it counts as four times"
+    )
+    for _ in range(30):
+        learned.learn_speed(BOX, HIDDEN, prefill=400.0)
+    assert learned.speed(BOX, HIDDEN).prefill == pytest.approx(400.0, rel=0.05)
+    learned.learn_speed(BOX, HIDDEN, prefill=4.0)
+    assert learned.speed(BOX, HIDDEN).prefill > 250.0, "one that is far off says little"
+    for odd in (math.nan, math.inf, -1.0):
+        learned.learn_speed(BOX, HIDDEN, prefill=odd, load=odd, decode=odd)
+    assert learned.speed(BOX, HIDDEN).prefill > 250.0
+
+
+@pytest.mark.parametrize("speed", ['{"prefill": -5}', '{"prefill": 1e300}', '{"decode": 1e-300}', '{"load": -0.1}'])
+def test_speeds_that_cannot_be_are_not_read(tmp_path: Path, speed: str) -> None:
+    (tmp_path / "learned.json").write_text(
+        f'{{"speeds": {{"http://127.0.0.1:1\\nm": {speed}}}, "hardware": {{"http://127.0.0.1:1": {{"compute": -1}}}}}}'
+    )
+    learned = Learned(tmp_path / "learned.json")
+    assert (learned.speed(BOX, HIDDEN), learned.hardware(BOX)) == (Speed(), Hardware())
 
 
 def test_two_processes_keep_what_each_has_learned(tmp_path: Path) -> None:
@@ -160,4 +180,5 @@ async def test_what_is_learned_while_it_is_saved_is_saved_the_next_time(tmp_path
 
 def test_the_file_holds_names_numbers_and_times_alone() -> None:
     assert LearnedWindow.__struct_fields__ == ("tokens", "at", "claimed")
-    assert Speed.__struct_fields__ == ("prefill", "load")
+    assert Speed.__struct_fields__ == ("prefill", "load", "decode", "seen")
+    assert Hardware.__struct_fields__ == ("compute", "bandwidth", "disk")

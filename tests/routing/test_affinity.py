@@ -32,7 +32,10 @@ KEY = b"k"
 
 
 def order(affinity: Affinity, *candidates: Ranked, in_loop: bool = False) -> str:
-    return affinity.order(KEY, candidates, CODING, in_loop=in_loop)[0].candidate.endpoint.name
+    def worth(it: Ranked) -> float:
+        return it.candidate.scores[CODING]
+
+    return affinity.order(KEY, candidates, worth, in_loop=in_loop)[0].candidate.endpoint.name
 
 
 def at(place: Ranked, clock: list[float] | None = None) -> Affinity:

@@ -26,7 +26,7 @@ def test_a_long_prompt_is_given_the_time_to_read_it() -> None:
     slow = first_byte_limit(candidate(), 30_000, Speed(prefill=20.0), 0)
     fast = first_byte_limit(candidate(), 30_000, Speed(prefill=2000.0), 0)
     assert slow == MOST
-    assert fast == pytest.approx(MARGIN * 15)
+    assert fast == pytest.approx(MARGIN * 60), "what is faster may have come from a cache"
     assert first_byte_limit(candidate(), 30_000, Speed(), 0) > fast
 
 

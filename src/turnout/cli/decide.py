@@ -12,23 +12,36 @@ from turnout.cli.request import Given, build_request, read_query, request_option
 
 if TYPE_CHECKING:
     from turnout.config import LoadedConfig
+    from turnout.routing.classifier import ClassificationResult
+    from turnout.routing.price import Price
     from turnout.run import Explanation
-    from turnout.types import Attempt, Candidate, ChatRequest, ClassificationResult, Json
+    from turnout.types import Attempt, Candidate, ChatRequest, Json
 
 
 @click.command()
 @click.argument("query", required=False)
+@click.option("--explain", is_flag=True, help="Show what was read as the request, too.")
 @json_option
-def classify(query: str | None, as_json: bool) -> None:
-    """Show what kind of work a question is.
+@click.pass_obj
+def classify(config_file: str | None, query: str | None, explain: bool, as_json: bool) -> None:
+    """Show what kind of work a question is, and what spoke for it.
 
-    QUERY is the question; `-`, or no QUERY, reads it from standard input.
+    QUERY is the question; `-`, or no QUERY, reads it from standard input. Code, logs and files that are pasted under it
+    are not what decides: --explain shows what is left without them.
     """
     from turnout.routing.classify import classify_task
+    from turnout.routing.features import request_of
 
-    task = classify_task(read_query(query))
+    asked, policy = read_query(query), loaded_config(config_file).config.routing.classification
+    task = classify_task(asked, policy)
+    request, code, log = request_of(asked)
     if as_json:
-        print_json(_task_fields(task))
+        read: dict[str, Json] = {"request": request, "lines_of_code": code, "lines_of_log": log} if explain else {}
+        print_json({"policy": policy, **_task_fields(task), **read})
+        return
+    if explain:
+        rows = [("request", request), ("lines of code", str(code)), ("lines of log", str(log)), ("policy", policy)]
+        table(("property", "value"), [*_task_rows(task), *rows])
         return
     table(("property", "value"), _task_rows(task))
 
@@ -55,8 +68,24 @@ def explain(config_file: str | None, as_json: bool, **given: Unpack[Given]) -> N
     click.echo(f"code context: {cell(explanation.context_note)}")
     click.echo(f"prompt: about {explanation.prompt_tokens} tokens")
     click.echo(f"policy: {cell(explanation.selection.policy)}")
-    columns = ("decision", "model", "service", "level", "window", "reason")
-    table(columns, [_row(*d) for d in decisions], brief=[_row(*d, brief=True) for d in decisions])
+    columns = (
+        "decision",
+        "model",
+        "service",
+        "level",
+        "window",
+        "seconds",
+        "queue",
+        "load",
+        "read",
+        "write",
+        "harm",
+        "reason",
+    )
+    prices = {id(ranked.candidate): ranked.price for ranked in explanation.selection.ranked}
+    rows = [(*_row(*d), *_price_cells(prices.get(id(d[1]))), d[3]) for d in decisions]
+    brief = [(*_row(*d, brief=True), *_price_cells(prices.get(id(d[1]))), d[3]) for d in decisions]
+    table(columns, rows, brief=brief, spare=("harm", "queue", "load", "read", "write"))
 
 
 async def _explain(loaded: LoadedConfig, request: ChatRequest) -> Explanation:
@@ -89,7 +118,16 @@ def _row(
     name = "" if brief or attempt is None else f" {attempt.level.name.lower().replace('_', ' ')}"
     level = f"{int(attempt.level)}{name}" if attempt else ""
     window = f"{candidate.window} ({candidate.window_source})"
-    return decision, candidate.model.id, candidate.endpoint.name, level, window, reason
+    return decision, candidate.model.id, candidate.endpoint.name, level, window
+
+
+def _price_cells(price: Price | None) -> tuple[str, ...]:
+    """All of it, then its parts: what is waited for before, for a load, while the prompt is read and the answer
+    written, and what others wait for longer."""
+    if price is None:
+        return ("",) * 6
+    parts = (price.seconds, price.queue, price.load, price.prefill, price.decode, price.harm)
+    return tuple(f"{value:.1f}" for value in parts)
 
 
 def _task_line(task: ClassificationResult | None) -> str:
@@ -104,6 +142,7 @@ def _task_rows(task: ClassificationResult) -> list[tuple[str, str]]:
         ("category", task.category.value),
         ("confidence", f"{task.confidence:.2f}"),
         ("needs code context", "yes" if task.needs_code_context else "no"),
+        ("difficulty", f"{task.difficulty:.2f}"),
         ("evidence", ", ".join(task.evidence)),
         *((f"score {category}", f"{score:.2f}") for category, score in task.scores.items()),
     ]
@@ -114,6 +153,7 @@ def _task_fields(task: ClassificationResult) -> dict[str, Json]:
         "category": task.category.value,
         "confidence": round(task.confidence, 4),
         "needs_code_context": task.needs_code_context,
+        "difficulty": round(task.difficulty, 4),
         "evidence": [*task.evidence],
         "scores": {category.value: round(score, 4) for category, score in task.scores.items()},
     }
@@ -123,6 +163,7 @@ def _explanation_fields(
     explanation: Explanation, decisions: list[tuple[str, Candidate, Attempt | None, str]]
 ) -> dict[str, Json]:
     task = explanation.classification
+    prices = {id(ranked.candidate): ranked.price for ranked in explanation.selection.ranked}
     return {
         "task": _task_fields(task) if task else None,
         "code_context": explanation.context_note,
@@ -138,8 +179,24 @@ def _explanation_fields(
                 "reduced_context": attempt.reduced if attempt else False,
                 "window": candidate.window,
                 "window_source": candidate.window_source,
+                "seconds": _price_fields(prices.get(id(candidate))),
                 "reason": reason,
             }
             for decision, candidate, attempt, reason in decisions
         ],
+    }
+
+
+def _price_fields(price: Price | None) -> Json:
+    """For ``--json``, in seconds; null where nothing was priced."""
+    if price is None:
+        return None
+    return {
+        "total": round(price.seconds, 3),
+        "queue": round(price.queue, 3),
+        "load": round(price.load, 3),
+        "prefill": round(price.prefill, 3),
+        "decode": round(price.decode, 3),
+        "harm": round(price.harm, 3),
+        "observed": price.observed,
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from turnout.config import SerenaConfig
-from turnout.types import ChatRequest, ClassificationResult, FileContext, TaskCategory
+from turnout.types import ChatRequest, FileContext, TaskCategory
 
 # The most tokens of code context, its largest share of the window, and what a token of code has at least in characters.
 MOST_TOKENS, WINDOW_SHARE, CHARS_PER_TOKEN = 6000, 0.25, 3
@@ -111,15 +111,16 @@ def room_for(window: int, left: int) -> int:
     return CHARS_PER_TOKEN * max(0, min(MOST_TOKENS, int(window * WINDOW_SHARE), left))
 
 
-def not_gathered_because(serena: SerenaConfig, request: ChatRequest, task: ClassificationResult | None) -> str:
-    """Why no code context is gathered, "" when it is: who names a file wants it read."""
+def not_gathered_because(serena: SerenaConfig, request: ChatRequest, needed: bool | None) -> str:
+    """Why no code context is gathered, "" when it is: who names a file wants it read. ``needed``: whether the question
+    needs it, None where nobody asked."""
     if not request.workspace:
         return "there is no workspace"
     if not serena.enabled or serena.priority == "off":
         return "it is switched off in the configuration"
     if request.file_context is not None:
         return ""
-    if task is None:
+    if needed is None:
         return "an exact model was asked for, and no file is named"
-    needed = task.needs_code_context or serena.priority != "on_demand"
-    return "" if needed else "the question does not need it"
+    wanted = needed or serena.priority != "on_demand"
+    return "" if wanted else "the question does not need it"

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +23,9 @@ from turnout.types import Endpoint, Model
 WINDOW_HOLDS = 24 * 3600.0  # seconds: a server that was started again may have another one
 # Tokens. A server that names more or fewer is wrong: nothing could be sent, or nothing would ever be too long.
 LEAST_WINDOW, MOST_WINDOW = 128, 100_000_000
-MAX_ENTRIES = {"windows": 2000, "speeds": 2000, "counts": 250}  # one of the last takes 14 kB
-SMOOTHING = 0.3  # the share of the newest observation
+MAX_ENTRIES = {"windows": 2000, "speeds": 2000, "counts": 250, "hardware": 1000}  # of counts one takes 14 kB
+SMOOTHING, MOST_SEEN = 0.25, 4  # the share of the newest observation, from the one on that it counts no more
+FAR = 4.0  # times
 UNCHANGED = 0.05  # what differs by less from what is known is no news
 SAVE_EVERY = 60.0  # seconds
 
@@ -44,10 +46,31 @@ class Speed(msgspec.Struct, frozen=True):
     Attributes:
         prefill: tokens of a prompt a second, those from a cache not counted.
         load: seconds until a model that was not loaded began to read.
+        decode: tokens of an answer a second.
+        seen: observations.
     """
 
     prefill: float = 0.0
     load: float = 0.0
+    decode: float = 0.0
+    seen: int = 0
+
+
+class Hardware(msgspec.Struct, frozen=True):
+    """What a server did with any model, 0.0 for what was not seen yet: a start for its other models.
+
+    Attributes:
+        compute: billions of active parameters times tokens of a prompt a second.
+        bandwidth: bytes of active weights times tokens of an answer a second.
+        disk: bytes loaded a second.
+    """
+
+    compute: float = 0.0
+    bandwidth: float = 0.0
+    disk: float = 0.0
+
+
+NOT_SEEN, NO_HARDWARE = Speed(), Hardware()
 
 
 class _Kept(msgspec.Struct):
@@ -56,6 +79,7 @@ class _Kept(msgspec.Struct):
     windows: dict[str, LearnedWindow] = {}
     speeds: dict[str, Speed] = {}
     counts: dict[str, object] = {}
+    hardware: dict[str, Hardware] = {}
 
 
 def believable(tokens: int) -> bool:
@@ -113,15 +137,40 @@ class Learned:
 
     def speed(self, endpoint: Endpoint, model: Model) -> Speed:
         """How fast it was."""
-        return self._kept.speeds.get(_key(endpoint, model), Speed())
+        return self._kept.speeds.get(_key(endpoint, model), NOT_SEEN)
 
-    def learn_speed(self, endpoint: Endpoint, model: Model, *, prefill: float = 0.0, load: float = 0.0) -> None:
+    def learn_speed(
+        self, endpoint: Endpoint, model: Model, *, prefill: float = 0.0, load: float = 0.0, decode: float = 0.0
+    ) -> None:
         """One observation, of what is not 0.0."""
         last = self.speed(endpoint, model)
-        if prefill and abs(prefill - last.prefill) < UNCHANGED * last.prefill and not load:
+        if last.seen >= MOST_SEEN and not _news((last.prefill, last.load, last.decode), (prefill, load, decode)):
             return
-        new = Speed(_smoothed(last.prefill, prefill), _smoothed(last.load, load))
+        new = Speed(
+            _smoothed(last.prefill, prefill, last.seen),
+            _smoothed(last.load, load, last.seen),
+            _smoothed(last.decode, decode, last.seen),
+            min(last.seen + 1, MOST_SEEN),
+        )
         self._write("speeds", _key(endpoint, model), new)
+
+    def hardware(self, endpoint: Endpoint) -> Hardware:
+        """What the server did with any of its models."""
+        return self._kept.hardware.get(endpoint.url, NO_HARDWARE)
+
+    def learn_hardware(
+        self, endpoint: Endpoint, *, compute: float = 0.0, bandwidth: float = 0.0, disk: float = 0.0
+    ) -> None:
+        """One observation, of what is not 0.0."""
+        last = self.hardware(endpoint)
+        if not _news((last.compute, last.bandwidth, last.disk), (compute, bandwidth, disk)):
+            return
+        new = Hardware(
+            _smoothed(last.compute, compute, MOST_SEEN),
+            _smoothed(last.bandwidth, bandwidth, MOST_SEEN),
+            _smoothed(last.disk, disk, MOST_SEEN),
+        )
+        self._write("hardware", endpoint.url, new)
 
     def counts(self, name: str) -> object:
         """What was learned of how a model's tokens count: what ``learn_counts`` was given, as JSON, or None."""
@@ -186,7 +235,7 @@ def _put(kept: _Kept, section: str, key: str, value: object) -> None:
 def _read(path: Path) -> _Kept:
     """The file; nothing when it is not there or damaged: all of it can be learned again."""
     try:
-        return msgspec.json.decode(read_file(path), type=_Kept)
+        return _believed(msgspec.json.decode(read_file(path), type=_Kept))
     except FileNotFoundError:
         return _Kept()
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -196,11 +245,32 @@ def _read(path: Path) -> _Kept:
         return _Kept()
 
 
+def _believed(kept: _Kept) -> _Kept:
+    kept.speeds = {key: speed for key, speed in kept.speeds.items() if _sane(speed)}
+    kept.hardware = {url: hardware for url, hardware in kept.hardware.items() if _sane(hardware)}
+    return kept
+
+
+def _sane(values: msgspec.Struct) -> bool:
+    """Whether numbers are such as can be observed: a damaged file must not make a server free, or endless."""
+    return all(value == 0 or 1e-6 < value < 1e18 for value in msgspec.structs.astuple(values))
+
+
 def _key(endpoint: Endpoint, model: Model) -> str:
     return f"{endpoint.url}\n{model.id}"
 
 
-def _smoothed(last: float, new: float) -> float:
-    if not new:
+def _news(known: Sequence[float], seen: Sequence[float]) -> bool:
+    """Whether an observation, 0.0 for none, differs from what is known."""
+    return any(new and not abs(new - old) <= UNCHANGED * old for old, new in zip(known, seen, strict=True))
+
+
+def _smoothed(last: float, new: float, seen: int) -> float:
+    """The average after one more observation: of the first few each counts alike, later ones fade; one that is far off
+    counts as if it were ``FAR`` times off, since a server that was busy with something else says little."""
+    if not new or not math.isfinite(new) or new < 0:
         return last
-    return new if not last else last + SMOOTHING * (new - last)
+    if not last:
+        return new
+    share = max(SMOOTHING, 1.0 / (seen + 1))
+    return float(last * (min(FAR, max(1.0 / FAR, new / last)) ** share))

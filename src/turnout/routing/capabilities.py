@@ -215,6 +215,15 @@ class CapabilityTable:
             model.capabilities or (row.capabilities if row else frozenset()),
         )
 
+    def weights_of(self, model: Model) -> tuple[float, float, float]:
+        """Billions of parameters that a token passes, bytes of all weights, and of those read for a token; each 0.0
+        where nobody knows."""
+        rating = self.rate(model)
+        active = rating.active or rating.params
+        bits = _bits(model.quantization or parse_model_name(model.id).quantization)
+        total = float(model.size) or rating.params * 1e9 * bits / 8
+        return active, total, total * active / rating.params if rating.params else total
+
     def memory_need_of(self, model: Model, window: int) -> int:
         """Bytes a served model needs with ``window`` tokens of context; its real size counts where the server tells."""
         rating = self.rate(model)

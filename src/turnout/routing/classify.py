@@ -1,15 +1,19 @@
-"""What kind of work a query is, by the owner's rules (SPEC TASK-1, TASK-2): patterns, weighted words, a default."""
+"""What kind of work a query is (SPEC TASK-1 to TASK-3): by what was learned, or by the owner's rules, which are
+patterns, weighted words and a default."""
 
 from __future__ import annotations
 
 import re
 from functools import lru_cache
+from hashlib import blake2b
 from importlib.resources import files
 
 import msgspec
 
-from turnout.types import ClassificationResult, TaskCategory
+from turnout.routing.classifier import ClassificationResult, shipped
+from turnout.types import TaskCategory
 
+MAX_REMEMBERED = 512
 PATTERN_SCORE, KEYWORD_FACTOR, LEAST_SCORE, DEFAULT_CONFIDENCE = 0.5, 0.5, 0.2, 0.5
 # What is asked stands at the beginning or the end; the middle of a long paste decides nothing.
 LOOKED_AT = 8192
@@ -40,14 +44,38 @@ def _words() -> re.Pattern[str]:
     return re.compile(r"\b(?:" + "|".join(map(re.escape, _rules().keyword_weights)) + r")\b")
 
 
-def classify_task(query: str) -> ClassificationResult:
-    """The kind of work, its confidence, and the rules that fired.
+def classify_task(query: str, policy: str = "learned") -> ClassificationResult:
+    """The kind of work of a query, with confidence and evidence.
 
-    A word counts once, as a whole word: "test" is no part of "latest".
+    Args:
+        query: what is asked.
+        policy: ``learned`` or ``rules``.
 
     Example::
 
         classify_task("Refactor this function").category  # TaskCategory.CODING
+    """
+    if policy == "rules":
+        return by_rules(query)
+    if not query.strip():
+        return ClassificationResult(TaskCategory.CODING, DEFAULT_CONFIDENCE, ("nothing is said: coding by default",))
+    key = blake2b(query.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    known = _remembered.get(key)
+    if known is None:
+        known = _remembered[key] = shipped().classify(query)
+        if len(_remembered) > MAX_REMEMBERED:
+            _remembered.pop(next(iter(_remembered)), None)
+    return known
+
+
+# An agent asks many times with the same newest question. By a digest: nobody's words are kept.
+_remembered: dict[bytes, ClassificationResult] = {}
+
+
+def by_rules(query: str) -> ClassificationResult:
+    """The owner's rules, with those that fired.
+
+    A word counts once, as a whole word: "test" is no part of "latest".
     """
     text = (query if len(query) <= 2 * LOOKED_AT else f"{query[:LOOKED_AT]}\n{query[-LOOKED_AT:]}").lower()
     scores = dict.fromkeys(TaskCategory, 0.0)

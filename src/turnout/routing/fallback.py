@@ -17,6 +17,7 @@ from turnout.errors import (
     ServerFailedError,
     StreamBrokenError,
 )
+from turnout.routing.price import NO_PRICE, Price
 from turnout.types import Attempt, Candidate, FallbackLevel
 
 FIRST_BACKOFF, BACKOFF_GROWTH, LONGEST_WAIT = 0.25, 2.0, 10.0
@@ -27,11 +28,14 @@ RETRY_SHARE, MOST_RETRIES = 0.2, 10.0  # of all requests; saved up to so many
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A candidate in its place: ``level`` 0 or 1, and why it stands there."""
+    """A candidate in its place: ``level`` 0 or 1, why it stands there, what the request takes there, and the points
+    that it has beyond its score."""
 
     candidate: Candidate
     level: FallbackLevel
     reason: str
+    price: Price | None = None
+    bonus: float = 0.0
 
 
 def plan_attempts(
@@ -45,12 +49,18 @@ def plan_attempts(
         smallest: the smallest available model, the last thing tried (level 3).
         target: tokens that level 2 compacts to at most (``min_context``); 0 for the window's own target.
     """
-    plan = [Attempt(r.level, r.candidate, reason=r.reason) for r in ranked]
+    plan = [_attempt(r) for r in ranked]
     if not plan:
         plan += [_reduced(r.candidate, target, r.reason) for r in too_small]
     if smallest is not None and all(a.candidate is not smallest for a in plan):
         plan.append(Attempt(FallbackLevel.SMALLEST, smallest, reduced=True, reason="smallest available model"))
     return tuple(plan)
+
+
+def _attempt(ranked: Ranked) -> Attempt:
+    price = ranked.price or NO_PRICE
+    reads = price.load + price.prefill
+    return Attempt(ranked.level, ranked.candidate, reason=ranked.reason, expected=price.seconds, reads=reads)
 
 
 def _reduced(candidate: Candidate, target: int, reason: str) -> Attempt:

@@ -10,6 +10,7 @@ from turnout.types import Candidate
 
 # Where nothing was observed: a small machine without a GPU that reads from a slow disk.
 PREFILL, DISK, UNKNOWN_LOAD = 50.0, 100e6, 60.0  # tokens a second, bytes a second, seconds
+BELIEVED = 500.0  # tokens a second: what was faster may have come from a cache that nobody told of
 MARGIN = 4.0
 LEAST, MOST = 30.0, 1800.0  # seconds
 
@@ -29,7 +30,7 @@ def expected_first_byte(candidate: Candidate, tokens: int, speed: Speed) -> floa
         tokens: of the prompt; what the server has in its cache is not known and counts.
         speed: what was observed there.
     """
-    return expected_load(candidate, speed) + tokens / (speed.prefill or PREFILL)
+    return expected_load(candidate, speed) + tokens / min(BELIEVED, speed.prefill or PREFILL)
 
 
 def first_byte_limit(candidate: Candidate, tokens: int, speed: Speed, running: int) -> float:

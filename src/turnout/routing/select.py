@@ -17,8 +17,8 @@ from turnout.routing.names import parse_model_name
 from turnout.types import VIRTUAL_MODELS, Candidate, FallbackLevel, Health, Principal, TaskCategory
 
 MAX_REMEMBERED = 256
-# What being of the family that an agent prefers counts, on the scale of 100.
-PREFERRED = 10.0
+# What being of the family that an agent prefers counts, on the scale of 100, and what being the model that it names.
+PREFERRED, FIRST = 10.0, 1000.0
 PREFERENCE = "the model that the calling agent prefers"
 MAX_NAMES = 4096
 # Claude Code's picker lists no other names (facts/agents.md section 7).
@@ -80,6 +80,7 @@ def candidates(catalog: Catalog, table: CapabilityTable, pins: frozenset[Pin] = 
             if not window:
                 guess = rating.window
                 window, source = (min(guess, model.max_window) if model.max_window else guess), "guessed"
+            active, size, read = table.weights_of(model)
             found.append(
                 Candidate(
                     status.endpoint,
@@ -90,6 +91,9 @@ def candidates(catalog: Catalog, table: CapabilityTable, pins: frozenset[Pin] = 
                     rating.scores,
                     rating.source,
                     evicts=evicted_by(model, status, pins),
+                    active=active,
+                    bytes=size,
+                    read_bytes=read,
                 )
             )
     return tuple(found)
@@ -361,7 +365,7 @@ def _rank(
     if policy == "exact":
         return _exact(pool, needs)
     named = [c for c in pool if needs.preference and is_model(needs.preference, c, table)]
-    first = [Ranked(c, FallbackLevel.PRIMARY, PREFERENCE) for c in sorted(named, key=_preference)]
+    first = [Ranked(c, FallbackLevel.PRIMARY, PREFERENCE, bonus=FIRST) for c in sorted(named, key=_preference)]
     others = [c for c in pool if c not in named]
     if policy == "lists":
         primary = routing.primary_models if routing else shipped_lists().get(category, ())
@@ -398,9 +402,10 @@ def _by_score(pool: Iterable[Candidate], category: TaskCategory, family: str) ->
     return [
         Ranked(
             c,
-            FallbackLevel.PRIMARY if _same_model(c, best) else FallbackLevel.FALLBACK,
+            FallbackLevel.PRIMARY if same_model(c, best) else FallbackLevel.FALLBACK,
             f"{category} score {c.scores.get(category, 0.0):.0f} ({c.score_source})"
             + (f", {PREFERRED:.0f} more: the agent prefers {family}" if _is_of(family, c) else ""),
+            bonus=PREFERRED if _is_of(family, c) else 0.0,
         )
         for c in order
     ]
@@ -411,7 +416,8 @@ def _is_of(family: str, candidate: Candidate) -> bool:
     return bool(family) and name.lower().startswith(family.lower())
 
 
-def _same_model(one: Candidate, other: Candidate) -> bool:
+def same_model(one: Candidate, other: Candidate) -> bool:
+    """Whether two servers have the same model."""
     return one.model.id == other.model.id or (bool(one.canonical) and one.canonical == other.canonical)
 
 
