@@ -163,7 +163,11 @@ async def test_the_code_at_the_position_reaches_the_model_within_its_window(tmp_
         ({}, asking(), "none: there is no workspace"),
         ({}, asking(workspace="."), "text search: no name in the question, 0 files read"),
         ({}, asking(workspace=".", model="qwen2.5-coder-7b-instruct"), "none: an exact model was asked for, and no "),
-        ({"priority": "on_demand"}, asking(workspace="."), "none: the question does not need it"),
+        (
+            {"priority": "on_demand"},
+            ChatRequest((message("user", "What is the difference between TCP and UDP?"),), workspace="."),
+            "none: the question does not need it",
+        ),
         ({"priority": "on_demand"}, asking("a.py", workspace="."), "text search: no name in the question, 1 file read"),
         ({"priority": "off"}, asking("a.py", workspace="."), "none: it is switched off in the configuration"),
     ],
@@ -227,7 +231,7 @@ def test_where_we_run(tmp_path: Path) -> None:
     ],
 )
 def test_the_owners_rules(query: str, category: str, confidence: float, needs: bool) -> None:
-    result = classify_task(query)
+    result = classify_task(query, "rules")
     assert result.category == category
     assert result.confidence == pytest.approx(confidence)
     assert result.needs_code_context is needs

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from turnout.routing.classifier import CATEGORIES, Classifier, read_file
+from turnout.routing.classifier import CATEGORIES, NEEDED, Classifier, read_file
 from turnout.routing.classify import by_rules
 
 NAMES = tuple(category.value for category in CATEGORIES)
@@ -95,10 +95,10 @@ def write_card(
         text += f"| {name} | {(labels == number).sum()} | {precision:.2f} | {_recalls(labels, guess)[number]:.2f} |\n"
     text += f"\n{_by('language', [row.lang for row in rows], labels, guess, 99)}\n{_by('source', [row.source for row in rows], labels, guess, MOST_SOURCES)}"
     text += f"\nCalibration: expected error {calibration_error(shares, labels):.3f} ({BINS} bins of confidence).\n"
-    right = (needs > 0)[context].mean()
+    right = (needs > NEEDED)[context].mean()
     text += (
         f"\n`needs_code_context`: area under the curve {area(context, needs):.3f}, recall {right:.2f}, "
-        f"precision {context[needs > 0].mean():.2f}.\n"
+        f"precision {context[needs > NEEDED].mean():.2f}.\n"
     )
     text += _shipped(rows) + "\n## Data\n\n| file | SHA-256 |\n|---|---|\n"
     text += "".join(f"| {name} | `{digest}` |\n" for name, digest in sorted(data.items()))

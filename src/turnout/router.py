@@ -83,7 +83,6 @@ if TYPE_CHECKING:
 # Of a server that fails with every one of many models, each try may load another of them.
 MAX_ATTEMPTS = 16
 LOCAL = Principal()
-
 log = logging.getLogger("turnout")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from turnout.routing.affinity import HELD, SLOW_ANSWERS, WORTH_MOVING, Affinity, in_tool_loop, key_of
 from turnout.routing.fallback import Ranked
 from turnout.types import (
@@ -20,14 +22,14 @@ from turnout.types import (
 CODING = TaskCategory.CODING
 
 
-def ranked(name: str, score: float) -> Ranked:
+def ranked(name: str, score: float, model: str = "m") -> Ranked:
     endpoint = Endpoint(name, "openai", f"http://{name}")
-    candidate = Candidate(endpoint, Model("m"), "", 8192, "known", {CODING: score})
+    candidate = Candidate(endpoint, Model(model), "", 8192, "known", {CODING: score})
     return Ranked(candidate, FallbackLevel.PRIMARY, "")
 
 
 A, B = ranked("a", 60.0), ranked("b", 60.0 - WORTH_MOVING / 2)
-FAR = ranked("c", 10.0)
+FAR = ranked("c", 10.0, "other")
 KEY = b"k"
 
 
@@ -48,6 +50,29 @@ def test_it_stays_unless_another_is_much_better() -> None:
     assert order(at(B), A, B) == "b"
     assert order(at(FAR), A, FAR) == "a"
     assert order(at(FAR), A, FAR, in_loop=True) == "c", "never inside a tool loop"
+
+
+def test_inside_a_loop_another_server_may_go_on_with_the_same_model() -> None:
+    assert order(at(ranked("d", 10.0)), A, ranked("d", 10.0), in_loop=True) == "a"
+
+
+def test_what_a_server_has_of_a_conversation_and_what_another_one_would_lose() -> None:
+    clock = [0.0]
+    affinity = Affinity(lambda: clock[0])
+    for key in (b"one", b"two", b"three"):
+        clock[0] += 10.0
+        affinity.answered(key, A.candidate, 1.0, 1.0, 4000)
+    assert affinity.cached(b"three", A.candidate, 2) == 4000
+    assert affinity.cached(b"one", A.candidate, 2) == 0, "two came since, and there are two slots"
+    assert affinity.cached(b"one", A.candidate, 0) == 4000, "it has pages for many"
+    assert affinity.cached(b"three", B.candidate, 2) == 0
+    assert affinity.lost(b"new", A.candidate, 2) == pytest.approx(4000, rel=0.1)
+    assert affinity.lost(b"two", A.candidate, 2) == 0.0, "it has its slot"
+    assert affinity.lost(b"new", A.candidate, 4) == 0.0, "one is free"
+    assert affinity.needed(A.candidate.endpoint.url, "m") == 1.0
+    clock[0] += 7200.0
+    assert affinity.needed(A.candidate.endpoint.url, "m") < 0.001
+    assert affinity.lost(b"new", A.candidate, 2) < 1.0
 
 
 def test_one_that_is_no_candidate_any_more_is_left() -> None:

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnout.routing.classify import LOOKED_AT, classify_task
+from turnout.routing.classify import LOOKED_AT
+from turnout.routing.classify import by_rules as classify_task
 from turnout.types import TaskCategory
 
 RULES = json.loads((files("turnout.routing") / "rules.json").read_text())

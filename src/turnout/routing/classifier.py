@@ -25,6 +25,8 @@ OUTPUTS = len(CATEGORIES) + 2  # and whether the workspace is needed, and how ha
 WORD_BITS, PLACE_BITS = 17, 14  # hashes of words and letters, of places and shape
 LETTERS_WEIGH, PLACES_WEIGH, SHAPE_WEIGHS = 1.0, 0.3, 0.25
 IDF_STEP = 0.04
+# The workspace is looked at unless a query clearly stands by itself: most need it (facts/routing.md).
+NEEDED = -0.5
 MAX_CACHED = 40_000  # features and words
 SHOWN = 3
 _FIELD = 32  # bits
@@ -135,7 +137,7 @@ class Classifier:
             CATEGORIES[best],
             shares[best],
             self._evidence(found, best),
-            total[-2] > 0.0,
+            total[-2] > NEEDED,
             dict(zip(CATEGORIES, shares, strict=True)),
             _sigmoid(total[-1]),
         )
