@@ -52,7 +52,7 @@ async def test_a_decision_shows_level_and_window_on_a_narrow_terminal(fakes: Fak
     _, shown = await asyncio.to_thread(as_terminal, "explain", "Write a function", columns=80)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).replace("\r", "")
     head = next(line for line in text.splitlines() if line.startswith("decision"))
-    assert head.split() == ["decision", "model", "service", "level", "window", "reason"]
+    assert head.split() == ["decision", "model", "service", "level", "window", "seconds", "reason"]
     assert "(known)" in text
     assert max(map(len, text.splitlines()[text.splitlines().index(head) :])) <= 80
 

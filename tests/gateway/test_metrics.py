@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -165,6 +166,7 @@ def test_headers_are_ascii_of_one_bounded_line() -> None:
         prompt_tokens=70,
         reason="é" * 500,
         compacted=True,
+        expected=1.2345,
     )
     found = {name.decode(): value for name, value in decision_headers(route)}
     assert found["x-turnout-model"] == b"mod??Set-Cookie: a=b?"
@@ -172,6 +174,8 @@ def test_headers_are_ascii_of_one_bounded_line() -> None:
     assert found["x-turnout-reason"] == b"?" * 200
     assert found["x-turnout-context"] == b"prompt=70; window=8192; source=known; compacted"
     assert found["x-turnout-fallback-level"] == b"2"
+    assert found["x-turnout-expected-ms"] == b"1234"
+    assert "x-turnout-expected-ms" not in dict(decision_headers(replace(route, expected=0.0)))
 
 
 async def test_the_access_log_has_a_line_for_each_request_and_no_words_of_it() -> None:

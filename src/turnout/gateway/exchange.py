@@ -106,7 +106,10 @@ def decision_headers(route: Route) -> list[tuple[bytes, bytes]]:
     known = _known(route.sent_model, route.service, route.category or "exact", route.reason, route.level)
     window = _window(route.window, route.window_source, compacted=route.compacted)
     context = f"prompt={route.prompt_tokens}; ".encode() + window if route.prompt_tokens else window
-    return [*request_id_headers(route.request_id), *known, (b"x-turnout-context", context)]
+    found = [*request_id_headers(route.request_id), *known, (b"x-turnout-context", context)]
+    if route.expected:
+        found.append((b"x-turnout-expected-ms", b"%d" % round(route.expected * 1000)))
+    return found
 
 
 def request_id_headers(request_id: str) -> list[tuple[bytes, bytes]]:
