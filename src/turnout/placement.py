@@ -70,11 +70,10 @@ class Placement:
         """The selection with a price for each candidate, the best place for this request first.
 
         Returns:
-            It, and the key for ``answered``; b"" where there is nothing to remember.
+            It, and the key for ``answered``; b"" of a request beside a conversation, which has no place of its own.
         """
         self._note_loop(request, tenant)
-        alone = len(selection.ranked) + len(selection.too_small) + len(selection.rejected) < 2
-        key = b"" if alone else _key(request, tenant)
+        key = _key(request, tenant)
         category = task.category if task else None
         difficulty = task.difficulty if task else 0.5
         ranked = self._priced(request, key, selection.ranked)
