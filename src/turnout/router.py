@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +47,7 @@ from turnout.routing.capabilities import CapabilityTable
 from turnout.routing.classifier import ClassificationResult
 from turnout.routing.classify import classify_task
 from turnout.routing.fallback import LOADING_WAIT, RetryBudget, after_error, plan_attempts, sooner
-from turnout.routing.patience import first_byte_limit
+from turnout.routing.patience import ending, first_byte_limit, patient
 from turnout.routing.select import Needs, Selection, Selector, name_behind, permitted, unsuitable
 from turnout.run import Explanation, Run, in_one_piece, new_id
 from turnout.sidework import Sidework
@@ -58,7 +58,6 @@ from turnout.types import (
     AttemptRecord,
     Candidate,
     ChatRequest,
-    Endpoint,
     Event,
     FallbackLevel,
     Health,
@@ -474,12 +473,12 @@ class Router:
     def _lane(self, request: ChatRequest, candidate: Candidate, fit: Fit, left: float) -> AsyncGenerator[Event, None]:
         backend, fitted, endpoint = BY_KIND[candidate.endpoint.kind], fit.fitted, candidate.endpoint
         if left < endpoint.limits.total - 1.0:  # others have had their part of the request's time
-            endpoint = _ending(endpoint, max(1, math.ceil(left)))
+            endpoint = ending(endpoint, max(1, math.ceil(left)))
         if endpoint.limits.adaptive:
             tokens = fit.estimate or (len(request.raw.body) // 3 if request.raw else 0)
             speed = self.fleet.learned.speed(endpoint, candidate.model)
             seconds = first_byte_limit(candidate, tokens, speed, self._placement.others(candidate))
-            endpoint = _patient(endpoint, math.ceil(seconds))
+            endpoint = patient(endpoint, math.ceil(seconds))
         model, window, spoken = candidate.model, candidate.window, request.raw.format if request.raw else None
         passes = spoken is not None and backend.streams and not fitted.changed and backend.takes(endpoint, spoken)
         if passes and spoken is backend.wire:
@@ -584,18 +583,6 @@ async def _in_its_time(attempt: Attempt) -> Attempt:
     seconds = attempt.wait * random.uniform(1.0, 1.25)  # noqa: S311
     await asyncio.sleep(seconds)
     return replace(attempt, wait=seconds)
-
-
-@lru_cache(maxsize=256)
-def _ending(endpoint: Endpoint, seconds: int) -> Endpoint:
-    """The endpoint with so long for all of an attempt."""
-    return replace(endpoint, limits=replace(endpoint.limits, total=float(seconds)))
-
-
-@lru_cache(maxsize=256)
-def _patient(endpoint: Endpoint, seconds: int) -> Endpoint:
-    """The endpoint with so long a wait for the first byte."""
-    return replace(endpoint, limits=replace(endpoint.limits, first_byte=float(seconds)))
 
 
 def _record_of(attempt: Attempt, error: BackendError | None, began: float) -> AttemptRecord:

@@ -5,8 +5,11 @@ A server that hangs must not hold a request for as long as the slowest honest on
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import lru_cache
+
 from turnout.fleet.learned import Speed
-from turnout.types import Candidate
+from turnout.types import Candidate, Endpoint
 
 # Where nothing was observed: a small machine without a GPU that reads from a slow disk.
 PREFILL, DISK, UNKNOWN_LOAD = 50.0, 100e6, 60.0  # tokens a second, bytes a second, seconds
@@ -44,3 +47,15 @@ def first_byte_limit(candidate: Candidate, tokens: int, speed: Speed, running: i
         return limits.first_byte
     expected = expected_first_byte(candidate, tokens, speed) * (1 + running)
     return min(MOST, max(LEAST, MARGIN * expected))
+
+
+@lru_cache(maxsize=256)
+def ending(endpoint: Endpoint, seconds: int) -> Endpoint:
+    """The endpoint with so long for all of an attempt."""
+    return replace(endpoint, limits=replace(endpoint.limits, total=float(seconds)))
+
+
+@lru_cache(maxsize=256)
+def patient(endpoint: Endpoint, seconds: int) -> Endpoint:
+    """The endpoint with so long a wait for the first byte."""
+    return replace(endpoint, limits=replace(endpoint.limits, first_byte=float(seconds)))
