@@ -245,7 +245,8 @@ async def test_what_is_typed_on_several_lines_or_pasted_is_one_question() -> Non
 
 
 async def test_models_are_chosen_and_the_hand_over_is_told_and_kept(fakes: Fakes) -> None:
-    configure(await fakes.start("qwen2.5-coder-7b-instruct", "phi-4"))
+    models = await fakes.start("qwen2.5-coder-7b-instruct", "phi-4")
+    configure(models, routing={"policy": "best"})
 
     def use(chat: Typist) -> None:
         chat.prompt()

@@ -91,7 +91,7 @@ def test_a_configured_workspace_that_is_gone_is_named() -> None:
 
 
 def test_piped_text_is_attached_after_the_query() -> None:
-    done = program("classify", "--json", "Explain", input="the error: refactor")
+    done = program("classify", "--json", "--explain", "Explain", input="the error: refactor")
     assert "refactor" in done.stdout
     assert (
         program("classify", "--json", "-", input="refactor").stdout
@@ -120,7 +120,7 @@ def test_a_socket_is_read_only_when_there_is_no_query() -> None:
     with ours, theirs:
         ours.sendall(b"refactor this")
         ours.shutdown(socket.SHUT_WR)
-        alone = program("classify", stdin=theirs)
+        alone = program("classify", "--explain", stdin=theirs)
     assert "refactor this" in alone.stdout
 
 

@@ -472,7 +472,7 @@ async def test_a_loading_server_stands_behind_the_others() -> None:
             router.fleet.book.look(EndpointStatus(first.endpoint, Health.LOADING, "loading", 0.0))
             explained = await router.explain(HI)
             assert [a.candidate.endpoint.name for a in explained.attempts] == ["s1", "s0"]
-            assert explained.attempts[1].reason.endswith("behind others: loading")
+            assert explained.attempts[1].reason.partition(", about")[0].endswith("behind others: loading")
 
 
 async def test_a_model_whose_server_has_not_answered_yet_is_waited_for() -> None:

@@ -55,6 +55,9 @@ async def model_for(session: aiohttp.ClientSession, url: str, messages: object, 
         return reply.headers["x-turnout-model"], reply.headers["x-turnout-reason"]
 
 
+BEST = {"policy": "best"}  # by score alone
+
+
 async def test_the_logs_name_the_agent(data: Path) -> None:
     lines = io.StringIO()
     access = AccessLog(lines)
@@ -79,18 +82,18 @@ async def test_the_logs_name_the_agent(data: Path) -> None:
 
 
 async def test_an_agents_model_goes_first_and_a_family_counts_more() -> None:
-    async with gateway() as (session, url):
+    async with gateway(routing=BEST) as (session, url):
         best, why = await model_for(session, url, AIDER)
         assert best == MODELS[0]
-    async with gateway(agents={"aider": {"default_model_preference": "phi-4"}}) as (session, url):
+    async with gateway(routing=BEST, agents={"aider": {"default_model_preference": "phi-4"}}) as (session, url):
         assert await model_for(session, url, AIDER) == ("phi-4", "the model that the calling agent prefers")
         assert await model_for(session, url, [QUESTION]) == (best, why)
-    async with gateway(agents={"aider": {"default_model_preference": "deepseek"}}) as (session, url):
+    async with gateway(routing=BEST, agents={"aider": {"default_model_preference": "deepseek"}}) as (session, url):
         model, why = await model_for(session, url, AIDER)
         assert model == MODELS[1]
         assert "the agent prefers deepseek" in why
     # What is far worse is not taken for its name.
-    async with gateway(agents={"aider": {"default_model_preference": "phi"}}) as (session, url):
+    async with gateway(routing=BEST, agents={"aider": {"default_model_preference": "phi"}}) as (session, url):
         assert (await model_for(session, url, AIDER))[0] == best
 
 
