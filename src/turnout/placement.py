@@ -13,6 +13,7 @@ from turnout.backends import BY_KIND
 from turnout.context.compaction import conversation_key
 from turnout.context.tokens import get_token_counter
 from turnout.fleet.admission import LONGEST_WAIT, Admission
+from turnout.fleet.learned import MOST_SEEN
 from turnout.routing.affinity import (
     MAX_CONVERSATIONS,
     WORTH_ITS_PRICE,
@@ -46,6 +47,7 @@ PRIORITY_POINTS, PRIORITY_MOST = 1.0, 10
 BELIEVED_PREFILL, LEAST_PREFILL = 5000.0, 200  # tokens a second, tokens
 # By how much a speed may grow at once where a cache may have helped that nobody tells of.
 CACHED_TIMES = 1.5
+LATER = 4  # of so many answers of a model that is known one is looked at
 SERVICE_SHARE = 0.1  # of the newest request in how long one takes
 LEAST_DECODED, IN_ONE_PIECE = 8, 0.02  # tokens; the share of the time in which an answer in one piece comes
 
@@ -61,7 +63,7 @@ class Placement:
         self._statuses_of = -1  # the catalog's generation
         self._clock = time.monotonic
         self._reading: dict[str, dict[int, float]] = {}  # by URL: when prompts of ours that are read should be
-        self._sent = 0
+        self._sent = self._answers = 0
         self._service: dict[str, float] = {}  # by URL: seconds that a request there takes, on the average
 
     def order(
@@ -70,8 +72,11 @@ class Placement:
         """The selection with a price for each candidate, the best place for this request first.
 
         Returns:
-            It, and the key for ``answered``; b"" of a request beside a conversation, which has no place of its own.
+            It, and the key for ``answered``: b"" where nothing is to be decided, and of a request beside a talk,
+            which has no place of its own.
         """
+        if len(selection.ranked) == 1 and not (selection.too_small or selection.rejected):
+            return selection, b""  # there is nothing to decide, now or the next time
         self._note_loop(request, tenant)
         key = _key(request, tenant)
         category = task.category if task else None
@@ -228,6 +233,9 @@ class Placement:
         learned, endpoint, model = self._fleet.learned, candidate.endpoint, candidate.model
         if not 0.0 < seconds <= whole < math.inf:
             return
+        self._answers += 1
+        if self._answers % LATER and learned.speed(endpoint, model).seen >= MOST_SEEN and model.resident is not False:
+            return  # it is known well
         fresh, answer = max(0, usage.prompt_tokens - usage.cached_tokens), usage.completion_tokens
         last = learned.speed(endpoint, model)
         if model.resident is False:

@@ -18,6 +18,7 @@ MAX_REASON_BYTES = 8192
 # What a server may send ahead of its reader.
 MAX_HELD_BYTES = 262_144
 _JOINED_BYTES = 65_536
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 _IDLE, _HEAD, _BODY, _DONE = range(4)
 
 
@@ -35,6 +36,7 @@ class Connection(asyncio.Protocol):
     Attributes:
         status: of the answer.
         raw_headers: of the answer, names and values as they came.
+        encoded: its body is compressed, or otherwise not as it is.
         closed: nothing can be sent any more; ``gone`` is the event of it.
         idle_since: for whoever keeps it: when its last answer ended, by the loop's clock.
     """
@@ -50,7 +52,7 @@ class Connection(asyncio.Protocol):
         self._pieces: list[bytes] = []
         self._held = self._fed = 0  # bytes that wait for the reader; bytes since there was a piece of a body
         self._framed = self._keep = self._paused = self._surplus = False
-        self.status, self.raw_headers = 0, list[tuple[bytes, bytes]]()
+        self.status, self.encoded, self.raw_headers = 0, False, list[tuple[bytes, bytes]]()
         self.closed, self.idle_since = False, 0.0
         self.gone = asyncio.Event()
 
@@ -58,7 +60,7 @@ class Connection(asyncio.Protocol):
 
     def send(self, head: bytes, body: bytes) -> None:
         """Send a request; its answer is awaited by ``head``."""
-        self._phase, self._fed, self._framed = _HEAD, 0, False
+        self._phase, self._fed, self._framed, self.encoded = _HEAD, 0, False, False
         self.status, self.raw_headers = 0, []
         self._pieces, self._held = [], 0  # what nobody read of the answer before is no part of this one
         if len(body) <= _JOINED_BYTES:
@@ -194,8 +196,11 @@ class Connection(asyncio.Protocol):
         self.raw_headers.append((name, value))
         if len(self.raw_headers) > MAX_HEADERS:
             raise NotHttpError
-        if name.lower() in (b"content-length", b"transfer-encoding"):
+        kind = name.lower()
+        if kind in _FRAMING:
             self._framed = True
+        elif kind == b"content-encoding" and value.lower() != b"identity":
+            self.encoded = True
 
     def on_headers_complete(self) -> None:
         """The head is there."""

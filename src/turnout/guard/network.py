@@ -120,7 +120,7 @@ class StreamReply:
             what = f"{self._endpoint} closed the connection before it answered"
             raise _ClosedBeforeAnswerError(what, endpoint=self._endpoint) from error
         self.status = connection.status
-        if any(name.lower() == b"content-encoding" and value != b"identity" for name, value in connection.raw_headers):
+        if connection.encoded:
             raise NonsenseError(f"{self._endpoint} compressed its answer, unasked", endpoint=self._endpoint)
 
     async def _dial(self) -> Connection:

@@ -117,6 +117,7 @@ class Classifier:
         self._words: dict[str, _Packed] = {}
         self._letters: dict[str, _Packed] = {}
         self._places: dict[str, _Packed] = {}
+        self._favours: dict[str, tuple[float, ...]] = {}
 
     def scores(self, found: Features) -> list[float]:
         """Every output, before anything is made of it."""
@@ -144,13 +145,21 @@ class Classifier:
 
     def _evidence(self, found: Features, best: int) -> tuple[str, ...]:
         """The words and groups of words that spoke most for the category."""
-        scales = self._weights.head.scales
         words = [w for w in found.words if w[0] != "t"]
         groups = [g for g in found.shape if g[0] == "k" and not g.startswith("kk")]
-        said = [(_favour(self._word(word), scales, best), f"“{word[1:]}”") for word in words]
-        said += [(_favour(self._place(g), scales, best), f"words of the group {g.lstrip('k1l')}") for g in groups]
+        said = [(self._favour(word)[best], f"“{word[1:]}”") for word in words]
+        said += [(self._favour(g)[best], f"words of the group {g.lstrip('k1l')}") for g in groups]
         said.sort(reverse=True)
         return tuple(dict.fromkeys(text for favour, text in said[: 2 * SHOWN] if favour > 0))[:SHOWN]
+
+    def _favour(self, feature: str) -> tuple[float, ...]:
+        """By how much a feature speaks for each category more than for the next one."""
+        known = self._favours.get(feature)
+        if known is None:
+            packed = self._place(feature) if feature[0] == "k" else self._word(feature)
+            known = self._favours[feature] = _favours(packed, self._weights.head.scales)
+            _bounded(self._favours)
+        return known
 
     def _word(self, feature: str) -> _Packed:
         known = self._words.get(feature)
@@ -206,13 +215,12 @@ def _add(total: list[float], scales: Sequence[float], packed: _Packed, weight: f
         total[n] += weight * scales[n] * (((packed >> (n * _FIELD)) & _MASK) - 128 * count)
 
 
-def _favour(packed: _Packed, scales: Sequence[float], best: int) -> float:
-    """By how much a feature speaks for a category more than for the next one."""
+def _favours(packed: _Packed, scales: Sequence[float]) -> tuple[float, ...]:
     each = [scales[n] * (((packed >> (n * _FIELD)) & _MASK) - 128) for n in range(len(CATEGORIES))]
-    return each[best] - max(value for n, value in enumerate(each) if n != best)
+    return tuple(one - max(other for m, other in enumerate(each) if m != n) for n, one in enumerate(each))
 
 
-def _bounded(cache: dict[str, _Packed]) -> None:
+def _bounded(cache: dict[str, _Packed] | dict[str, tuple[float, ...]]) -> None:
     if len(cache) > MAX_CACHED:
         cache.clear()
 

@@ -23,20 +23,21 @@ _FENCE = re.compile(r"(?:```|~~~).*?(?:```|~~~|\Z)", re.DOTALL)
 _WRAPPER = re.compile(
     r"<(environment_details|environment_context|system-reminder|system_reminder|file_content|file|files|attachment|context"
     r"|additional_data|attached_files|current_file|open_and_recently_viewed_files|local-command-stdout|document|documents"
-    r"|selection|logs|INSTRUCTIONS|user_info|rules)(?: [^<>]*)?>.*?</\1>",
-    re.DOTALL | re.IGNORECASE,
+    r"|selection|logs|instructions|user_info|rules)(?: [^<>\n]{0,200})?>"
 )
 _TAG = re.compile(r"</?[a-zA-Z][\w-]{0,40}(?: [^<>\n]{0,200})?>")
 _URL = re.compile(r"https?://\S+")
 _FILE = re.compile(
-    r"@?(?:[\w.~$%{}-]*[/\\][\w.~$%{}/\\-]+|\b[\w-]+\.(?:py|pyi|jsx?|tsx?|mjs|mdx?|json|ya?ml|toml|go|rs|java|kt|cc?|cpp|hpp?"
-    r"|cs|html?|s?css|sh|txt|rb|php|swift|jl|erl|clj|exs?|vue|svelte|sql|log|csv|xml|ini|cfg|lock|env|ipynb|tex|rst))\b",
+    r"(?<![\w.~$%{}@-])@?(?:[\w.~$%{}-]*[/\\][\w.~$%{}/\\-]+|[\w-]+\.(?:py|pyi|jsx?|tsx?|mjs|mdx?|json|ya?ml|toml|go|rs|java|kt|cc?"
+    r"|cpp|hpp?|cs|html?|s?css|sh|txt|rb|php|swift|jl|erl|clj|exs?|vue|svelte|sql|log|csv|xml|ini|cfg|lock|env|ipynb|tex"
+    r"|rst)\b)",
     re.IGNORECASE,
 )
 _LOG = re.compile(
     r"\s*(?:\d{4}-\d\d-\d\d|\[?\d\d:\d\d:\d\d|at [\w.$<]+\(|File \"|Traceback|\d+ ?\| |[+-]{3} |@@ |>>> |\$ |error\[E"
     r"|\w*(?:Error|Exception)\b.{0,80}:)"
 )
+_BEYOND_LATIN = "\u0400"
 _WEAK = frozenset({"deixis", "polite", "go"})  # groups that do not say what is to be done
 _SYMBOLS = "{}();=<>[]|$\\"
 _WORD = re.compile(r"[a-zà-öø-ÿāčďěğıłńňőřśšťůűźžß]+(?:'[a-z]+)?|[а-яёіїє]+|[぀-ヿ一-鿿]+|[가-힣]+|\d+|[?？!！:`@#]")
@@ -69,11 +70,12 @@ class Features:
 
 def features(query: str) -> Features:
     """The features of a query."""
-    request, code, log = request_of(query)
+    request, code, log = _request(query)
     if not _says_little(request):
         # Where it is said what is to be done, what is pasted decides nothing.
         request, code, log = _MARKS.sub(" ", request), 0, 0
     short = request if len(request) <= HEAD + TAIL else f"{request[:HEAD]}\n{CUT}\n{request[-TAIL:]}"
+    short = _FILE.sub(f" {FILE} ", short)
     words = tokens(short)
     grams = {f"w{a}" for a in words}
     grams |= {f"b{a} {b}" for a, b in pairwise(words)}
@@ -86,10 +88,15 @@ def features(query: str) -> Features:
 
 def request_of(query: str) -> tuple[str, int, int]:
     """What is asked, without what is pasted under it; and how many lines of code and of logs there were."""
+    request, code, log = _request(query)
+    return _FILE.sub(f" {FILE} ", request), code, log
+
+
+def _request(query: str) -> tuple[str, int, int]:
     text = query if len(query) <= MOST else f"{query[: MOST * 2 // 3]}\n{CUT}\n{query[-MOST // 3 :]}"
     text = _FENCE.sub(f"\n {CODE} \n", text)
     if "<" in text:
-        without = _WRAPPER.sub("\n", text)
+        without = _unwrapped(text)
         text = _TAG.sub(" ", without if without.strip() else text)
     if "://" in text:
         text = _URL.sub(f" {URL} ", text)
@@ -107,7 +114,25 @@ def request_of(query: str) -> tuple[str, int, int]:
                 kept.append(LOG_LINE)
         else:
             kept.append(line)
-    return _FILE.sub(f" {FILE} ", "\n".join(kept)), code, log
+    return "\n".join(kept), code, log
+
+
+def _unwrapped(text: str) -> str:
+    """The text without what stands between such tags. Each is looked for from its beginning to its end once: a regular
+    expression would look through all of the text for each beginning that has no end."""
+    lowered, kept, at, open_ended = text.lower(), list[str](), 0, set[str]()
+    if len(lowered) != len(text):  # of some letters two become one
+        lowered = text
+    for tag in _WRAPPER.finditer(lowered):
+        if tag.start() < at or tag[1] in open_ended:
+            continue
+        end = lowered.find(f"</{tag[1]}>", tag.end())
+        if end < 0:
+            open_ended.add(tag[1])
+            continue
+        kept.append(text[at : tag.start()])
+        at = end + len(tag[1]) + 3
+    return "\n".join((*kept, text[at:]))
 
 
 def tokens(text: str) -> list[str]:
@@ -149,8 +174,8 @@ def _cues() -> dict[str, str]:
 def _cue(word: str) -> str:
     """The group of a word, "" for none. Of Russian the beginning is enough, and of Korean two syllables."""
     known = _cues()
-    if group := known.get(word):
-        return group
+    if word < _BEYOND_LATIN or word in known:
+        return known.get(word, "")
     letter = ord(word[0])
     if 0x400 <= letter < 0x500:
         return known.get(word[:5]) or known.get(word[:4]) or ""
@@ -158,7 +183,7 @@ def _cue(word: str) -> str:
 
 
 def _cues_in(words: Iterable[str], first: list[str], last: list[str]) -> set[str]:
-    there = sorted({group for word in words if (group := _cue(word))})
+    there = sorted({group for word in {*words} if (group := _cue(word))})
     found = {f"k{group}" for group in there}
     found |= {f"kk{one} {other}" for n, one in enumerate(there) for other in there[n + 1 :]}
     for mark, sentence in (("1", first[:14]), ("l", last[:14])):
