@@ -94,6 +94,19 @@ async def test_an_answer_is_the_same_however_its_bytes_come(
     assert (connection.ended, connection.reusable, wire.aborted) == (True, again, False)
 
 
+@pytest.mark.parametrize("status", [b"101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade", b"000 Nothing"])
+@pytest.mark.parametrize("apart", [True, False])
+async def test_another_protocol_is_no_answer_and_holds_nobody(status: bytes, apart: bool) -> None:
+    connection, wire = asked()
+    for data in (
+        (b"HTTP/1.1 " + status + b"\r\n\r\n", HELLO) if apart else (b"HTTP/1.1 " + status + b"\r\n\r\n" + HELLO,)
+    ):
+        connection.data_received(data)
+    assert wire.aborted
+    with pytest.raises(NotHttpError):
+        await connection.head()
+
+
 async def test_where_nothing_says_how_long_the_body_is_its_end_is_the_connections() -> None:
     connection, _ = asked()
     connection.data_received(b"HTTP/1.1 200 OK\r\n\r\nhello")

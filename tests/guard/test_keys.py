@@ -70,7 +70,12 @@ def test_a_running_process_sees_what_another_changed(path: Path) -> None:
     assert ring.defined, "taking the last key away opens the gateway to nobody"
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"hash_key":"zz","keys":[]}', b'{"keys":[]}', b"\xff"])
+DEEP = b'{"hash_key":"00","x":' + b"[" * 5000
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"hash_key":"zz","keys":[]}', b'{"keys":[]}', b"\xff", DEEP], ids=lambda c: c[:30]
+)
 def test_a_file_that_cannot_be_read_opens_nothing(path: Path, content: bytes) -> None:
     token = add(path, "ci")
     good, ring = path.read_bytes(), Keyring(path)

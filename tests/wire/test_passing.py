@@ -126,6 +126,38 @@ def test_usage_is_asked_for_in_a_stream_alone():
     assert "stream_options" not in edited(ANTHROPIC, b'{"stream":true}')
 
 
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        b'"Model":"forbidden"',
+        b'"OPTIONS":{"num_gpu":0}',
+        b'"Keep_Alive":-1',
+        b'"\xe2\x84\xaaeep_alive":-1',
+        b'"\xc5\xbftream":true',
+        b'"Messages":[]',
+    ],
+)
+@FORMATS
+def test_a_server_that_reads_keys_in_any_case_is_told_nothing_else(spoken, hidden):
+    good = b'{"model":"auto","max_tokens":9,"messages":[{"role":"user","content":"hi"}],"x_Other":1'
+    PARSE[spoken](good + b"}")
+    with pytest.raises(UsageError, match="is spelled"):
+        PARSE[spoken](good + b"," + hidden + b"}")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'[{"type":"text","text":"hi"}],"Content":[]',
+        b'[{"type":"text","text":"hi","Type":"image_url","Image_URL":{"url":"http://there/"}}]',
+        b'[{"type":"image_url","image_url":{"url":"data:image/png;base64,aGk=","URL":"http://there/"}}]',
+    ],
+)
+def test_an_image_elsewhere_is_not_hidden_by_other_letters(content):
+    with pytest.raises(UsageError, match="is spelled"):
+        PARSE[OPENAI](b'{"messages":[{"role":"user","content":' + content + b"}]}")
+
+
 @FORMATS
 def test_what_is_no_object_is_refused(spoken):
     for bad in (b"", b"[]", b"{", b"[" * 100_000):

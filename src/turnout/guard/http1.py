@@ -209,7 +209,9 @@ class Connection(asyncio.Protocol):
         if self._fed > MAX_HEAD_BYTES and sum(len(n) + len(v) for n, v in self.raw_headers) > MAX_HEAD_BYTES:
             raise NotHttpError
         self.status = self._parser.get_status_code()
-        if self.status >= 200 or self.status == 101:  # else the answer is still to come
+        if self.status == 101 or self.status < 100:
+            raise NotHttpError  # another protocol, which nobody asked for, follows
+        if self.status >= 200:  # else the answer is still to come
             self._phase = _BODY
             self._framed = self._framed or self.status in (204, 304)
 

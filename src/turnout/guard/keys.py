@@ -100,7 +100,7 @@ def read_keys(path: Path) -> Keys | None:
         bytes.fromhex(found.hash_key)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.DecodeError, ValueError) as error:
+    except (OSError, msgspec.DecodeError, ValueError, RecursionError) as error:
         said = " ".join(str(error).split())
         hint = "bring it back from a backup, or delete it and make new keys"
         raise StorageError(f"the keys in {path} cannot be read: {said}", hint=hint) from error
@@ -266,11 +266,12 @@ class Keyring:
         return status.st_ino, status.st_mtime_ns, status.st_size
 
     def _read(self) -> None:
-        self._keys, self._by_digest, self._problem = None, {}, None
+        found, problem = None, None
         try:
-            self._keys = read_keys(self._path)
+            found = read_keys(self._path)
         except StorageError as error:
-            self._problem = error
+            problem = error
             self._seen = (-2, -2, -2)  # read again at the next look: it may be a passing trouble
-        if self._keys is not None:
-            self._by_digest = {key.digest: key for key in self._keys.keys if not key.revoked}
+        # Only now: whatever else goes wrong in reading must not look as if there were no keys.
+        self._keys, self._problem = found, problem
+        self._by_digest = {key.digest: key for key in found.keys if not key.revoked} if found is not None else {}

@@ -14,6 +14,14 @@ from turnout.types import NOTHING, Event, Json, TextDelta
 
 MAX_LINE_BYTES = 16_000_000
 MOST_ROWS = 20_000  # in a list of a request, of messages for one: more, each of a word, take seconds to be counted
+# Who answers, for how long and with what, and what is looked at before it is passed on.
+_ONE_SPELLING = frozenset(
+    {
+        "model", "name", "messages", "system", "prompt", "input", "role", "content", "type", "text", "image_url", "url",
+        "images", "tools", "stream", "stream_options", "max_tokens", "max_completion_tokens", "options", "keep_alive",
+        "shift", "truncate",
+    }
+)  # fmt: skip
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
@@ -40,7 +48,7 @@ def decode_object(body: bytes) -> dict[str, Json]:
     """A client's JSON object.
 
     Raises:
-        UsageError: it is not JSON, or not an object.
+        UsageError: it is not JSON, or not an object; as ``require_one_spelling``.
     """
     try:
         value = msgspec.json.decode(body)
@@ -48,7 +56,25 @@ def decode_object(body: bytes) -> dict[str, Json]:
         raise UsageError(f"the body is not JSON: {str(error)[:120]}") from error
     if not isinstance(value, dict):
         raise UsageError("the body is not a JSON object")
+    require_one_spelling(value)
     return value
+
+
+def require_one_spelling(data: Mapping[str, Json]) -> None:
+    """Refuse ``Model`` beside or in place of ``model``.
+
+    Servers in Go take both for the same and the last one for good: what was checked, and is changed by name, would not
+    be what they read. Checked with encoding/json: other letters of the same fold, as in ``\u212aeep_alive``, count too.
+
+    Raises:
+        UsageError: a field that is read here has another spelling.
+    """
+    names = "".join(data)
+    if names.isascii() and names.islower():
+        return
+    for name in data:
+        if (plain := name.casefold()) != name and plain in _ONE_SPELLING:
+            raise UsageError(f"the field {plain} is spelled {name!r}", hint="write it in small letters")
 
 
 def encode(value: object) -> bytes:
@@ -194,7 +220,7 @@ def objects(value: Json, what: str) -> list[dict[str, Json]]:
     """A list of objects the client sent; a missing one is empty.
 
     Raises:
-        UsageError: it is something else.
+        UsageError: it is something else; as ``require_one_spelling``.
     """
     if value is None:
         return []
@@ -202,7 +228,10 @@ def objects(value: Json, what: str) -> list[dict[str, Json]]:
         raise UsageError(f"{what} is not a list of objects")
     if len(value) > MOST_ROWS:  # before any is read: that alone would hold everybody else up
         raise UsageError(f"{what} has {len(value):,} entries, the most is {MOST_ROWS:,}", hint="leave old ones out")
-    return [row for row in value if isinstance(row, dict)]
+    rows = [row for row in value if isinstance(row, dict)]
+    for row in rows:
+        require_one_spelling(row)
+    return rows
 
 
 def as_dict(value: Json) -> dict[str, Json]:

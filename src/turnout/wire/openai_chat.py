@@ -157,6 +157,7 @@ def _content(value: Json) -> list[Part]:
             parts.append(Text(text, extras))
         elif kind == "image_url":
             image = row.get("image_url")
+            base.require_one_spelling(as_dict(image))
             parts.append(image_of(text_field(as_dict(image).get("url", image), "an image's url")))
         else:
             raise UsageError(f"a message has a part of type {kind[:40]!r}, which is not supported")
