@@ -68,7 +68,7 @@ class Measure:
 MEASURES = (
     Measure("chat", 16, Amount(5000, 1000, 6), bodies.short, auto=True),
     Measure("single", 1, Amount(1000, 1000, 6), bodies.short, auto=True),
-    Measure("agent", 16, Amount(1000, 1000, 6), bodies.agent),
+    Measure("agent", 16, Amount(1000, 1000, 6), bodies.agent, auto=True),
     Measure(
         "stream",
         16,

@@ -32,7 +32,6 @@ def serves(kind: str, backend: str, *, streams: bool = True) -> Proven:
 
 
 CONTEXT = "deferred: issue 4, the conversation fits"
-GATEWAY = "deferred: issue 5, the gateway"
 CHOICE = "deferred: issue 6, choosing well"
 CODE = "deferred: issue 7, code context first"
 AIRGAP = "deferred: issue 8, the air gap"
@@ -1097,7 +1096,7 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
             code="turnout.gateway.exchange:decision_headers",
         ),
     ),
-    ("GW-3", "real agents", GATEWAY),
+    ("GW-3", "real agents", "deferred: opt-in, `make test-agents DIR=DIR` runs it"),
     (
         "GW-4",
         "virtual models",
@@ -1125,7 +1124,15 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
             code=("turnout.routing.select:opens", "turnout.routing.select:permitted"),
         ),
     ),
-    ("GW-4", "sticky sessions", GATEWAY),
+    (
+        "GW-4",
+        "sticky sessions",
+        by(
+            "test_placement.py::test_many_conversations_spread_and_each_stays_where_it_is",
+            "test_placement.py::test_a_dead_or_slow_server_keeps_no_conversation",
+            code="turnout.routing.affinity:Affinity.order",
+        ),
+    ),
     (
         "GW-5",
         "errors in the caller's format",
@@ -1212,8 +1219,33 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "the choice weighs quality against the time",
         by("routing/test_price.py::test_a_policy_weighs_time_against_quality", code="turnout.routing.price:value"),
     ),
-    ("PRICE-2", "prefix hygiene", GATEWAY),
-    ("PRICE-3", "admission", GATEWAY),
+    (
+        "PRICE-2",
+        "prefix hygiene, by the real server's cache counters",
+        by(
+            "test_placement.py::test_what_changes_with_each_request_is_no_part_of_the_prefix",
+            code="turnout.hygiene:tidy",
+        ),
+    ),
+    (
+        "PRICE-3",
+        "limits, a bounded queue with a longest wait, and those of the loaded model first",
+        by(
+            "fleet/test_admission.py::test_so_many_run_at_once_and_the_others_in_turn",
+            "fleet/test_admission.py::test_where_models_are_swapped_those_of_the_loaded_one_go_first_but_not_for_ever",
+            "fleet/test_admission.py::test_side_requests_let_the_others_go_first",
+            "fleet/test_admission.py::test_the_queue_is_bounded_and_so_is_the_wait",
+            code="turnout.fleet.admission:Admission.admitted",
+        ),
+    ),
+    (
+        "PRICE-3",
+        "a limit of one where the server never says busy",
+        by(
+            "test_placement.py::test_a_server_that_never_says_busy_is_asked_one_thing_at_a_time",
+            code="turnout.placement:Placement.admitted",
+        ),
+    ),
     ("PROOF-1", "turnout prove", AIRGAP),
     ("PROOF-2", "signed checkpoints", AIRGAP),
     ("PROOF-3", "model identity", AIRGAP),
