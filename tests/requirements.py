@@ -31,7 +31,6 @@ def serves(kind: str, backend: str, *, streams: bool = True) -> Proven:
     return Proven(tests, (f"turnout.backends.{backend}.identify", f"turnout.backends.{backend}.inspect"))
 
 
-CONTEXT = "deferred: issue 4, the conversation fits"
 CHOICE = "deferred: issue 6, choosing well"
 CODE = "deferred: issue 7, code context first"
 AIRGAP = "deferred: issue 8, the air gap"
