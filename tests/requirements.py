@@ -430,6 +430,15 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         ),
     ),
     (
+        "TASK-3",
+        "how good the classifier is can be measured on queries of one's own",
+        by(
+            "cli/test_eval.py::test_the_measures_are_those_made_by_hand",
+            "cli/test_eval.py::test_the_shipped_classifier_is_measured",
+            code=("turnout.routing.evaluate:evaluate", "turnout.cli.evaluate:classify"),
+        ),
+    ),
+    (
         "SEL-1",
         "the owner's models are in the table",
         by(NAMES + "test_every_canonical_name_resolves_to_itself", code="turnout.routing.capabilities:load_table"),

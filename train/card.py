@@ -199,4 +199,7 @@ ship (changes, time); all else was predicted by models that had seen no query of
 file nor "this" is named; wishes that are still being thought about from wishes that are to be built; long saved prompts of
 many steps, of which each step is something else; short turns ("go on", "and now the same there"), whose kind is that of
 the turn before, which it does not see. Languages with few queries below are guesses.
+
+`turnout eval classify FILE` measures the same on labelled queries of your own, for the weights that ship; `--policy rules`
+does so for the owner's rules. On the files below it would say too much good: the weights that ship have seen them.
 """

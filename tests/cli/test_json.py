@@ -38,6 +38,7 @@ def arrange(state: str) -> None:
         (DEAD, ("explain", ""), 2, "invalid_request"),
         (WRONG, ("explain", "hi"), 2, "config"),
         (DEAD, ("classify", ""), 2, "invalid_request"),
+        (DEAD, ("eval", "classify", "gone.jsonl"), 2, "invalid_request"),
         (DEAD, ("discover",), 3, "no_service"),
         (WRONG, ("discover",), 2, "config"),
         (DEAD, ("models",), 3, "no_service"),

@@ -182,7 +182,7 @@ def test_completion_lists_the_commands() -> None:
     env = {**os.environ, "_TURNOUT_COMPLETE": "bash_complete", "COMP_WORDS": "turnout e", "COMP_CWORD": "1"}
     command = [sys.executable, "-c", "from turnout.cli import main; main()"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["plain,explain", "plain,env", "plain,embedded"]
+    assert done.stdout.split() == ["plain,explain", "plain,eval", "plain,env", "plain,embedded"]
 
 
 def test_the_program_runs() -> None:
