@@ -290,6 +290,19 @@ async def test_the_servers_own_count_decides_near_the_limit(llama: LlamaServer) 
     assert result.route.prompt_tokens == result.usage.prompt_tokens, "the route tells the exact count"
 
 
+async def test_what_our_count_alone_would_refuse_is_counted_by_the_server_first(llama: LlamaServer) -> None:
+    """Words that are a token each, more than twice what such letters are on the average."""
+    async with open_router(config_of(llama.url)) as router:
+        result = await ask(router, message("user", "word " * 1600), max_tokens=4)
+        with pytest.raises(QueryFailedError) as refused:
+            await ask(router, message("user", "word " * 2300), max_tokens=4)
+    assert [a.error for a in result.attempts] == [None]
+    assert 1600 < result.usage.prompt_tokens < 1700
+    told = refused.value.attempts[-1].error
+    assert isinstance(told, ContextOverflowError)
+    assert 2300 < told.prompt_tokens < 2450
+
+
 async def test_a_server_that_hangs_is_given_up_when_an_honest_one_would_have_begun(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

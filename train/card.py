@@ -192,8 +192,9 @@ sentences begin, the first and the last sentence, what the text looks like, and 
 is pasted under a request (code, logs, files, tags) is taken out first. No library, no download; weights are bytes.
 
 **Data.** {rows} real queries of {sources} sources, labelled by language models, and {own} queries of our own writing
-(`train/queries.jsonl`). The real ones stay where they are. One seventh of what is said below holds for the weights that
-ship (changes, time); all else was predicted by models that had seen no query of the same source ({folds} folds).
+(`train/queries.jsonl`). The real ones stay where they are. Changes, time and size
+below are of the weights that ship; all else was predicted by models that had seen no query of the same source ({folds}
+folds). Of the sources those with most queries are shown.
 
 **What it is bad at.** Telling a question about the code at hand from one about how things are in general when neither a
 file nor "this" is named; wishes that are still being thought about from wishes that are to be built; long saved prompts of

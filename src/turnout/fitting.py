@@ -200,7 +200,13 @@ class Fitter:
         margin = self.counter(candidate).margin
         careful = 1 + margin if backend.cuts_silently and not backend.counts else 1.0
         scale = max(told.scale, careful * self._share(request, candidate))
-        found = await self._compacted(request, attempt, window, scale, told)
+        try:
+            found = await self._compacted(request, attempt, window, scale, told)
+        except ContextOverflowError:  # by our count alone
+            if not (counted := await self._counted_share(request, candidate)):
+                raise
+            scale = max(told.scale, counted)
+            found = await self._compacted(request, attempt, window, scale, told)
         if found.most <= room * (NEAR_A_CUT if backend.cuts_silently else 1.0):
             return found, scale
         exact = await self._count(request, candidate, found.fitted.messages)
@@ -243,6 +249,11 @@ class Fitter:
             return 1.0
         features, tokens = counted
         return min(MOST_SHARE, max(1 / MOST_SHARE, tokens / max(1.0, self._learned(candidate)[0].expect(features))))
+
+    async def _counted_share(self, request: ChatRequest, candidate: Candidate) -> float:
+        """The same as the server counts it now; 0 when it does not count."""
+        exact = await self._count(request, candidate, request.messages)
+        return exact / max(1, self.counter(candidate).count_request(request.messages, request.tools))
 
     def _note_count(self, request: ChatRequest, candidate: Candidate, fit: Fit, tokens: int) -> None:
         if not fit.estimate or len(request.messages) < 2 or tokens < LEAST_SHARED:
