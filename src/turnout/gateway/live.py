@@ -229,6 +229,7 @@ class Live:
         before = self._now.loaded
         where = str(before.file or "the configuration")
         try:
+            _require_file(before.file)
             loaded = load(before.file)
             await self.open(loaded)
         except Exception as error:  # noqa: BLE001 - whatever a new configuration brings, the old one goes on
@@ -304,6 +305,16 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
+
+
+def _require_file(file: Path | None) -> None:
+    """Reading a pipe would wait for its writer, and every request meanwhile for that.
+
+    Raises:
+        UsageError: it is a pipe or a device.
+    """
+    if file is not None and file.exists() and not (file.is_file() or file.is_dir()):
+        raise UsageError(f"{file} is no regular file, and can be read at the start alone")
 
 
 def _identity(file: Path | None) -> tuple[int, int, int] | None:
