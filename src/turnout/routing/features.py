@@ -23,8 +23,8 @@ _FENCE = re.compile(r"(?:```|~~~).*?(?:```|~~~|\Z)", re.DOTALL)
 _WRAPPER = re.compile(
     r"<(environment_details|environment_context|system-reminder|system_reminder|file_content|file|files|attachment|context"
     r"|additional_data|attached_files|current_file|open_and_recently_viewed_files|local-command-stdout|document|documents"
-    r"|selection|logs|INSTRUCTIONS|user_info|rules)(?: [^<>]*)?>.*?</\1>",
-    re.DOTALL | re.IGNORECASE,
+    r"|selection|logs|INSTRUCTIONS|user_info|rules)(?: [^<>]*)?>",
+    re.IGNORECASE,
 )
 _TAG = re.compile(r"</?[a-zA-Z][\w-]{0,40}(?: [^<>\n]{0,200})?>")
 _URL = re.compile(r"https?://\S+")
@@ -91,7 +91,7 @@ def request_of(query: str) -> tuple[str, int, int]:
     text = query if len(query) <= MOST else f"{query[: MOST * 2 // 3]}\n{CUT}\n{query[-MOST // 3 :]}"
     text = _FENCE.sub(f"\n {CODE} \n", text)
     if "<" in text:
-        without = _WRAPPER.sub("\n", text)
+        without = _unwrapped(text)
         text = _TAG.sub(" ", without if without.strip() else text)
     if "://" in text:
         text = _URL.sub(f" {URL} ", text)
@@ -110,6 +110,24 @@ def request_of(query: str) -> tuple[str, int, int]:
         else:
             kept.append(line)
     return _FILE.sub(rf"\1 {FILE} ", "\n".join(kept)), code, log
+
+
+def _unwrapped(text: str) -> str:
+    """The text without what agents wrap into tags. The end of each is looked for once: a pattern for both ends would
+    look for a missing one from every beginning."""
+    kept: list[str] = []
+    at, endless = 0, set[str]()
+    for begin in _WRAPPER.finditer(text):
+        name = begin[1].lower()
+        if begin.start() < at or name in endless:
+            continue
+        end = re.compile(f"</{name}>", re.IGNORECASE).search(text, begin.end())
+        if end is None:
+            endless.add(name)
+            continue
+        kept += (text[at : begin.start()], "\n")
+        at = end.end()
+    return "".join((*kept, text[at:]))
 
 
 def tokens(text: str) -> list[str]:
