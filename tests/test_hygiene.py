@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnout.hygiene import tidy
+from turnout.hygiene import LONGEST_KNOWN, _known_text, tidy
 from turnout.types import ChatRequest, Message, RawBody, Text, ToolCall, ToolResult, WireFormat, message
 
 RAW = RawBody(WireFormat.OPENAI_CHAT, b"{}")
@@ -81,3 +81,12 @@ def test_one_system_message_first_nothing_else_lost_and_tidying_again_changes_no
     texts = "".join(m.text for m in kept)
     assert all(m.text in texts for m in said)
     assert tidied(*once) == once
+
+
+def test_a_system_prompt_as_large_as_a_body_is_tidied_and_not_kept() -> None:
+    _known_text.cache_clear()
+    for text in ("Now: 2026-07-28T10:00:00Z", f"Now: 2026-07-28T10:00:00Z{'x' * LONGEST_KNOWN}"):
+        tidied = tidy(ChatRequest((message("system", text), message("user", "hi"))))
+        assert tidied.messages[0].text.startswith("Now: 2026-07-28")
+        assert "10:00" not in tidied.messages[0].text
+    assert _known_text.cache_info().currsize == 1

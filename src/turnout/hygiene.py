@@ -19,6 +19,7 @@ _BILLING_LAST = re.compile(r"^x-anthropic-billing-header:[^\n]*\n*\Z", re.MULTIL
 # A time of day beside its date: the date stays, which changes once a day.
 _TIME = re.compile(r"(\b\d{4}-\d\d-\d\d)[T ]\d\d:\d\d(?::\d\d(?:[.,]\d{1,9})?)?(?: ?(?:Z|UTC|GMT|[+-]\d\d:?\d\d)\b)?")
 _EMPTY = Text("")
+LONGEST_KNOWN = 100_000  # characters of a system prompt that is kept: one may be as long as a body
 REMINDER, REMINDER_END = "<system-reminder>\n", "\n</system-reminder>"
 
 
@@ -52,8 +53,16 @@ def _constant(m: Message) -> Message:
     return m if tuple(parts) == m.parts else replace(m, parts=tuple(parts))
 
 
-@lru_cache(maxsize=128)  # an agent sends its system prompt with every request
 def _constant_text(text: str) -> str:
+    return _known_text(text) if len(text) <= LONGEST_KNOWN else _without_volatile_bytes(text)
+
+
+@lru_cache(maxsize=128)  # an agent sends its system prompt with every request
+def _known_text(text: str) -> str:
+    return _without_volatile_bytes(text)
+
+
+def _without_volatile_bytes(text: str) -> str:
     kept = _BILLING.sub("", text)
     if kept != text and _BILLING_LAST.search(text):
         kept = kept.rstrip("\n")  # what stood between it and the text before

@@ -113,6 +113,20 @@ async def test_who_leaves_as_he_is_admitted_gives_the_place_back() -> None:
     assert asked.admission.load(URL) == (0, 0)
 
 
+async def test_who_leaves_as_a_place_gets_free_takes_none_from_the_count() -> None:
+    asked = Asked(1)
+    for name in "abcd":
+        await asked.ask(name)
+    asked._running["a"].set()
+    await asked.leave("b")  # a leaves first, and passes b over before b has run to say that it is gone
+    await asyncio.sleep(0)
+    assert asked.order == ["a", "c"]
+    assert asked.admission.load(URL) == (1, 1)
+    for name in "cd":
+        await asked.end(name)
+    assert asked.admission.load(URL) == (0, 0)
+
+
 async def test_the_queue_is_bounded_and_so_is_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "LONGEST_QUEUE", 1)
     monkeypatch.setattr(admission, "LONGEST_WAIT", 0.05)

@@ -175,6 +175,17 @@ async def test_a_saved_file_is_read_and_one_that_is_wrong_changes_nothing() -> N
     assert [record["error"] for record in audited("config")] == ["config", "refused_by_guard", None]
 
 
+async def test_a_pipe_in_the_place_of_the_file_holds_nobody_up() -> None:
+    async with running(openai_app(("a-7b",))) as url, aiohttp.ClientSession() as session:
+        configure(url)
+        async with serving() as process:
+            os.mkfifo("pipe")
+            Path("pipe").replace("turnout.yaml")
+            assert "no regular file" in await process.says("Error")
+            async with session.get(f"{process.url}/v1/models", timeout=aiohttp.ClientTimeout(10)) as reply:
+                assert reply.status == 200
+
+
 async def test_a_server_that_goes_is_said() -> None:
     async with AsyncExitStack() as stack:
         configure(await stack.enter_async_context(running(openai_app(("a-7b",)))), discovery={"interval": 1000})

@@ -28,7 +28,7 @@ from turnout.routing.classifier import (
     shipped,
 )
 from turnout.routing.classify import classify_task
-from turnout.routing.features import _FILE, features, letters, request_of
+from turnout.routing.features import _FILE, _unwrapped, features, letters, request_of
 from turnout.types import TaskCategory
 
 BODY = (files("turnout.routing") / "classifier.bin").read_bytes()
@@ -142,6 +142,13 @@ def test_the_request_is_told_from_what_is_under_it() -> None:
 def test_a_long_run_of_what_paths_are_made_of_is_read_once(run: str) -> None:
     """From each of its places anew it would take minutes, of the one loop that serves everybody."""
     assert len(_FILE.sub("", run * 200_000)) in (0, len(run) * 200_000)
+
+
+def test_tags_without_an_end_are_looked_for_once() -> None:
+    """From each beginning anew it would take minutes."""
+    assert _unwrapped("<file>" * 300_000 + "a") == "<file>" * 300_000 + "a"
+    text = "<rules a=1>x</files></Rules>do<file>this<FILE></file></file><logs>"
+    assert _unwrapped(text) == "\ndo\n</file><logs>"
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ async def _wait(line: _Line, waiter: _Waiter, limit: int, swaps: bool, name: str
     except BaseException as error:
         if waiter in line.waiting:
             line.waiting.remove(waiter)
-        else:  # admitted at the very moment at which it gave up
+        elif not waiter.admitted.cancelled():  # admitted at the very moment at which it gave up
             _leave(line, limit, swaps)
         if isinstance(error, TimeoutError):
             raise _busy(f"{name} was busy for {patience:.3g} s", name) from error

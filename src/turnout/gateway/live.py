@@ -75,6 +75,7 @@ def _log_on_stderr() -> Iterator[None]:
 async def _serve(loaded: LoadedConfig, host: str, port: int) -> int:
     """Serve until a signal; its number, 0 when the server ended by itself."""
     gateway = loaded.config.gateway
+    read = _identity(loaded.file)  # before servers are looked for: what is saved meanwhile is news
     limits = Limits(body_seconds=gateway.body_timeout / 1000, connections=gateway.max_connections)
     async with _live(loaded, beyond_loopback=host not in LOOPBACK) as live:
         calm_collector()
@@ -82,7 +83,7 @@ async def _serve(loaded: LoadedConfig, host: str, port: int) -> int:
             _say(f"Turnout listens on {url}\n{_found(live.router_catalog, loaded.config.discovery.interval)}")
             stopping = _Stopping(live)
             with _log_on_stderr(), _signals(stopping.handlers):
-                watching = asyncio.ensure_future(live.keep_current(stopping.reload))
+                watching = asyncio.ensure_future(live.keep_current(stopping.reload, read))
                 await asyncio.wait({server, stopping.over}, return_when=asyncio.FIRST_COMPLETED)
                 await _cancelled(watching)
                 await stopping.close()
@@ -211,9 +212,10 @@ class Live:
         router: Router = self._now.app.state.router
         return router.catalog
 
-    async def keep_current(self, asked: asyncio.Event) -> None:
-        """Reload when ``asked`` is set, or when the file has changed and has been the same for a whole look since."""
-        last = applied = _identity(self._now.loaded.file)
+    async def keep_current(self, asked: asyncio.Event, applied: tuple[int, int, int] | None) -> None:
+        """Reload when ``asked`` is set, or when the file is another one than ``applied`` and has been the same for a
+        whole look."""
+        last = applied
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(asked.wait(), LOOK_SECONDS)
@@ -229,6 +231,7 @@ class Live:
         before = self._now.loaded
         where = str(before.file or "the configuration")
         try:
+            _require_file(before.file)
             loaded = load(before.file)
             await self.open(loaded)
         except Exception as error:  # noqa: BLE001 - whatever a new configuration brings, the old one goes on
@@ -304,6 +307,16 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
+
+
+def _require_file(file: Path | None) -> None:
+    """Reading a pipe would wait for its writer, and every request meanwhile for that.
+
+    Raises:
+        UsageError: it is a pipe or a device.
+    """
+    if file is not None and file.exists() and not (file.is_file() or file.is_dir()):
+        raise UsageError(f"{file} is no regular file, and can be read at the start alone")
 
 
 def _identity(file: Path | None) -> tuple[int, int, int] | None:

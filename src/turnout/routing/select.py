@@ -20,7 +20,7 @@ MAX_REMEMBERED = 256
 # What being of the family that an agent prefers counts, on the scale of 100, and what being the model that it names.
 PREFERRED, FIRST = 10.0, 1000.0
 PREFERENCE = "the model that the calling agent prefers"
-MAX_NAMES = 4096
+MAX_NAMES, LONGEST_NAME = 4096, 1000  # that are remembered; characters: a client may ask for a name of megabytes
 # Claude Code's picker lists no other names (facts/agents.md section 7).
 PICKER_PREFIX = "claude-local-"
 
@@ -180,12 +180,15 @@ class Selector:
 
     def _named(self, name: str, catalog: Catalog) -> tuple[Candidate, ...]:
         pool = self.pool(catalog)
-        if name not in self._meant:
+        known = self._meant.get(name)
+        if known is None:
+            found = asked_for(pool, name, self._table)
+            known = tuple(sorted(found, key=lambda c: (c.model.id != name, *_preference(c))))
             if len(self._meant) >= MAX_NAMES:
                 self._meant.clear()
-            found = asked_for(pool, name, self._table)
-            self._meant[name] = tuple(sorted(found, key=lambda c: (c.model.id != name, *_preference(c))))
-        return self._meant[name]
+            if len(name) <= LONGEST_NAME:
+                self._meant[name] = known
+        return known
 
     def _behind(self, virtual: str, catalog: Catalog) -> tuple[Candidate, ...]:
         """Who may answer for a virtual model, the best first: of those that take tools where any does."""
