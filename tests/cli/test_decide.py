@@ -23,7 +23,7 @@ def test_classify_says_what_and_why() -> None:
 def test_what_was_read_as_the_request_is_shown() -> None:
     asked = "Why is this slow?\n```\nfor review in plan: pass\n```\n2026-01-02 10:00:00 INFO started"
     fields = json.loads(run("classify", "--explain", "--json", asked, stdin=b"").stdout)
-    assert fields["request"].split() == ["Why", "is", "this", "slow?", "zcode", "zlogline"]
+    assert fields["request"].split() == ["Why", "is", "this", "slow?", "[code]", "[log]"]
     assert (fields["policy"], fields["lines_of_log"]) == ("learned", 1)
     assert "request\tWhy is this slow?" in run("classify", "--explain", asked, stdin=b"").stdout
 

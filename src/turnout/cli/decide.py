@@ -30,11 +30,12 @@ def classify(config_file: str | None, query: str | None, explain: bool, as_json:
     are not what decides: --explain shows what is left without them.
     """
     from turnout.routing.classify import classify_task
-    from turnout.routing.features import request_of
+    from turnout.routing.features import request_of, shown
 
     asked, policy = read_query(query), loaded_config(config_file).config.routing.classification
     task = classify_task(asked, policy)
     request, code, log = request_of(asked)
+    request = shown(request)
     if as_json:
         read: dict[str, Json] = {"request": request, "lines_of_code": code, "lines_of_log": log} if explain else {}
         print_json({"policy": policy, **_task_fields(task), **read})

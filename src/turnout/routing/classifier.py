@@ -17,7 +17,7 @@ from zlib import crc32
 
 import msgspec
 
-from turnout.routing.features import Features, features, letters
+from turnout.routing.features import Features, features, letters, shown
 from turnout.types import TaskCategory
 
 CATEGORIES = (TaskCategory.CODING, TaskCategory.REASONING, TaskCategory.ANALYSIS, TaskCategory.DOCUMENTATION)
@@ -147,7 +147,7 @@ class Classifier:
         """The words and groups of words that spoke most for the category."""
         words = [w for w in found.words if w[0] != "t"]
         groups = [g for g in found.shape if g[0] == "k" and not g.startswith("kk")]
-        said = [(self._favour(word)[best], f"“{word[1:]}”") for word in words]
+        said = [(self._favour(word)[best], f"“{shown(word[1:])}”") for word in words]
         said += [(self._favour(g)[best], f"words of the group {g.lstrip('k1l')}") for g in groups]
         said.sort(reverse=True)
         return tuple(dict.fromkeys(text for favour, text in said[: 2 * SHOWN] if favour > 0))[:SHOWN]

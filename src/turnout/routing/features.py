@@ -48,6 +48,8 @@ _LIST = re.compile(r"^\s*(?:[-*]|\d+[.)]) ", re.MULTILINE)
 ENOUGH_WORDS = 5
 CODE, CODE_LINE, LOG_LINE, FILE, URL, CUT = "zcode", "zcodeline", "zlogline", "zfile", "zurl", "zcut"
 
+_SHOWN = {CODE: "[code]", CODE_LINE: "[code]", LOG_LINE: "[log]", FILE: "[file]", URL: "[address]", CUT: "[...]"}
+_ALL_MARKS = re.compile(rf"\b(?:{'|'.join(_SHOWN)})\b")
 _MARKS = re.compile(rf"\b(?:{CODE}|{CODE_LINE}|{LOG_LINE})\b")
 
 
@@ -115,6 +117,11 @@ def _request(query: str) -> tuple[str, int, int]:
         else:
             kept.append(line)
     return "\n".join(kept), code, log
+
+
+def shown(text: str) -> str:
+    """A text out of which something was taken, for people."""
+    return _ALL_MARKS.sub(lambda mark: _SHOWN[mark[0]], text)
 
 
 def _unwrapped(text: str) -> str:
