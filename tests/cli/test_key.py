@@ -46,6 +46,16 @@ def test_a_key_is_printed_once_and_every_change_is_in_the_audit_log(tmp_path: Pa
         (["add", "ci", "--expires", "0d"], "is not a time"),
         (["add", "ci", "--rate", "0"], "is not a rate"),
         (["add", "ci", "--rate", "5/s"], "is not a rate"),
+        (["add", "ci", "--rate", ""], "is not a rate"),
+        (["add", "ci", "--models", ""], "--models '' names nothing"),
+        (["add", "ci", "--models", ","], "--models ',' names nothing"),
+        (["add", "ci", "--models", "a", "--models", ""], "--models '' names nothing"),
+        (["add", "ci", "--models", "["], "its [ has no ]"),
+        (["add", "ci", "--models", "a[]"], "its [ has no ]"),
+        (["add", "ci", "--routes", ""], "--routes '' names nothing"),
+        (["add", "ci", "--routes", " "], "--routes ' ' names nothing"),
+        (["add", "ci", "--routes", "/v1/*,v1"], "--routes 'v1' fits no path"),
+        (["add", "ci", "--routes", "/v1/[a"], "its [ has no ]"),
         (["revoke", "ci"], "there is no key 'ci'"),
         (["rotate", "ci"], "there is no key 'ci'"),
     ],
@@ -55,6 +65,12 @@ def test_what_makes_no_sense_changes_nothing(args: list[str], says: str, tmp_pat
     assert result.exit_code == 2
     assert says in result.stderr
     assert not (tmp_path / "data" / "keys.json").exists()
+
+
+def test_patterns_are_kept_as_they_are_given() -> None:
+    run("key", "add", "ci", "--models", "a[]x]*,", "--models", "[!b]", "--routes", "*/models,/v1/[a-c]*")
+    (kept,) = json.loads(run("key", "list", "--json").stdout)["keys"]
+    assert (kept["models"], kept["routes"]) == (["a[]x]*", "[!b]"], ["*/models", "/v1/[a-c]*"])
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
