@@ -12,7 +12,7 @@ import pytest
 
 from turnout.errors import StorageError, UsageError
 from turnout.guard import keys
-from turnout.guard.keys import Keyring, Keys, Limits
+from turnout.guard.keys import Key, Keyring, Keys, Limits
 
 NOW = 1_800_000_000.0
 
@@ -104,6 +104,14 @@ def test_a_key_expires_and_lasts_as_long_again_when_it_is_rotated() -> None:
     assert (known.keys[0].expires, known.keys[0].models) == (NOW + 10_800, ("a*",))
     known, _ = keys.add(keys.revoke(known, "ci", NOW), "ci", Limits(), NOW)
     assert [(key.name, key.expires, key.revoked) for key in known.keys] == [("ci", 0, 0)]
+
+
+@pytest.mark.parametrize(("created", "expires"), [(NOW, NOW - 86_400), (NOW, NOW), (0, NOW - 86_400)])
+def test_a_rotated_key_is_never_an_expired_one(created: float, expires: float) -> None:
+    """Whatever somebody wrote into the file."""
+    old = Key(name="ci", digest="x", created=int(created), expires=int(expires))
+    known, _ = keys.rotate(Keys("00" * 32, (old,)), "ci", NOW)
+    assert known.keys[0].expires == NOW + keys.DEFAULT_SECONDS
 
 
 @pytest.mark.parametrize("name", ["", "local", "unknown", "a/b", "a b", ".a", "x" * 65, "é", "a\n"])

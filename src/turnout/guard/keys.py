@@ -26,6 +26,7 @@ from turnout.files import lock_folder, read_file, replace_file, unlock_folder
 PREFIX = "tk-"
 LOOK_SECONDS = 0.25
 MAX_TOKEN = 256
+DEFAULT_SECONDS = 90 * 86_400  # that a key lasts, where nobody says how long
 _HASH_KEY_BYTES = _TOKEN_BYTES = 32
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
 _RESERVED = frozenset({"local", "unknown"})  # whoever asks at this machine, and whoever has no key
@@ -159,12 +160,17 @@ def add(keys: Keys, name: str, limits: Limits, now: float) -> tuple[Keys, str]:
 def rotate(keys: Keys, name: str, now: float) -> tuple[Keys, str]:
     """With another key of the same name and limits, that lasts as long again; the old one is worth nothing any more.
 
+    Where the file does not tell how long that was, since somebody edited it, it lasts ``DEFAULT_SECONDS``.
+
     Raises:
         UsageError: there is none of that name.
     """
     old = _named(keys, name)
     token = PREFIX + secrets.token_urlsafe(_TOKEN_BYTES)
-    expires = int(now) + old.expires - old.created if old.expires else 0
+    lasting = old.expires - old.created if old.created else 0
+    if lasting <= 0:
+        lasting = DEFAULT_SECONDS
+    expires = int(now) + lasting if old.expires else 0
     fresh = {"digest": digest_of(token, keys.hash_key), "created": int(now), "expires": expires}
     return _with(keys, msgspec.structs.replace(old, **fresh)), token
 
