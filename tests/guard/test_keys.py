@@ -128,6 +128,14 @@ def test_what_is_not_there_is_not_rotated_or_revoked() -> None:
         keys.add(known, "ci", Limits(), NOW)
 
 
+def test_what_is_revoked_is_not_said_to_be_missing() -> None:
+    known, _ = keys.add(Keys("00" * 32), "ci", Limits(), NOW)
+    known = keys.revoke(known, "ci", NOW)
+    for change in (keys.rotate, keys.revoke):
+        with pytest.raises(UsageError, match="the key 'ci' is revoked already.*turnout key add ci"):
+            change(known, "ci", NOW)
+
+
 def _add_many(path: Path, who: int) -> None:
     for number in range(10):
         add(path, f"k{who}-{number}")

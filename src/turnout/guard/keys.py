@@ -163,7 +163,7 @@ def rotate(keys: Keys, name: str, now: float) -> tuple[Keys, str]:
     Where the file does not tell how long that was, since somebody edited it, it lasts ``DEFAULT_SECONDS``.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: there is none of that name, or it is revoked.
     """
     old = _named(keys, name)
     token = PREFIX + secrets.token_urlsafe(_TOKEN_BYTES)
@@ -179,7 +179,7 @@ def revoke(keys: Keys, name: str, now: float) -> Keys:
     """Without that key.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: there is none of that name, or it is revoked.
     """
     return _with(keys, msgspec.structs.replace(_named(keys, name), digest="", revoked=int(now)))
 
@@ -202,7 +202,10 @@ def day_of(seconds: int) -> str:
 
 
 def _named(keys: Keys, name: str) -> Key:
-    found = next((key for key in keys.keys if key.name == name and not key.revoked), None)
+    found = next((key for key in keys.keys if key.name == name), None)
+    if found is not None and found.revoked:
+        hint = f"`turnout key add {name}` makes a new one of that name"
+        raise UsageError(f"the key {name!r} is revoked already", hint=hint)
     if found is None:
         there = ", ".join(key.name for key in keys.keys if not key.revoked)
         raise UsageError(f"there is no key {name[:80]!r}", hint=f"there are: {there}" if there else "turnout key add")
