@@ -235,6 +235,24 @@ async def test_no_more_run_at_once_than_the_key_may_have() -> None:
             assert reply.status == 200
 
 
+async def test_keys_that_cannot_be_read_make_it_not_ready(data: Path) -> None:
+    token, path = make(), keys.keys_path(data)
+    good = path.read_bytes()
+    async with serving(openai_app()) as upstream, gateway(upstream) as (url, _), aiohttp.ClientSession() as session:
+        for content, status, state in (
+            (good, 200, "ready"),
+            (b"garbage", 503, "the keys cannot be read"),
+            (good, 200, "ready"),
+        ):
+            path.write_bytes(content)
+            async with session.get(f"{url}/readyz") as reply:
+                assert (reply.status, (await reply.json())["status"]) == (status, state)
+            async with session.get(f"{url}/healthz") as reply:
+                assert reply.status == 200
+            async with session.get(f"{url}/v1/models", headers={"x-api-key": token}) as reply:
+                assert reply.status == status
+
+
 def test_a_bucket_fills_again() -> None:
     now = [0.0]
     meter, key = Meter(lambda: now[0]), Key(name="ci", digest="", rate=60)

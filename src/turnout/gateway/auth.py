@@ -57,6 +57,15 @@ class Door:
         self._keyring, self._require_key = keyring, require_key
         self._hosts = LOOPBACK_HOSTS | {_bracketed(host).lower().encode() for host in hosts}
 
+    @property
+    def keys_readable(self) -> bool:
+        """Whether the keys can be read; while they cannot, nobody is let in."""
+        try:
+            self._keyring.check()
+        except StorageError:
+            return False
+        return True
+
     def admit(self, exchange: Exchange, scope: Scope, meter: Meter, *, chat: bool) -> None:
         """Let it in, as somebody, or raise why not.
 

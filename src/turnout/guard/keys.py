@@ -238,7 +238,7 @@ class Keyring:
         Raises:
             StorageError: the file is there and cannot be read.
         """
-        self._look()
+        self.check()
         return self._keys is not None
 
     def find(self, token: str) -> Key | None:
@@ -247,14 +247,19 @@ class Keyring:
         Raises:
             StorageError: the file is there and cannot be read.
         """
-        self._look()
+        self.check()
         if self._keys is None or len(token) > MAX_TOKEN:
             return None
         digest = digest_of(token, self._keys.hash_key)
         key = self._by_digest.get(digest)
         return key if key is not None and hmac.compare_digest(key.digest, digest) else None
 
-    def _look(self) -> None:
+    def check(self) -> None:
+        """Look whether the file has changed.
+
+        Raises:
+            StorageError: the file is there and cannot be read.
+        """
         now = time.monotonic()
         if now >= self._next_look:
             self._next_look = now + LOOK_SECONDS
