@@ -269,6 +269,21 @@ def test_a_bucket_fills_again() -> None:
     assert not meter._running
 
 
+@pytest.mark.parametrize(
+    ("most", "running", "often"),
+    [(1, "1 request of the key 'ci' is running", "ask once a"), (2, "2 requests of the key 'ci' are", "ask 2 times a")],
+)
+def test_a_limit_is_said_in_its_number(most: int, running: str, often: str) -> None:
+    meter, key = Meter(lambda: 0.0), Key(name="ci", digest="", rate=most, concurrent=most)
+    for _ in range(most):
+        meter.take(key)
+    with pytest.raises(HttpError, match=running):
+        meter.take(key)
+    meter.leave(key)
+    with pytest.raises(HttpError, match=often):
+        meter.take(key)
+
+
 async def test_refusals_are_in_the_audit_log_and_do_not_fill_it() -> None:
     make("ci", routes=("/v1/*",))
     async with gateway() as (url, _), aiohttp.ClientSession() as session:
