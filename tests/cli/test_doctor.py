@@ -24,6 +24,7 @@ async def test_all_is_well_with_a_server_and_without_the_bundled_model(fakes: Fa
         "python": "ok",
         "configuration": "ok",
         "data directory": "ok",
+        "keys": "ok",
         "audit log": "ok",
         "allow-list": "ok",
         "services": "ok",
@@ -39,6 +40,27 @@ def test_no_server_fails_and_says_what_to_start() -> None:
     result = run("doctor")
     assert result.exit_code == 1
     assert "services\tfail\tnone can answer\tsee that a server runs at http://127.0.0.1:9" in result.stdout
+
+
+def test_keys_that_cannot_be_read_fail_with_the_fix_of_key_list(tmp_path: Path) -> None:
+    run("key", "add", "ci")
+    path = tmp_path / "data" / "keys.json"
+    assert f"keys\tok\t{path}, 1 active" in run("doctor").stdout
+    path.write_bytes(b"garbage")
+    result = run("doctor")
+    assert (result.exit_code, states(result)["keys"]) == (1, "fail")
+    assert f"the keys in {path} cannot be read" in result.stdout
+    hint = "bring it back from a backup, or delete it and make new keys"
+    assert hint in result.stdout
+    assert hint in run("key", "list").stderr
+
+
+def test_keys_that_let_nobody_in_are_a_warning() -> None:
+    run("key", "add", "ci")
+    run("key", "revoke", "ci")
+    result = run("doctor")
+    assert states(result)["keys"] == "warn"
+    assert "the gateway refuses everybody" in result.stdout
 
 
 def test_the_bundled_model_makes_a_missing_server_a_warning(with_weights: None) -> None:

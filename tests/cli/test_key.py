@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import run
+from turnout.guard.keys import DEFAULT_SECONDS
 
 
 def audited(tmp_path: Path) -> list[str]:
@@ -29,10 +30,17 @@ def test_a_key_is_printed_once_and_every_change_is_in_the_audit_log(tmp_path: Pa
     assert listed[0]["expires"] - listed[0]["created"] == 30 * 86_400
     fresh = json.loads(run("key", "rotate", "ci", "--json").stdout)
     assert fresh["key"] != token
+    assert fresh["expires"] - fresh["created"] == 30 * 86_400
+    assert "shown this once; it expires: 20" in run("key", "rotate", "ci").stderr
     revoked = run("key", "revoke", "ci")
     assert "no key is left, so the gateway refuses everybody" in revoked.stderr
     assert "revoked" in run("key", "list").stdout
-    assert audited(tmp_path) == ["config: key added: ci", "config: key rotated: ci", "config: key revoked: ci"]
+    assert audited(tmp_path) == [
+        "config: key added: ci",
+        "config: key rotated: ci",
+        "config: key rotated: ci",
+        "config: key revoked: ci",
+    ]
     everything = "".join(p.read_text("utf-8", "replace") for p in (tmp_path / "data").iterdir() if p.is_file())
     assert token not in everything
     assert fresh["key"] not in everything
@@ -46,6 +54,16 @@ def test_a_key_is_printed_once_and_every_change_is_in_the_audit_log(tmp_path: Pa
         (["add", "ci", "--expires", "0d"], "is not a time"),
         (["add", "ci", "--rate", "0"], "is not a rate"),
         (["add", "ci", "--rate", "5/s"], "is not a rate"),
+        (["add", "ci", "--rate", ""], "is not a rate"),
+        (["add", "ci", "--models", ""], "--models '' names nothing"),
+        (["add", "ci", "--models", ","], "--models ',' names nothing"),
+        (["add", "ci", "--models", "a", "--models", ""], "--models '' names nothing"),
+        (["add", "ci", "--models", "["], "its [ has no ]"),
+        (["add", "ci", "--models", "a[]"], "its [ has no ]"),
+        (["add", "ci", "--routes", ""], "--routes '' names nothing"),
+        (["add", "ci", "--routes", " "], "--routes ' ' names nothing"),
+        (["add", "ci", "--routes", "/v1/*,v1"], "--routes 'v1' fits no path"),
+        (["add", "ci", "--routes", "/v1/[a"], "its [ has no ]"),
         (["revoke", "ci"], "there is no key 'ci'"),
         (["rotate", "ci"], "there is no key 'ci'"),
     ],
@@ -55,6 +73,17 @@ def test_what_makes_no_sense_changes_nothing(args: list[str], says: str, tmp_pat
     assert result.exit_code == 2
     assert says in result.stderr
     assert not (tmp_path / "data" / "keys.json").exists()
+
+
+def test_a_key_lasts_as_long_by_default_as_one_that_is_rotated() -> None:
+    made = json.loads(run("key", "add", "ci", "--json").stdout)
+    assert made["expires"] - made["created"] == DEFAULT_SECONDS
+
+
+def test_patterns_are_kept_as_they_are_given() -> None:
+    run("key", "add", "ci", "--models", "a[]x]*,", "--models", "[!b]", "--routes", "*/models,/v1/[a-c]*")
+    (kept,) = json.loads(run("key", "list", "--json").stdout)["keys"]
+    assert (kept["models"], kept["routes"]) == (["a[]x]*", "[!b]"], ["*/models", "/v1/[a-c]*"])
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -24,4 +24,5 @@ def test_the_page_has_every_command_and_option() -> None:
     ):
         assert f"\n{heading}\n" in page
     assert "`--line INTEGER RANGE` | The line you are on, from 1. |" in page
+    assert "`--expires TEXT` | For example 12h, 30d or 8w; `never` for ever. [default: 90d] |" in page
     assert '    git diff | turnout ask "Review this change"\n' in page

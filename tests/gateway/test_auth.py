@@ -235,6 +235,24 @@ async def test_no_more_run_at_once_than_the_key_may_have() -> None:
             assert reply.status == 200
 
 
+async def test_keys_that_cannot_be_read_make_it_not_ready(data: Path) -> None:
+    token, path = make(), keys.keys_path(data)
+    good = path.read_bytes()
+    async with serving(openai_app()) as upstream, gateway(upstream) as (url, _), aiohttp.ClientSession() as session:
+        for content, status, state in (
+            (good, 200, "ready"),
+            (b"garbage", 503, "the keys cannot be read"),
+            (good, 200, "ready"),
+        ):
+            path.write_bytes(content)
+            async with session.get(f"{url}/readyz") as reply:
+                assert (reply.status, (await reply.json())["status"]) == (status, state)
+            async with session.get(f"{url}/healthz") as reply:
+                assert reply.status == 200
+            async with session.get(f"{url}/v1/models", headers={"x-api-key": token}) as reply:
+                assert reply.status == status
+
+
 def test_a_bucket_fills_again() -> None:
     now = [0.0]
     meter, key = Meter(lambda: now[0]), Key(name="ci", digest="", rate=60)
@@ -249,6 +267,21 @@ def test_a_bucket_fills_again() -> None:
     for _ in range(61):
         meter.leave(key)
     assert not meter._running
+
+
+@pytest.mark.parametrize(
+    ("most", "running", "often"),
+    [(1, "1 request of the key 'ci' is running", "ask once a"), (2, "2 requests of the key 'ci' are", "ask 2 times a")],
+)
+def test_a_limit_is_said_in_its_number(most: int, running: str, often: str) -> None:
+    meter, key = Meter(lambda: 0.0), Key(name="ci", digest="", rate=most, concurrent=most)
+    for _ in range(most):
+        meter.take(key)
+    with pytest.raises(HttpError, match=running):
+        meter.take(key)
+    meter.leave(key)
+    with pytest.raises(HttpError, match=often):
+        meter.take(key)
 
 
 async def test_refusals_are_in_the_audit_log_and_do_not_fill_it() -> None:

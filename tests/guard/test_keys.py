@@ -12,7 +12,7 @@ import pytest
 
 from turnout.errors import StorageError, UsageError
 from turnout.guard import keys
-from turnout.guard.keys import Keyring, Keys, Limits
+from turnout.guard.keys import Key, Keyring, Keys, Limits
 
 NOW = 1_800_000_000.0
 
@@ -106,6 +106,14 @@ def test_a_key_expires_and_lasts_as_long_again_when_it_is_rotated() -> None:
     assert [(key.name, key.expires, key.revoked) for key in known.keys] == [("ci", 0, 0)]
 
 
+@pytest.mark.parametrize(("created", "expires"), [(NOW, NOW - 86_400), (NOW, NOW), (0, NOW - 86_400)])
+def test_a_rotated_key_is_never_an_expired_one(created: float, expires: float) -> None:
+    """Whatever somebody wrote into the file."""
+    old = Key(name="ci", digest="x", created=int(created), expires=int(expires))
+    known, _ = keys.rotate(Keys("00" * 32, (old,)), "ci", NOW)
+    assert known.keys[0].expires == NOW + keys.DEFAULT_SECONDS
+
+
 @pytest.mark.parametrize("name", ["", "local", "unknown", "a/b", "a b", ".a", "x" * 65, "é", "a\n"])
 def test_a_name_is_a_plain_one_and_nobodys_else(name: str) -> None:
     with pytest.raises(UsageError, match="is not the name of a key"):
@@ -118,6 +126,14 @@ def test_what_is_not_there_is_not_rotated_or_revoked() -> None:
         keys.rotate(known, "x", NOW)
     with pytest.raises(UsageError, match="there is a key 'ci' already"):
         keys.add(known, "ci", Limits(), NOW)
+
+
+def test_what_is_revoked_is_not_said_to_be_missing() -> None:
+    known, _ = keys.add(Keys("00" * 32), "ci", Limits(), NOW)
+    known = keys.revoke(known, "ci", NOW)
+    for change in (keys.rotate, keys.revoke):
+        with pytest.raises(UsageError, match="the key 'ci' is revoked already.*turnout key add ci"):
+            change(known, "ci", NOW)
 
 
 def _add_many(path: Path, who: int) -> None:

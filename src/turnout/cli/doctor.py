@@ -7,6 +7,7 @@ import platform
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -69,6 +70,7 @@ def _checks(config_file: str | None) -> Iterator[Check]:
     loaded, configuration = _configuration(config_file)
     yield configuration
     yield _data_dir()
+    yield _keys()
     if loaded is not None:
         yield _audit(loaded)
         yield _allow_list(loaded)
@@ -115,6 +117,24 @@ def _data_dir() -> Check:
     if free < _LITTLE_SPACE:
         return Check(name, "warn", f"{directory} has {free / 1e6:.0f} MB free", "free some space")
     return Check(name, "ok", str(directory))
+
+
+def _keys() -> Check:
+    from turnout.config import data_dir
+    from turnout.guard.keys import keys_path, read_keys
+
+    path = keys_path(data_dir())
+    try:
+        found = read_keys(path)
+    except TurnoutError as error:
+        return _failed("keys", error)
+    if found is None:
+        return Check("keys", "ok", "none: the gateway serves this machine alone")
+    active = sum(key.state(time.time()) == "active" for key in found.keys)
+    if not active:
+        fix = f"`turnout key add NAME`; or delete {path}, and the gateway serves this machine without one"
+        return Check("keys", "warn", "none is active: the gateway refuses everybody", fix)
+    return Check("keys", "ok", f"{path}, {active} active")
 
 
 def _audit(loaded: LoadedConfig) -> Check:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 COLUMNS = ("name", "state", "role", "expires", "models", "routes", "rate", "concurrent", "created")
 _SECONDS = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _MAX_DAYS = 36_500
+_SET = re.compile(r"\[!?+\]?+[^\]]*\]")  # of characters, as fnmatch reads it
 
 
 @click.group()
@@ -39,7 +40,7 @@ def key() -> None:
     "--models", multiple=True, metavar="PATTERN", help="What it may ask for, for example 'qwen*'. Repeatable."
 )
 @click.option("--routes", multiple=True, metavar="PATTERN", help="Paths it may use, for example '/v1/*'. Repeatable.")
-@click.option("--rate", default="", metavar="N/min", help="Requests a minute.")
+@click.option("--rate", metavar="N/min", help="Requests a minute.")
 @click.option("--concurrent", type=click.IntRange(1, 100_000), help="Requests at the same time.")
 @click.option(
     "--role",
@@ -56,7 +57,7 @@ def add(
     expires: str,
     models: tuple[str, ...],
     routes: tuple[str, ...],
-    rate: str,
+    rate: str | None,
     concurrent: int | None,
     role: str,
     as_json: bool,
@@ -67,8 +68,8 @@ def add(
     limits = keys.Limits(
         role="admin" if role == "admin" else "user",
         lasting=_seconds(expires),
-        models=_patterns(models),
-        routes=_patterns(routes),
+        models=_patterns("--models", models),
+        routes=_routes(routes),
         rate=_per_minute(rate),
         concurrent=concurrent or 0,
     )
@@ -192,8 +193,26 @@ def _cells(key: Key, now: float) -> tuple[str, ...]:
     return key.name, key.state(now), key.role, day_of(key.expires), *allowed, *limits, day_of(key.created)
 
 
-def _patterns(given: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(part.strip() for text in given for part in text.split(",") if part.strip())
+def _patterns(option: str, given: tuple[str, ...]) -> tuple[str, ...]:
+    """The patterns of an option, which is no limit only where it was not given: a variable may have been empty."""
+    found: list[str] = []
+    for text in given:
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        if not parts:
+            raise UsageError(f"{option} {text[:40]!r} names nothing", hint=f"leave {option} out to allow everything")
+        found += parts
+    for part in found:
+        if "[" in _SET.sub("", part):
+            raise UsageError(f"{option} {part[:40]!r}: its [ has no ]", hint="for example '[ab]*'; [[] is a bracket")
+    return tuple(found)
+
+
+def _routes(given: tuple[str, ...]) -> tuple[str, ...]:
+    found = _patterns("--routes", given)
+    for part in found:
+        if not part.startswith(("/", "*")):
+            raise UsageError(f"--routes {part[:40]!r} fits no path: they begin with /", hint="for example '/v1/*'")
+    return found
 
 
 def _seconds(text: str) -> int:
@@ -206,8 +225,8 @@ def _seconds(text: str) -> int:
     return seconds
 
 
-def _per_minute(text: str) -> int:
-    if not text:
+def _per_minute(text: str | None) -> int:
+    if text is None:
         return 0
     found = re.fullmatch(r"([0-9]{1,6})(/min)?", text)
     if found is None or not int(found[1]):

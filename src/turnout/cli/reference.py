@@ -52,7 +52,7 @@ def _sections(command: click.Command, context: click.Context) -> Iterator[str]:
 def _section(command: click.Command, context: click.Context) -> str:
     usage = " ".join((context.command_path, *command.collect_usage_pieces(context)))
     options = [p for p in command.params if isinstance(p, click.Option)]
-    rows = "".join(f"| `{_flags(option, context)}` | {option.help or ''} |\n" for option in options)
+    rows = "".join(f"| `{_flags(option, context)}` | {_meaning(option)} |\n" for option in options)
     table = f"\n| option | meaning |\n|---|---|\n{rows}" if rows else ""
     return f"\n## {context.command_path}\n\n    {usage}\n\n{_prose(command.help or '')}\n{table}"
 
@@ -60,6 +60,11 @@ def _section(command: click.Command, context: click.Context) -> str:
 def _flags(option: click.Option, context: click.Context) -> str:
     names = ", ".join((*option.opts, *option.secondary_opts))
     return names if option.is_flag else f"{names} {option.make_metavar(context)}".replace("|", "\\|")
+
+
+def _meaning(option: click.Option) -> str:
+    shown = f" [default: {option.default}]" if option.show_default else ""
+    return f"{option.help or ''}{shown}"
 
 
 def _prose(text: str) -> str:

@@ -184,9 +184,11 @@ async def health(request: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    """Whether a request would find a server that can answer."""
+    """Whether a request would be let in and find a server that can answer."""
     if request.app.shared.draining:
         state = "stopping"
+    elif not request.app.door.keys_readable:
+        state = "the keys cannot be read"
     else:
         state = "ready" if request.app.state.router.catalog.serving else "no server can answer"
     status, headers = (200, None) if state == "ready" else (503, {"Retry-After": "5"})

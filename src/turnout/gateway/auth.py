@@ -57,6 +57,15 @@ class Door:
         self._keyring, self._require_key = keyring, require_key
         self._hosts = LOOPBACK_HOSTS | {_bracketed(host).lower().encode() for host in hosts}
 
+    @property
+    def keys_readable(self) -> bool:
+        """Whether the keys can be read; while they cannot, nobody is let in."""
+        try:
+            self._keyring.check()
+        except StorageError:
+            return False
+        return True
+
     def admit(self, exchange: Exchange, scope: Scope, meter: Meter, *, chat: bool) -> None:
         """Let it in, as somebody, or raise why not.
 
@@ -187,7 +196,8 @@ class Meter:
             HttpError: as many as are allowed run.
         """
         if key.concurrent and self._running[key.name] >= key.concurrent:
-            said = f"{key.concurrent} requests of the key {key.name!r} are running, as many as it may have"
+            requests, are = ("request", "is") if key.concurrent == 1 else ("requests", "are")
+            said = f"{key.concurrent} {requests} of the key {key.name!r} {are} running, as many as it may have"
             raise HttpError(
                 503, said, hint="wait for one to end", headers={"Retry-After": "1"}, code="concurrency_limited"
             )
@@ -205,7 +215,8 @@ class Meter:
         left = min(key.rate, left + (now - then) * key.rate / 60)
         if left < 1:
             wait = max(1, math.ceil((1 - left) * 60 / key.rate))
-            said = f"the key {key.name!r} may ask {key.rate} times a minute"
+            often = "once" if key.rate == 1 else f"{key.rate} times"
+            said = f"the key {key.name!r} may ask {often} a minute"
             headers = {"Retry-After": str(wait)}
             raise HttpError(503, said, hint=f"ask again in {wait} s", headers=headers, code="rate_limited")
         self._buckets[key.name] = left - 1, now

@@ -26,6 +26,7 @@ from turnout.files import lock_folder, read_file, replace_file, unlock_folder
 PREFIX = "tk-"
 LOOK_SECONDS = 0.25
 MAX_TOKEN = 256
+DEFAULT_SECONDS = 90 * 86_400  # that a key lasts, where nobody says how long
 _HASH_KEY_BYTES = _TOKEN_BYTES = 32
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
 _RESERVED = frozenset({"local", "unknown"})  # whoever asks at this machine, and whoever has no key
@@ -159,12 +160,17 @@ def add(keys: Keys, name: str, limits: Limits, now: float) -> tuple[Keys, str]:
 def rotate(keys: Keys, name: str, now: float) -> tuple[Keys, str]:
     """With another key of the same name and limits, that lasts as long again; the old one is worth nothing any more.
 
+    Where the file does not tell how long that was, since somebody edited it, it lasts ``DEFAULT_SECONDS``.
+
     Raises:
-        UsageError: there is none of that name.
+        UsageError: there is none of that name, or it is revoked.
     """
     old = _named(keys, name)
     token = PREFIX + secrets.token_urlsafe(_TOKEN_BYTES)
-    expires = int(now) + old.expires - old.created if old.expires else 0
+    lasting = old.expires - old.created if old.created else 0
+    if lasting <= 0:
+        lasting = DEFAULT_SECONDS
+    expires = int(now) + lasting if old.expires else 0
     fresh = {"digest": digest_of(token, keys.hash_key), "created": int(now), "expires": expires}
     return _with(keys, msgspec.structs.replace(old, **fresh)), token
 
@@ -173,7 +179,7 @@ def revoke(keys: Keys, name: str, now: float) -> Keys:
     """Without that key.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: there is none of that name, or it is revoked.
     """
     return _with(keys, msgspec.structs.replace(_named(keys, name), digest="", revoked=int(now)))
 
@@ -196,7 +202,10 @@ def day_of(seconds: int) -> str:
 
 
 def _named(keys: Keys, name: str) -> Key:
-    found = next((key for key in keys.keys if key.name == name and not key.revoked), None)
+    found = next((key for key in keys.keys if key.name == name), None)
+    if found is not None and found.revoked:
+        hint = f"`turnout key add {name}` makes a new one of that name"
+        raise UsageError(f"the key {name!r} is revoked already", hint=hint)
     if found is None:
         there = ", ".join(key.name for key in keys.keys if not key.revoked)
         raise UsageError(f"there is no key {name[:80]!r}", hint=f"there are: {there}" if there else "turnout key add")
@@ -229,7 +238,7 @@ class Keyring:
         Raises:
             StorageError: the file is there and cannot be read.
         """
-        self._look()
+        self.check()
         return self._keys is not None
 
     def find(self, token: str) -> Key | None:
@@ -238,14 +247,19 @@ class Keyring:
         Raises:
             StorageError: the file is there and cannot be read.
         """
-        self._look()
+        self.check()
         if self._keys is None or len(token) > MAX_TOKEN:
             return None
         digest = digest_of(token, self._keys.hash_key)
         key = self._by_digest.get(digest)
         return key if key is not None and hmac.compare_digest(key.digest, digest) else None
 
-    def _look(self) -> None:
+    def check(self) -> None:
+        """Look whether the file has changed.
+
+        Raises:
+            StorageError: the file is there and cannot be read.
+        """
         now = time.monotonic()
         if now >= self._next_look:
             self._next_look = now + LOOK_SECONDS
