@@ -200,6 +200,15 @@ async def test_another_server_there_is_not_taken_for_the_gateway() -> None:
         assert asked.exit_code == 0
 
 
+def test_an_address_that_the_guard_refuses_is_refused_once(installed: Path) -> None:
+    configure("http://127.0.0.1:9")
+    for command in ("env", "launch"):
+        refused = program(command, "codex", "--url", "http://203.0.113.9:4747")
+        assert (refused.returncode, refused.stdout) == (4, ""), command
+        assert refused.stderr.count("203.0.113.9 is outside") == 1, command
+    assert not installed.exists()
+
+
 def test_files_are_written_and_never_replaced_unasked(nobody: Path) -> None:
     configure("http://127.0.0.1:9")
     path = nobody / ".codex" / "config.toml"

@@ -73,7 +73,12 @@ def env(config_file: str | None, name: str | None, model: str, url: str | None, 
 
 
 async def _setup(loaded: LoadedConfig, agent: Agent, model: str, url: str | None) -> Setup:
-    """With what can be found out; a gateway that does not run, or is not ours to dial, is no obstacle."""
+    """With what can be found out; a gateway that does not run is no obstacle, nor is our own at an address that we may
+    not dial.
+
+    Raises:
+        GuardError: the address that was given is not on the allow-list.
+    """
     address = checked_url(url) if url else address_of(loaded.config.gateway)
     key, warnings = key_given(), list[str]()
     offer = Offer({}, "")
@@ -83,6 +88,8 @@ async def _setup(loaded: LoadedConfig, agent: Agent, model: str, url: str | None
         key = _UNKNOWN_KEY if key == NO_KEY else key
         warnings.append(f"{error.message}: {error.hint}")
     except (NoServiceError, GuardError) as error:
+        if url and isinstance(error, GuardError):
+            raise
         warnings.append(error.message)
         if not url:
             offer = await look_around(loaded)
