@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import yaml
 
 from tests.cli.conftest import configure, run
@@ -35,6 +36,13 @@ def test_show_fills_in_the_defaults_and_hides_keys() -> None:
     as_json = run("config", "show", "--json")
     assert json.loads(as_json.stdout)["config"]["custom_endpoints"][0]["name"] == "a"
     assert "s3cret" not in shown.output + as_json.output
+
+
+def test_show_knows_the_variable_that_keeps_discovery_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value, shown in (("1", True), ("0", False)):
+        monkeypatch.setenv("TURNOUT_LOOPBACK_ONLY", value)
+        assert yaml.safe_load(run("config", "show").stdout)["discovery"]["loopback_only"] is shown
+        assert json.loads(run("config", "show", "--json").stdout)["config"]["discovery"]["loopback_only"] is shown
 
 
 def test_init_writes_an_example_that_is_right_and_replaces_only_when_told() -> None:

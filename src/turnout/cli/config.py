@@ -44,10 +44,14 @@ def show(config_file: str | None, as_json: bool) -> None:
     Defaults are filled in; `null`, `{}` and `[]` mean what docs/configuration.md says of a key that is not given. Keys
     are left out.
     """
+    from msgspec.structs import replace
+
     from turnout.config import redacted
+    from turnout.fleet.host import loopback_only
 
     loaded = loaded_config(config_file)
-    values = redacted(loaded.config)
+    discovery = replace(loaded.config.discovery, loopback_only=loopback_only(loaded.config))
+    values = redacted(replace(loaded.config, discovery=discovery))
     if as_json:
         print_json({"file": _name(loaded.file), "config": values})
         return
