@@ -179,13 +179,19 @@ async def test_the_window_is_the_gateways_else_the_servers(fakes: Fakes) -> None
             assert (fields["url"], fields["warnings"]) == (url, [])
 
 
-async def test_the_key_is_the_environments(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_key_is_the_environments(installed: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
     configure(await fakes.start())
     token = key()
     async with gateway() as url:
         without = await run_beside("env", "claude", "--url", url)
         assert "PUT-THE-KEY-HERE" in without.stdout
-        assert "turnout key add" in without.stderr
+        assert without.stderr.count("turnout key add") == 1
+        assert "another key" not in without.stderr
+        assert f"the gateway at {url} wants a key" in (await run_beside("launch", "codex", "--url", url)).stderr
+        monkeypatch.setenv("TURNOUT_KEY", "wrong")
+        wrong = await run_beside("env", "claude", "--url", url)
+        assert wrong.stderr.count("turnout key add") == 1
+        assert f"the gateway at {url} wants another key" in wrong.stderr
         monkeypatch.setenv("TURNOUT_KEY", token)
         given = json.loads((await run_beside("env", "claude", "--url", url, "--json")).stdout)
         assert given["env"]["ANTHROPIC_AUTH_TOKEN"] == token

@@ -43,7 +43,7 @@ def test_check_says_what_other_commands_would_refuse() -> None:
 
 
 def test_check_warns_of_a_gateway_that_would_not_be_served() -> None:
-    configure(gateway={"host": "0.0.0.0"})  # noqa: S104 (nothing is bound)
+    configure(gateway={"host": "0.0.0.0"})
     checked = run("config", "check")
     assert checked.exit_code == 0
     (warning,) = checked.stderr.splitlines()

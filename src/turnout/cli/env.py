@@ -85,8 +85,10 @@ async def _setup(loaded: LoadedConfig, agent: Agent, model: str, url: str | None
     try:
         offer = await ask_gateway(loaded, address, key)
     except KeyRefusedError as error:
-        key = _UNKNOWN_KEY if key == NO_KEY else key
-        warnings.append(f"{error.message}: {error.hint}")
+        if key == NO_KEY:
+            key = _UNKNOWN_KEY  # which is a warning of its own
+        else:
+            warnings.append(f"{error.message}: {error.hint}")
     except (NoServiceError, GuardError) as error:
         if url and isinstance(error, GuardError):
             raise

@@ -41,7 +41,7 @@ async def ask_gateway(loaded: LoadedConfig, url: str, key: str) -> Offer:
 
     Raises:
         NoServiceError: no gateway answers there.
-        KeyRefusedError: it wants another key.
+        KeyRefusedError: it wants a key, or another one.
         GuardError: the address is not on the allow-list.
     """
     from turnout.build import open_client_for
@@ -58,7 +58,8 @@ async def ask_gateway(loaded: LoadedConfig, url: str, key: str) -> Offer:
         raise NoServiceError(f"what answers at {url} is not Turnout", hint=start)
     if reply.status in (401, 403):
         hint = f"set {KEY_VARIABLE} to a key; `turnout key add NAME` makes one"
-        raise KeyRefusedError(f"the gateway at {url} wants another key", hint=hint)
+        wanted = "a key" if key == NO_KEY else "another key"
+        raise KeyRefusedError(f"the gateway at {url} wants {wanted}", hint=hint)
     return Offer(_windows(reply.json()), f"the gateway at {url}")
 
 
