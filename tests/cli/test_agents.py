@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -326,6 +327,24 @@ async def test_signals_reach_the_agent(installed: Path, fakes: Fakes) -> None:
         child.terminate()
         assert await child.stdout.readline() == b"ended\n"
         assert await child.wait() == 5
+
+
+async def test_a_model_that_is_not_there_is_not_launched(installed: Path, fakes: Fakes) -> None:
+    configure(await fakes.start(*(f"m{n}-7b" for n in range(12)), window=40_960))
+    async with gateway() as url:
+        told = await run_beside("env", "codex", "--url", url, "--model", "nope")
+        refused = await run_beside("launch", "codex", "--url", url, "--model", "nope")
+        assert (told.exit_code, refused.exit_code) == (0, 1)
+        for said in (told.stderr, refused.stderr):
+            assert f"the gateway at {url} " in said
+            assert "no model 'nope'" in said
+            listed = re.search(r"there are: (.*) and (\d+) more$", said, re.MULTILINE)
+            assert listed is not None
+            assert len(listed[1].split(", ")) == 8
+            assert int(listed[2]) >= 4
+        assert not installed.exists()
+        unlisted = await asyncio.to_thread(program, "launch", "codex", "--url", url, "--model", "m1-7b@fake0")
+        assert (unlisted.returncode, unlisted.stderr) == (7, "")
 
 
 async def test_what_is_missing_is_said(installed: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from turnout.types import Json
 
 _END = "TURNOUT"
+_SHOWN = 8  # names of models
 _UNKNOWN_KEY = "PUT-THE-KEY-HERE"
 
 
@@ -83,7 +84,7 @@ async def _setup(loaded: LoadedConfig, agent: Agent, model: str, url: str | None
     key, warnings = key_given(), list[str]()
     offer = Offer({}, "")
     try:
-        offer = await ask_gateway(loaded, address, key)
+        offer = await ask_gateway(loaded, address, key, model)
     except KeyRefusedError as error:
         if key == NO_KEY:
             key = _UNKNOWN_KEY  # which is a warning of its own
@@ -110,7 +111,7 @@ def set_up(agent: Agent, url: str, key: str, model: str, offer: Offer, warnings:
     window = offer.windows.get(model, 0)
     found = list(warnings)
     if offer.windows and model not in offer.windows:
-        found.append(f"{offer.source} lists no model {model!r}; there are: {', '.join(list(offer.windows)[:8])}")
+        found.append(f"{offer.source} lists no model {model!r}; there are: {some_names(offer)}")
     elif not window:
         found.append(f"the window of {model!r} is not known, so {agent.name} is not told the true one")
     elif window < agent.window:
@@ -119,6 +120,12 @@ def set_up(agent: Agent, url: str, key: str, model: str, offer: Offer, warnings:
         found.append(f"the gateway has keys: set {KEY_VARIABLE} to one; `turnout key add NAME` makes one")
     target = Target(url, key, model, window)
     return Setup(agent, target, agent.make(target), offer.source if window else "", tuple(found))
+
+
+def some_names(offer: Offer) -> str:
+    """The first models of an offer, and how many more there are."""
+    names, more = list(offer.windows)[:_SHOWN], len(offer.windows) - _SHOWN
+    return f"{', '.join(names)}{f' and {more} more' if more > 0 else ''}"
 
 
 def checked_url(url: str) -> str:
