@@ -138,7 +138,7 @@ async def _keep_watch(
 
 @asynccontextmanager
 async def open_client_for(loaded: LoadedConfig) -> AsyncIterator[HttpClient]:
-    """The HTTP client alone, for a look at one address.
+    """The HTTP client alone, for a look at one address. A refusal is the caller's to tell, and in the audit log.
 
     Raises:
         GuardError: a configured endpoint is outside the allow-list.
@@ -147,7 +147,7 @@ async def open_client_for(loaded: LoadedConfig) -> AsyncIterator[HttpClient]:
     allow = refuse_outside(loaded)
     audit = open_audit_log(loaded)
     try:
-        async with open_client(allow, on_refusal=_refusal_logger(audit)) as client:
+        async with open_client(allow, on_refusal=partial(_audit_refusal, audit)) as client:
             yield client
     finally:
         if audit is not None:
@@ -272,7 +272,11 @@ def open_audit_log(loaded: LoadedConfig) -> AuditLog | None:
 def _refusal_logger(audit: AuditLog | None) -> Callable[[GuardError], None]:
     def on_refusal(error: GuardError) -> None:
         log.warning("refused by the guard: %s", error.message)
-        if audit is not None:
-            audit.event("security:refused", error=error.message)
+        _audit_refusal(audit, error)
 
     return on_refusal
+
+
+def _audit_refusal(audit: AuditLog | None, error: GuardError) -> None:
+    if audit is not None:
+        audit.event("security:refused", error=error.message)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -179,13 +180,19 @@ async def test_the_window_is_the_gateways_else_the_servers(fakes: Fakes) -> None
             assert (fields["url"], fields["warnings"]) == (url, [])
 
 
-async def test_the_key_is_the_environments(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_key_is_the_environments(installed: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
     configure(await fakes.start())
     token = key()
     async with gateway() as url:
         without = await run_beside("env", "claude", "--url", url)
         assert "PUT-THE-KEY-HERE" in without.stdout
-        assert "turnout key add" in without.stderr
+        assert without.stderr.count("turnout key add") == 1
+        assert "another key" not in without.stderr
+        assert f"the gateway at {url} wants a key" in (await run_beside("launch", "codex", "--url", url)).stderr
+        monkeypatch.setenv("TURNOUT_KEY", "wrong")
+        wrong = await run_beside("env", "claude", "--url", url)
+        assert wrong.stderr.count("turnout key add") == 1
+        assert f"the gateway at {url} wants another key" in wrong.stderr
         monkeypatch.setenv("TURNOUT_KEY", token)
         given = json.loads((await run_beside("env", "claude", "--url", url, "--json")).stdout)
         assert given["env"]["ANTHROPIC_AUTH_TOKEN"] == token
@@ -198,6 +205,15 @@ async def test_another_server_there_is_not_taken_for_the_gateway() -> None:
         asked = await run_beside("env", "claude", "--url", url)
         assert f"what answers at {url} is not Turnout" in asked.stderr
         assert asked.exit_code == 0
+
+
+def test_an_address_that_the_guard_refuses_is_refused_once(installed: Path) -> None:
+    configure("http://127.0.0.1:9")
+    for command in ("env", "launch"):
+        refused = program(command, "codex", "--url", "http://203.0.113.9:4747")
+        assert (refused.returncode, refused.stdout) == (4, ""), command
+        assert refused.stderr.count("203.0.113.9 is outside") == 1, command
+    assert not installed.exists()
 
 
 def test_files_are_written_and_never_replaced_unasked(nobody: Path) -> None:
@@ -311,6 +327,24 @@ async def test_signals_reach_the_agent(installed: Path, fakes: Fakes) -> None:
         child.terminate()
         assert await child.stdout.readline() == b"ended\n"
         assert await child.wait() == 5
+
+
+async def test_a_model_that_is_not_there_is_not_launched(installed: Path, fakes: Fakes) -> None:
+    configure(await fakes.start(*(f"m{n}-7b" for n in range(12)), window=40_960))
+    async with gateway() as url:
+        told = await run_beside("env", "codex", "--url", url, "--model", "nope")
+        refused = await run_beside("launch", "codex", "--url", url, "--model", "nope")
+        assert (told.exit_code, refused.exit_code) == (0, 1)
+        for said in (told.stderr, refused.stderr):
+            assert f"the gateway at {url} " in said
+            assert "no model 'nope'" in said
+            listed = re.search(r"there are: (.*) and (\d+) more$", said, re.MULTILINE)
+            assert listed is not None
+            assert len(listed[1].split(", ")) == 8
+            assert int(listed[2]) >= 4
+        assert not installed.exists()
+        unlisted = await asyncio.to_thread(program, "launch", "codex", "--url", url, "--model", "m1-7b@fake0")
+        assert (unlisted.returncode, unlisted.stderr) == (7, "")
 
 
 async def test_what_is_missing_is_said(installed: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:

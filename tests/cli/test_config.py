@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import yaml
 
 from tests.cli.conftest import configure, run
@@ -26,6 +27,32 @@ def test_check_refuses_a_wrong_file() -> None:
     assert "best" in result.stderr
 
 
+def test_check_says_what_other_commands_would_refuse() -> None:
+    configure(routing={"models_file": "nope.toml"})
+    checked = run("config", "check")
+    assert checked.exit_code == 2
+    assert checked.stderr.count("nope.toml") == 1
+    assert "the models file cannot be read: No such file or directory" in checked.stderr
+    assert "Hint: routing.models_file names a TOML file" in checked.stderr
+    assert run("models", "fit").stderr == checked.stderr
+    configure(serena={"workspace": "/nope"})
+    checked = run("config", "check")
+    assert checked.exit_code == 2
+    assert "serena.workspace /nope is not a directory" in checked.stderr
+    assert run("ask", "Hello").stderr == checked.stderr
+
+
+def test_check_warns_of_a_gateway_that_would_not_be_served() -> None:
+    configure(gateway={"host": "0.0.0.0"})
+    checked = run("config", "check")
+    assert checked.exit_code == 0
+    (warning,) = checked.stderr.splitlines()
+    assert warning.startswith("Warning: gateway.host is 0.0.0.0, and `turnout serve` refuses it")
+    assert json.loads(run("config", "check", "--json").stdout)["warnings"] == [warning.removeprefix("Warning: ")]
+    run("key", "add", "me")
+    assert run("config", "check").stderr == ""
+
+
 def test_show_fills_in_the_defaults_and_hides_keys() -> None:
     configure(custom_endpoints=[{"name": "a", "endpoint": "http://127.0.0.1:9", "key": "s3cret"}])
     shown = run("config", "show")
@@ -35,6 +62,13 @@ def test_show_fills_in_the_defaults_and_hides_keys() -> None:
     as_json = run("config", "show", "--json")
     assert json.loads(as_json.stdout)["config"]["custom_endpoints"][0]["name"] == "a"
     assert "s3cret" not in shown.output + as_json.output
+
+
+def test_show_knows_the_variable_that_keeps_discovery_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value, shown in (("1", True), ("0", False)):
+        monkeypatch.setenv("TURNOUT_LOOPBACK_ONLY", value)
+        assert yaml.safe_load(run("config", "show").stdout)["discovery"]["loopback_only"] is shown
+        assert json.loads(run("config", "show", "--json").stdout)["config"]["discovery"]["loopback_only"] is shown
 
 
 def test_init_writes_an_example_that_is_right_and_replaces_only_when_told() -> None:

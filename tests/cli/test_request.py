@@ -54,6 +54,7 @@ def test_a_bad_query_is_refused(command: str, query: str | None, stdin: bytes, s
     assert says in first
     assert first.startswith("Error: ")
     assert hint.startswith("Hint: ")
+    assert "turnout" not in hint or f'turnout {command} "..."' in hint
 
 
 def test_a_query_of_exactly_the_most_is_read() -> None:

@@ -172,7 +172,9 @@ async def test_a_saved_file_is_read_and_one_that_is_wrong_changes_nothing() -> N
             await process.says("port.* change at the next start")
             await process.says("anew")
             assert await endpoint() == "two"
-    assert [record["error"] for record in audited("config")] == ["config", "refused_by_guard", None]
+            configure(two, "two")
+            assert "anew" in await process.says("Warning|anew"), "the port is the one that it was started with"
+    assert [record["error"] for record in audited("config")] == ["config", "refused_by_guard", None, None]
 
 
 async def test_a_pipe_in_the_place_of_the_file_holds_nobody_up() -> None:

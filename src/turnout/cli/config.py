@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from turnout.cli.output import json_option, loaded_config, print_json, safe
+from turnout.cli.output import json_option, loaded_config, note, print_json, safe
 from turnout.errors import StorageError, UsageError
 
 _FILE = Path("turnout.yaml")
@@ -23,14 +23,24 @@ def config() -> None:
 def check(config_file: str | None, as_json: bool) -> None:
     """Check the configuration.
 
-    Reads it, and checks every configured endpoint against the allow-list. Nothing is dialled.
+    Reads it and the files that it names, and checks every configured endpoint against the allow-list. Nothing is
+    dialled.
     """
     from turnout.build import read_listed, refuse_outside
+    from turnout.cli.request import find_workspace
+    from turnout.routing.capabilities import load_table
 
     loaded = loaded_config(config_file)
     read_listed(loaded, refuse_outside(loaded))
+    models_file = loaded.config.routing.models_file
+    load_table(Path(models_file) if models_file else None)
+    find_workspace(None, loaded.config.serena.workspace)
+    unserved = _why_not_served(loaded.config.gateway.host)
+    if unserved:
+        note(f"Warning: {unserved}")
     if as_json:
-        print_json({"file": _name(loaded.file), "ok": True, "warnings": [*loaded.warnings]})
+        warnings = (*loaded.warnings, *((unserved,) if unserved else ()))
+        print_json({"file": _name(loaded.file), "ok": True, "warnings": [*warnings]})
         return
     click.echo(f"{_name(loaded.file) or 'built-in defaults, no file found'}: ok")
 
@@ -44,10 +54,14 @@ def show(config_file: str | None, as_json: bool) -> None:
     Defaults are filled in; `null`, `{}` and `[]` mean what docs/configuration.md says of a key that is not given. Keys
     are left out.
     """
+    from msgspec.structs import replace
+
     from turnout.config import redacted
+    from turnout.fleet.host import loopback_only
 
     loaded = loaded_config(config_file)
-    values = redacted(loaded.config)
+    discovery = replace(loaded.config.discovery, loopback_only=loopback_only(loaded.config))
+    values = redacted(replace(loaded.config, discovery=discovery))
     if as_json:
         print_json({"file": _name(loaded.file), "config": values})
         return
@@ -80,6 +94,17 @@ def init(force: bool, as_json: bool) -> None:
         print_json({"file": str(_FILE)})
         return
     click.echo(f"wrote {_FILE}; `turnout config check` checks it")
+
+
+def _why_not_served(host: str) -> str:
+    """Why `turnout serve` would refuse; a key may well be made after the file."""
+    from turnout.config import data_dir
+    from turnout.config_values import LOOPBACK
+    from turnout.guard.keys import Keyring, keys_path
+
+    if host in LOOPBACK or Keyring(keys_path(data_dir())).defined:
+        return ""
+    return f"gateway.host is {host}, and `turnout serve` refuses it as long as there is no key: turnout key add NAME"
 
 
 def _name(file: Path | None) -> str | None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from turnout.types import Json
 
 _END = "TURNOUT"
+_SHOWN = 8  # names of models
 _UNKNOWN_KEY = "PUT-THE-KEY-HERE"
 
 
@@ -73,16 +74,25 @@ def env(config_file: str | None, name: str | None, model: str, url: str | None, 
 
 
 async def _setup(loaded: LoadedConfig, agent: Agent, model: str, url: str | None) -> Setup:
-    """With what can be found out; a gateway that does not run, or is not ours to dial, is no obstacle."""
+    """With what can be found out; a gateway that does not run is no obstacle, nor is our own at an address that we may
+    not dial.
+
+    Raises:
+        GuardError: the address that was given is not on the allow-list.
+    """
     address = checked_url(url) if url else address_of(loaded.config.gateway)
     key, warnings = key_given(), list[str]()
     offer = Offer({}, "")
     try:
-        offer = await ask_gateway(loaded, address, key)
+        offer = await ask_gateway(loaded, address, key, model)
     except KeyRefusedError as error:
-        key = _UNKNOWN_KEY if key == NO_KEY else key
-        warnings.append(f"{error.message}: {error.hint}")
+        if key == NO_KEY:
+            key = _UNKNOWN_KEY  # which is a warning of its own
+        else:
+            warnings.append(f"{error.message}: {error.hint}")
     except (NoServiceError, GuardError) as error:
+        if url and isinstance(error, GuardError):
+            raise
         warnings.append(error.message)
         if not url:
             offer = await look_around(loaded)
@@ -101,7 +111,7 @@ def set_up(agent: Agent, url: str, key: str, model: str, offer: Offer, warnings:
     window = offer.windows.get(model, 0)
     found = list(warnings)
     if offer.windows and model not in offer.windows:
-        found.append(f"{offer.source} lists no model {model!r}; there are: {', '.join(list(offer.windows)[:8])}")
+        found.append(f"{offer.source} lists no model {model!r}; there are: {some_names(offer)}")
     elif not window:
         found.append(f"the window of {model!r} is not known, so {agent.name} is not told the true one")
     elif window < agent.window:
@@ -110,6 +120,12 @@ def set_up(agent: Agent, url: str, key: str, model: str, offer: Offer, warnings:
         found.append(f"the gateway has keys: set {KEY_VARIABLE} to one; `turnout key add NAME` makes one")
     target = Target(url, key, model, window)
     return Setup(agent, target, agent.make(target), offer.source if window else "", tuple(found))
+
+
+def some_names(offer: Offer) -> str:
+    """The first models of an offer, and how many more there are."""
+    names, more = list(offer.windows)[:_SHOWN], len(offer.windows) - _SHOWN
+    return f"{', '.join(names)}{f' and {more} more' if more > 0 else ''}"
 
 
 def checked_url(url: str) -> str:

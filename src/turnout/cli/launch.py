@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 
 import click
 
-from turnout.cli.env import Setup, checked_url, set_up, write_private
+from turnout.cli.env import Setup, checked_url, set_up, some_names, write_private
 from turnout.cli.output import loaded_config, note, waiting
 from turnout.cli.recipes import Agent, ConfigFile, agent_called
 from turnout.cli.target import address_of, ask_gateway, key_given
-from turnout.errors import UsageError
+from turnout.errors import NoSuitableModelError, UsageError
 
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 
@@ -44,7 +44,10 @@ def launch(config_file: str | None, name: str, arguments: tuple[str, ...], model
     address, key = checked_url(url) if url else address_of(loaded.config.gateway), key_given()
     _require_installed(agent, address, key, model)
     with waiting("asking the gateway"):
-        offer = asyncio.run(ask_gateway(loaded, address, key))
+        offer = asyncio.run(ask_gateway(loaded, address, key, model))
+    if offer.windows and model not in offer.windows:
+        hint = f"there are: {some_names(offer)}"
+        raise NoSuitableModelError(f"{offer.source} has no model {model!r}", hint=hint)
     made = set_up(agent, address, key, model, offer)
     for warning in made.warnings:
         note(f"Warning: {warning}")

@@ -81,7 +81,8 @@ def read_query(query: str | None) -> str:
         parts.append(_read(sys.stdin.buffer))
     text = "\n\n".join(part for part in parts if part.strip())
     if not text:
-        raise UsageError("the query is empty", hint='give a question: turnout ask "...", or pipe text into it')
+        here = click.get_current_context().command_path
+        raise UsageError("the query is empty", hint=f'give a question: {here} "...", or pipe text into it')
     size = len(text.encode())
     if size > MAX_QUERY_BYTES:
         raise _too_large(f"{size:,}")

@@ -18,7 +18,7 @@ from pathlib import Path
 from starlette.types import Receive, Scope, Send
 
 from turnout.build import load, open_router
-from turnout.config import LoadedConfig, data_dir
+from turnout.config import GatewayConfig, LoadedConfig, data_dir
 from turnout.config_values import LOOPBACK
 from turnout.errors import AuditError, TurnoutError, UsageError
 from turnout.fleet.catalog import Catalog
@@ -165,8 +165,8 @@ class _Generation:
 class Live:
     """The ASGI application that always leads to the configuration in effect. Made by ``_live``."""
 
-    def __init__(self, *, beyond_loopback: bool) -> None:
-        self._beyond_loopback = beyond_loopback
+    def __init__(self, started_with: GatewayConfig, *, beyond_loopback: bool) -> None:
+        self._started_with, self._beyond_loopback = started_with, beyond_loopback
         self._shared = Shared()
         self._keyring = Keyring(keys_path(data_dir()))
         self._access: AccessLog | None = None
@@ -241,7 +241,7 @@ class Live:
             return
         for warning in loaded.warnings:
             _say(f"Warning: {warning}")
-        old, new = before.config.gateway, loaded.config.gateway
+        old, new = self._started_with, loaded.config.gateway
         if (old.host, old.port, old.body_timeout, old.max_connections) != (
             new.host,
             new.port,
@@ -279,7 +279,7 @@ class Live:
 
 @asynccontextmanager
 async def _live(loaded: LoadedConfig, *, beyond_loopback: bool) -> AsyncIterator[Live]:
-    live = Live(beyond_loopback=beyond_loopback)
+    live = Live(loaded.config.gateway, beyond_loopback=beyond_loopback)
     await live.open(loaded)
     try:
         yield live

@@ -397,7 +397,9 @@ def _user_rows(path: Path) -> dict[str, _Row]:
     try:
         data = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"the models file cannot be read: {error}", file=file) from error
+        why = error.strerror if isinstance(error, OSError) else error  # its text has the path once more
+        hint = 'routing.models_file names a TOML file with a table [models."NAME"] for each model'
+        raise ConfigError(f"the models file cannot be read: {why}", file=file, hint=hint) from error
     wrong = next((key for key in data if key != "models"), "")
     if wrong:
         raise ConfigError("unknown key", file=file, key=wrong, hint='each model is a table [models."NAME"]')
