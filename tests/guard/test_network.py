@@ -573,6 +573,30 @@ async def test_leaving_does_not_wait_for_an_upload_that_nobody_reads(client: Htt
         left.set()
 
 
+@pytest.mark.parametrize("length", [b"", b"Content-Length: 9\r\n"], ids=["whole", "cut"])
+async def test_an_end_is_one_while_the_request_is_not_read(client: HttpClient, length: bytes) -> None:
+    done = asyncio.Event()
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Too Large\r\n" + length + b"\r\nno")
+        writer.write_eof()
+        await done.wait()
+        writer.close()
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    async with server:
+        asked = client.fetch("POST", url, body=b"x" * 20_000_000, timeout=20, max_bytes=10)
+        if length:
+            with pytest.raises(StreamBrokenError):
+                await asked
+        else:
+            reply = await asked
+            assert (reply.status, reply.body) == (413, b"no")
+        done.set()
+
+
 async def test_a_whole_answer_leaves_the_connection_open(client: HttpClient) -> None:
     async with listening(says(STREAM + CHUNK + END)) as listener:
         for _ in range(2):

@@ -167,10 +167,18 @@ class Connection(asyncio.Protocol):
             self._fail(NotHttpError())
         self.transport.abort()
 
+    def eof_received(self) -> None:
+        """The server says no more. The connection is gone only when the request is sent, which it may never read."""
+        self._over(None)
+
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone; where nothing says how long a body is, that is its end."""
+        """The connection is gone."""
         self.closed = True
         self.gone.set()
+        self._over(exc)
+
+    def _over(self, exc: Exception | None) -> None:
+        """Nothing more comes; where nothing says how long a body is, that is its end."""
         if self._phase == _BODY and not self._framed and exc is None and self._error is None:
             self._phase = _DONE
             self._wake()
