@@ -10,6 +10,7 @@
     ├── GuardError             a connection that the allow-list does not hold was refused
     ├── AuditError             the audit log cannot be written
     ├── StorageError           a file of ours (session store, data directory) cannot be used
+    ├── StoppingError          the gateway ends and serves no more
     ├── ListenError            the gateway cannot listen at its address (in use, not permitted)
     ├── EmbeddedError          the bundled model is not installed, not verified, or did not start
     └── BackendError           one attempt at one server failed; the class decides what is tried next (FB-2)
@@ -175,6 +176,15 @@ class StorageError(TurnoutError):
     """A file or directory of ours cannot be read or written."""
 
     code = "storage"
+
+
+class StoppingError(TurnoutError):
+    """The gateway is about to end: it takes no request, and ends those that took longer than it waits."""
+
+    code = "stopping"
+
+    def __init__(self) -> None:
+        super().__init__("the gateway is stopping", hint="ask again")
 
 
 class ListenError(TurnoutError):

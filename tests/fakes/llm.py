@@ -29,6 +29,7 @@ class State:
         self.paths: list[str] = []
         self.closed = asyncio.Event()
         self.release = asyncio.Event()  # ends a "stall"
+        self.hanging = asyncio.Event()  # a "hang" has begun
 
     def take_fault(self) -> str:
         if self.faults_left == 0:
@@ -87,6 +88,7 @@ async def _refusal(state: State, fault: str) -> Response | None:
         case "html":
             return Response("<html>app</html>", media_type="text/html")
         case "hang":
+            state.hanging.set()
             await asyncio.Event().wait()
         case _:
             pass

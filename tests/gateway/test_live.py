@@ -19,7 +19,9 @@ import aiohttp
 import pytest
 
 from tests.fakes.base import running
+from tests.fakes.liar import CHUNKED, event
 from tests.fakes.llm import openai_app
+from tests.fakes.scripted import Asked, Scripted, chunk, scripted
 from turnout.guard import keys
 
 SERVE = [sys.executable, "-c", "from turnout.cli import main; main()", "serve", "--port", "0"]
@@ -59,6 +61,11 @@ class Process:
                 if re.search(pattern, line):
                     return line
         raise AssertionError(f"ended without saying {pattern!r}")
+
+    async def said_last(self) -> str:
+        """What is left of standard error, once it has ended."""
+        assert self.child.stderr is not None
+        return (await self.child.stderr.read()).decode().strip()
 
     async def ends(self) -> int:
         return await asyncio.wait_for(self.child.wait(), 30)
@@ -240,6 +247,86 @@ async def test_a_stop_does_not_wait_for_ever(again: bool) -> None:
             assert await process.ends() == 143
             await asyncio.wait_for(app.state.fake.closed.wait(), 5)
     assert [record["error"] for record in audited("query") if record["phase"] == "end"] == ["cancelled"]
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["a second signal", "the time is over"])
+async def test_what_is_cut_short_is_told_so_in_its_own_format(again: bool) -> None:
+    app = openai_app(("a-7b",))
+    app.state.fake.fault = "stall"
+    asked = {"model": "a-7b", "messages": QUESTION, "max_tokens": 9}
+    async with AsyncExitStack() as stack:
+        configure(
+            await stack.enter_async_context(running(app)), drain_timeout=60_000 if again else 300, access_log=True
+        )
+        process = await stack.enter_async_context(serving())
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        streams = {}
+        for path in ("/v1/chat/completions", "/v1/messages", "/v1/responses"):
+            body = {**asked, "input": "Hello", "stream": True}
+            streams[path] = await session.post(process.url + path, json=body)
+            await streams[path].content.readany()
+        app.state.fake.fault = "hang"
+        waiting = {}
+        for path, stream in (("/v1/chat/completions", False), ("/v1/messages", True), ("/api/chat", False)):
+            app.state.fake.hanging.clear()
+            waiting[path] = asyncio.ensure_future(session.post(process.url + path, json={**asked, "stream": stream}))
+            await asyncio.wait_for(app.state.fake.hanging.wait(), 10)
+        process.child.terminate()
+        await process.says("6 requests may still take")
+        if again:
+            process.child.terminate()
+        told = {path: await asyncio.wait_for(reply.content.read(), 10) for path, reply in streams.items()}
+        refused = {path: await asyncio.wait_for(reply, 10) for path, reply in waiting.items()}
+        errors = {path: json.loads(await reply.read())["error"] for path, reply in refused.items()}
+        assert await process.ends() == 143
+        assert await process.said_last() == "Ending 6 requests that did not end in time."
+        assert process.child.stdout is not None
+        lines = [json.loads(line) for line in (await process.child.stdout.read()).splitlines()]
+    last = {path: json.loads(data.strip().rpartition(b"data: ")[2]) for path, data in told.items()}
+    assert last["/v1/chat/completions"]["error"]["code"] == "stopping"
+    assert (last["/v1/messages"]["type"], last["/v1/messages"]["error"]["type"]) == ("error", "overloaded_error")
+    assert last["/v1/responses"]["type"] == "response.failed"
+    assert errors["/v1/chat/completions"]["code"] == "stopping"
+    assert errors["/v1/messages"]["type"] == "overloaded_error"
+    assert errors["/api/chat"] == "the gateway is stopping (ask again)"
+    for reply in refused.values():
+        assert (reply.status, reply.headers["Retry-After"], len(reply.headers["x-turnout-request-id"])) == (
+            503,
+            "5",
+            32,
+        )
+    assert (
+        sorted((line["status"], line["error"]) for line in lines) == [(200, "cancelled")] * 3 + [(503, "cancelled")] * 3
+    )
+
+
+async def test_who_takes_nothing_of_an_answer_does_not_hold_up_the_end() -> None:
+    began, over = asyncio.Event(), asyncio.Event()
+
+    async def without_end(asked: Asked) -> None:
+        began.set()
+        try:
+            await asked.say(CHUNKED)
+            while True:
+                await asked.say(chunk(event("word " * 10_000)))
+        finally:
+            over.set()
+
+    one = Scripted(("a-7b",), script=(without_end,))
+    body = json.dumps({"model": "a-7b", "messages": QUESTION, "stream": True}).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    async with scripted(one):
+        configure(one.url, drain_timeout=500)
+        async with serving() as process:
+            _, writer = await asyncio.open_connection("127.0.0.1", int(process.url.rpartition(":")[2]), limit=1000)
+            writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            await asyncio.wait_for(began.wait(), 10)
+            process.child.terminate()
+            await process.says("1 request may still take")
+            assert await process.ends() == 143
+            assert await process.said_last() == "Ending 1 request that did not end in time."
+            await asyncio.wait_for(over.wait(), 10)
+            writer.close()
 
 
 async def test_a_terminal_that_is_closed_ends_it() -> None:

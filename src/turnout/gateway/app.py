@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Generator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from typing import cast
 
 import msgspec
 import uvicorn
@@ -21,19 +22,21 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from turnout import __version__
 from turnout.config import data_dir
+from turnout.errors import StoppingError, TurnoutError
 from turnout.gateway import completions, ollama, responses, side
 from turnout.gateway.access import AccessLog
 from turnout.gateway.auth import OPEN_ROUTES, Door, Meter, RefusalLog
 from turnout.gateway.exchange import Exchange, Noted, enter
 from turnout.gateway.metrics import Metrics
 from turnout.gateway.refusal import HttpError, format_of, refusal
-from turnout.gateway.transport import Limits, protocol, sweeping
+from turnout.gateway.transport import GatheringProtocol, Limits, protocol, sweeping
 from turnout.guard.keys import Keyring, keys_path
 from turnout.guard.listen import listen
 from turnout.router import Router
 
 DEFAULT_LIMITS = Limits()
 PATIENCE_SECONDS = 5.0
+TELL_SECONDS = 1.0  # that a request that is ended has to say so
 
 # What is asked of a model, by POST.
 CHAT: dict[str, ASGIApp] = {
@@ -58,7 +61,7 @@ class Shared:
     def __init__(self) -> None:
         self.meter, self.metrics, self.refusals = Meter(), Metrics(), RefusalLog()
         self.responses = responses.Shelves()
-        self.draining = False
+        self.draining = self.ending = False  # nothing new is taken; what runs is cancelled
 
 
 def create_app(
@@ -138,22 +141,27 @@ class Gateway(Starlette):
             else:
                 scope["app"] = self
                 await chat(scope, receive, answer)
+        except asyncio.CancelledError:
+            if not self.shared.ending:
+                raise
+            if not exchange.status:
+                await refusal(StoppingError(), format_of(scope))(scope, receive, answer)
         finally:
             self._ended(exchange, scope, "" if chat is None else scope["path"])
 
-    def _refused(self, exchange: Exchange, scope: Scope, *, chat: bool) -> HttpError | None:
+    def _refused(self, exchange: Exchange, scope: Scope, *, chat: bool) -> TurnoutError | None:
         """Why this request is not served, or None; the one place where that is decided."""
         try:
             self.door.admit(exchange, scope, self.shared.meter, chat=chat)
-            if self.shared.draining and scope["path"] not in OPEN_ROUTES:
-                headers = {"Retry-After": "5", "Connection": "close"}
-                raise HttpError(503, "the gateway is stopping", hint="ask again", headers=headers, code="stopping")
         except HttpError as error:
             exchange.refused = error.code
-            if error.status != 415 and error.code != "stopping":
+            if error.status != 415:
                 self.shared.refusals.write(error, exchange, scope, self.state.router.note)
             return error
-        return None
+        if not self.shared.draining or scope["path"] in OPEN_ROUTES:
+            return None
+        exchange.refused = StoppingError.code
+        return StoppingError()
 
     def _ended(self, exchange: Exchange, scope: Scope, chat: str) -> None:
         shared = self.shared
@@ -235,6 +243,23 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Generator[None, None, None]:
         yield
 
+    async def cancel_running(self) -> None:
+        """Cancel every request that runs, and wait a moment for what it says to that."""
+        self._cut_off_idlers()
+        await asyncio.sleep(0)  # they are told, and end as those whose client left
+        if not (tasks := set(self.server_state.tasks)):
+            return
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=TELL_SECONDS)
+        self._cut_off_idlers()
+
+    def _cut_off_idlers(self) -> None:
+        """Who takes nothing of an answer would not take its end either."""
+        for connection in cast("list[GatheringProtocol]", list(self.server_state.connections)):
+            if connection.flow.write_paused:
+                connection.transport.abort()
+
 
 def calm_collector() -> None:
     """Let the garbage collector leave what is there for good alone and look less often: a tenth of a short answer's CPU
@@ -246,7 +271,13 @@ def calm_collector() -> None:
 
 @asynccontextmanager
 async def running(
-    app: ASGIApp, host: str = "127.0.0.1", port: int = 0, *, limits: Limits = DEFAULT_LIMITS, grace: int = 5
+    app: ASGIApp,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    grace: int = 5,
+    ending: Callable[[], None] | None = None,
 ) -> AsyncIterator[tuple[asyncio.Task[None], str]]:
     """Serve ``app``; yields the server's task and its URL once it listens.
 
@@ -256,6 +287,7 @@ async def running(
         port: 0 takes a free one.
         limits: what a client may take before it has asked anything.
         grace: seconds that requests have to end when all is over.
+        ending: called when all is over, for an application that answers a request that is then cancelled at once.
 
     Raises:
         ListenError: it cannot listen there.
@@ -283,5 +315,8 @@ async def running(
         async with sweeping(lambda: server.server_state.connections, limits):
             yield task, f"http://{shown}:{actual}"
     finally:
+        if ending is not None:
+            ending()
+            await server.cancel_running()
         server.should_exit = True
         await task

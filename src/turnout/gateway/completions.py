@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from turnout.errors import TurnoutError
+from turnout.errors import StoppingError, TurnoutError
 from turnout.fleet.callers import calling_agent
 from turnout.gateway.exchange import Exchange, decision_headers, exchange_of
 from turnout.gateway.formats import ANTHROPIC, OPENAI_CHAT, OPENAI_TEXT, A, Format
@@ -240,6 +240,10 @@ class ChatAnswer(Generic[A]):
                 await stream.fail(error)
             else:
                 await refusal(error, self.format)(scope, receive, send)
+        except asyncio.CancelledError:
+            if not (stream.begun and scope["app"].shared.ending):
+                raise
+            await stream.fail(StoppingError())
         finally:
             pulse.cancel()
             with suppress(asyncio.CancelledError):

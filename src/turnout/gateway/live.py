@@ -79,7 +79,7 @@ async def _serve(loaded: LoadedConfig, host: str, port: int) -> int:
     limits = Limits(body_seconds=gateway.body_timeout / 1000, connections=gateway.max_connections)
     async with _live(loaded, beyond_loopback=host not in LOOPBACK) as live:
         calm_collector()
-        async with running(live, host, port, limits=limits, grace=1) as (server, url):
+        async with running(live, host, port, limits=limits, grace=1, ending=live.end) as (server, url):
             _say(f"Turnout listens on {url}\n{_found(live.router_catalog, loaded.config.discovery.interval)}")
             stopping = _Stopping(live)
             with _log_on_stderr(), _signals(stopping.handlers):
@@ -268,6 +268,12 @@ class Live:
         with suppress(TimeoutError):
             async with asyncio.timeout(limit):
                 await asyncio.wait({*self._old, asyncio.ensure_future(self._now.app.idle())})
+
+    def end(self) -> None:
+        """From here on a request that is cancelled answers that the gateway stops."""
+        self._shared.ending = True
+        if left := self._shared.metrics.in_flight:
+            _say(f"Ending {_counted(left, 'request')} that did not end in time.")
 
     async def close(self) -> None:
         """Close every router, once no request runs."""

@@ -8,7 +8,14 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Scope
 
-from turnout.errors import EndpointLoadingError, QueryFailedError, StreamBrokenError, TurnoutError, UsageError
+from turnout.errors import (
+    EndpointLoadingError,
+    QueryFailedError,
+    StoppingError,
+    StreamBrokenError,
+    TurnoutError,
+    UsageError,
+)
 from turnout.gateway.formats import ANTHROPIC, OLLAMA_CHAT, OPENAI_CHAT, RESPONSES, AnyFormat, ChatFormat
 from turnout.wire.base import encode
 
@@ -53,6 +60,8 @@ def refusal(error: TurnoutError, spoken: AnyFormat) -> Response:
     cause = cause_of(error)
     known, headers = (error.status, dict(error.headers)) if isinstance(error, HttpError) else (0, {})
     status, body = spoken.error(cause, known)
+    if isinstance(cause, StoppingError):
+        headers |= {"Retry-After": "5", "Connection": "close"}
     if isinstance(cause, StreamBrokenError) and cause.received:
         body = _with(body, received=cause.received)
     if status in (503, 529):

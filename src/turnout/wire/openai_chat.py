@@ -15,6 +15,7 @@ from turnout.errors import (
     NotPermittedError,
     PhaseTimeoutError,
     RequestRefusedError,
+    StoppingError,
     TurnoutError,
     UnknownModelError,
     UsageError,
@@ -518,7 +519,7 @@ def status_of(error: TurnoutError) -> int:
             return 400 if error.needed else 404
         case UnknownModelError():
             return 404
-        case NoServiceError() | EndpointLoadingError():
+        case NoServiceError() | EndpointLoadingError() | StoppingError():
             return 503
         case PhaseTimeoutError():
             return 504
