@@ -112,7 +112,7 @@ def test_the_shipped_classifier_is_measured() -> None:
         GOOD,
         "",
         '{"query": "write a changelog entry for the release", "category": "documentation", "source": "me"}',
-        '{"text": "which database suits a small shop, and why?", "label": "reasoning", "also": null}',
+        '{"text": "should we use postgres or sqlite? weigh the trade-offs", "label": "reasoning", "also": null}',
     )
     found = json.loads(run("eval", "classify", write(*lines), "--json").stdout)
     assert (found["queries"], found["accuracy"], found["needs_code_context"]) == (3, 1.0, None)
