@@ -18,9 +18,10 @@ from turnout.api import collect, load_any
 from turnout.build import open_router
 from turnout.gateway.app import create_app
 from turnout.gateway.app import running as serving
+from turnout.placement import MOST_PREFILL
 from turnout.router import Router
 from turnout.routing import affinity
-from turnout.types import ChatRequest, ExecutionResult, Message, Tool, ToolCall, ToolResult, message
+from turnout.types import ChatRequest, ExecutionResult, Message, Tool, ToolCall, ToolResult, Usage, message
 
 TOOLS = (Tool("ls", "lists files"),)
 MODEL = "qwen2.5-coder-7b-instruct"
@@ -166,3 +167,16 @@ async def test_what_changes_with_each_request_is_no_part_of_the_prefix(llama: Ll
     (_, fresh), *later = cached
     assert fresh > 100
     assert all(read > 100 and rest <= 4 for read, rest in later)
+
+
+async def test_a_server_that_counts_nonsense_is_not_the_fastest_for_long() -> None:
+    async with fleet(Fake()) as router:
+        (candidate,) = router.pool
+        placement, learned = router._placement, router.fleet.learned
+        placement.learn_speed(candidate, Usage(10**11, 10**11, 1), 20.0, 60.0)
+        assert learned.speed(candidate.endpoint, candidate.model).prefill <= MOST_PREFILL
+        for _ in range(120):
+            placement.learn_speed(candidate, Usage(2000, 300), 20.0, 60.0)
+        speed = learned.speed(candidate.endpoint, candidate.model)
+    assert speed.prefill == pytest.approx(100, rel=0.5)
+    assert speed.decode == pytest.approx(7.5, rel=0.5)

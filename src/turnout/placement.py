@@ -45,6 +45,8 @@ BYTES_PER_TOKEN = 4
 # What a step of an endpoint's priority is worth where time and quality are weighed, and how many steps count.
 PRIORITY_POINTS, PRIORITY_MOST = 1.0, 10
 BELIEVED_PREFILL, LEAST_PREFILL = 5000.0, 200  # tokens a second, tokens
+# Tokens a second that a server may have read and written: one that counts nonsense is not the fastest for long.
+MOST_PREFILL, MOST_DECODE = 100_000.0, 10_000.0
 # By how much a speed may grow at once where a cache may have helped that nobody tells of.
 CACHED_TIMES = 1.5
 LATER = 4  # of so many answers of a model that is known one is looked at
@@ -257,6 +259,7 @@ class Placement:
             prefill = fresh / seconds
         if prefill and not usage.cached_tokens:  # it may have been read from a cache that is not told of
             prefill = min(prefill, last.prefill * CACHED_TIMES or BELIEVED_PREFILL)
+        prefill, decode = min(prefill, MOST_PREFILL), min(decode, MOST_DECODE)
         learned.learn_speed(endpoint, model, prefill=prefill, decode=decode)
         learned.learn_hardware(endpoint, compute=prefill * candidate.active, bandwidth=decode * candidate.read_bytes)
 
