@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -65,7 +65,8 @@ class Placement:
         self._statuses_of = -1  # the catalog's generation
         self._clock = time.monotonic
         self._reading: dict[str, dict[int, float]] = {}  # by URL: when prompts of ours that are read should be
-        self._sent = self._answers = 0
+        self._sent = 0
+        self._answers: Counter[tuple[str, str]] = Counter()  # by URL and model
         self._service: dict[str, float] = {}  # by URL: seconds that a request there takes, on the average
 
     def order(
@@ -235,8 +236,12 @@ class Placement:
         learned, endpoint, model = self._fleet.learned, candidate.endpoint, candidate.model
         if not 0.0 < seconds <= whole < math.inf:
             return
-        self._answers += 1
-        if self._answers % LATER and learned.speed(endpoint, model).seen >= MOST_SEEN and model.resident is not False:
+        self._answers[endpoint.url, model.id] += 1
+        if (
+            self._answers[endpoint.url, model.id] % LATER
+            and learned.speed(endpoint, model).seen >= MOST_SEEN
+            and model.resident is not False
+        ):
             return  # it is known well
         fresh, answer = max(0, usage.prompt_tokens - usage.cached_tokens), usage.completion_tokens
         last = learned.speed(endpoint, model)
