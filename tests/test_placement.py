@@ -18,7 +18,7 @@ from turnout.api import collect, load_any
 from turnout.build import open_router
 from turnout.gateway.app import create_app
 from turnout.gateway.app import running as serving
-from turnout.placement import LATER, MOST_PREFILL
+from turnout.placement import MOST_PREFILL
 from turnout.router import Router
 from turnout.routing import affinity
 from turnout.types import ChatRequest, ExecutionResult, Message, Tool, ToolCall, ToolResult, Usage, message
@@ -183,11 +183,11 @@ async def test_a_server_that_counts_nonsense_is_not_the_fastest_for_long() -> No
 
 
 async def test_servers_that_answer_in_turn_are_all_looked_at() -> None:
-    async with fleet(*(Fake() for _ in range(LATER))) as router:
+    async with fleet(*(Fake() for _ in range(4))) as router:
         learned, pool = router.fleet.learned, router.pool
         for seconds in (1.0, 20.0):
             for _ in range(120):
                 for candidate in pool:
                     router._placement.learn_speed(candidate, Usage(2000, 300), seconds, 3 * seconds)
         speeds = [learned.speed(candidate.endpoint, candidate.model).prefill for candidate in pool]
-    assert speeds == [pytest.approx(100, rel=0.5)] * LATER
+    assert speeds == [pytest.approx(100, rel=0.5)] * 4

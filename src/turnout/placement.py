@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -13,7 +13,6 @@ from turnout.backends import BY_KIND
 from turnout.context.compaction import conversation_key
 from turnout.context.tokens import get_token_counter
 from turnout.fleet.admission import LONGEST_WAIT, Admission
-from turnout.fleet.learned import MOST_SEEN
 from turnout.routing.affinity import (
     MAX_CONVERSATIONS,
     WORTH_ITS_PRICE,
@@ -49,7 +48,6 @@ BELIEVED_PREFILL, LEAST_PREFILL = 5000.0, 200  # tokens a second, tokens
 MOST_PREFILL, MOST_DECODE = 100_000.0, 10_000.0
 # By how much a speed may grow at once where a cache may have helped that nobody tells of.
 CACHED_TIMES = 1.5
-LATER = 4  # of so many answers of a model that is known one is looked at
 SERVICE_SHARE = 0.1  # of the newest request in how long one takes
 LEAST_DECODED, IN_ONE_PIECE = 8, 0.02  # tokens; the share of the time in which an answer in one piece comes
 
@@ -66,7 +64,6 @@ class Placement:
         self._clock = time.monotonic
         self._reading: dict[str, dict[int, float]] = {}  # by URL: when prompts of ours that are read should be
         self._sent = 0
-        self._answers: Counter[tuple[str, str]] = Counter()  # by URL and model
         self._service: dict[str, float] = {}  # by URL: seconds that a request there takes, on the average
 
     def order(
@@ -236,13 +233,6 @@ class Placement:
         learned, endpoint, model = self._fleet.learned, candidate.endpoint, candidate.model
         if not 0.0 < seconds <= whole < math.inf:
             return
-        self._answers[endpoint.url, model.id] += 1
-        if (
-            self._answers[endpoint.url, model.id] % LATER
-            and learned.speed(endpoint, model).seen >= MOST_SEEN
-            and model.resident is not False
-        ):
-            return  # it is known well
         fresh, answer = max(0, usage.prompt_tokens - usage.cached_tokens), usage.completion_tokens
         last = learned.speed(endpoint, model)
         if model.resident is False:
