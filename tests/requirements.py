@@ -720,11 +720,19 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
     ),
     (
         "FB-3",
-        "a request as a whole is bounded: attempts, waits and a place in a queue",
+        "a request as a whole is bounded: attempts and waits",
         by(
             FALL + "test_the_attempts_of_a_request_take_no_longer_together_than_the_longest_total",
             FALL + "test_a_place_in_the_queue_is_waited_for_no_longer_than_the_total",
-            code=("turnout.router:Router._execute", "turnout.fleet.admission:_wait"),
+            code="turnout.router:Router._execute",
+        ),
+    ),
+    (
+        "FB-3",
+        "a place in a queue is waited for no longer than the rest of the time",
+        by(
+            FALL + "test_a_place_in_the_queue_is_waited_for_no_longer_than_the_total",
+            code="turnout.fleet.admission:_wait",
         ),
     ),
     (
@@ -1070,6 +1078,13 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "what a server does not speak well is translated",
         by(
             NATIVE + "test_servers_that_do_not_speak_it_well_are_asked_in_their_own_format",
+            code="turnout.router:Router._lane",
+        ),
+    ),
+    (
+        "GW-2",
+        "what a stricter server does not know is translated",
+        by(
             NATIVE + "test_what_a_stricter_server_does_not_know_is_translated",
             code="turnout.backends.lanes:native_lane",
         ),
