@@ -56,12 +56,13 @@ def agent(name: str, *more: Message, tools: tuple[Tool, ...] = TOOLS, model: str
 async def test_many_conversations_spread_and_each_stays_where_it_is() -> None:
     fakes = [Fake() for _ in range(3)]
     async with fleet(*fakes, slots=4) as router:
-        first = [(await ask(router, agent(str(n)))).service for n in range(4)]
+        first = [r.service for r in await asyncio.gather(*(ask(router, agent(str(n))) for n in range(4)))]
         busy = [asyncio.create_task(ask(router, agent(f"busy {n}"))) for n in range(6)]
         more = (message("assistant", "Yes."), message("user", "Go on."))
         again = [(await ask(router, agent(str(n), *more))).service for n in range(4)]
         await asyncio.gather(*busy)
     assert again == first
+    assert len(set(first)) > 1, "on one server all would stay, whoever placed them"
 
 
 async def test_equal_servers_share_what_runs_at_once() -> None:
