@@ -42,7 +42,9 @@ from turnout.errors import (
 from turnout.fleet.agents import detect_coding_agent, get_agent_specific_config
 from turnout.fleet.catalog import Catalog, EndpointStatus
 from turnout.fleet.host import candidate_urls, detect_os
-from turnout.guard.audit import QueryEnd, QueryStart, open_audit, verify
+from turnout.guard.audit import open_audit
+from turnout.guard.chain import verify
+from turnout.guard.records import QueryEnd, QueryStart
 from turnout.routing.capabilities import guess_window, load_table
 from turnout.routing.classify import classify_task
 from turnout.routing.fallback import Ranked, after_error, plan_attempts

@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING
 
 from turnout.backends import DEFAULT_URLS
 from turnout.code.search import TextSearch
-from turnout.config import EmbeddedConfig, LoadedConfig, RouterConfig, audit_path, data_dir, section_of
+from turnout.config import (
+    EmbeddedConfig,
+    LoadedConfig,
+    RouterConfig,
+    audit_path,
+    beside,
+    data_dir,
+    section_of,
+    signing_dir,
+)
 from turnout.config_load import load_config
 from turnout.errors import ConfigError, EmbeddedError, GuardError
 from turnout.fleet import search
@@ -25,8 +34,10 @@ from turnout.fleet.learned import Learned, keep_saving, learned_path
 from turnout.fleet.pins import Pin, pins_or_none, pins_path
 from turnout.fleet.watch import Fleet
 from turnout.guard.allow import AllowList
-from turnout.guard.audit import AuditLog, open_audit
+from turnout.guard.audit import AuditLog, Keeping, Seal, open_audit
+from turnout.guard.chain import head_path
 from turnout.guard.network import HttpClient, open_client
+from turnout.guard.signing import Signer
 from turnout.residency import keep_warm
 from turnout.router import Router
 from turnout.routing.capabilities import load_table
@@ -154,6 +165,9 @@ async def open_client_for(loaded: LoadedConfig) -> AsyncIterator[HttpClient]:
             audit.close()
 
 
+DAY = 86_400.0
+
+
 class _Bundled:
     """The demonstration model of one Router: started at most once, stopped with it."""
 
@@ -261,12 +275,28 @@ def open_audit_log(loaded: LoadedConfig) -> AuditLog | None:
     security = loaded.config.security
     if not security.audit_enabled:
         return None
+    keeping = Keeping(
+        rotate_bytes=security.audit_rotate_mb * 1_000_000,
+        rotate_seconds=security.audit_rotate_days * DAY,
+        keep_seconds=security.audit_keep_days * DAY,
+        continue_on_failure=security.audit_on_failure == "continue",
+        fsync=security.audit_fsync,
+        syslog=security.audit_syslog or "",
+    )
     return open_audit(
         audit_path(loaded),
         data_dir() / "audit.key",
         log_queries=security.log_queries,
         log_responses=security.log_responses,
+        keeping=keeping,
+        seal=Seal(Signer(signing_dir()), audit_head_path(loaded)),
     )
+
+
+def audit_head_path(loaded: LoadedConfig) -> Path:
+    """Where the head of the audit log is kept. Raises ConfigError as ``audit_path``."""
+    given = loaded.config.security.audit_head_path
+    return beside(loaded, given) if given else head_path(signing_dir(), audit_path(loaded))
 
 
 def _refusal_logger(audit: AuditLog | None) -> Callable[[GuardError], None]:

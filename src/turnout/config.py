@@ -255,6 +255,47 @@ class SecurityConfig(Section, frozen=True, kw_only=True):
         str | None,
         Meta(description="Relative to the configuration file. Default: `audit.log` in the data directory."),
     ] = None
+    audit_head_path: Annotated[
+        str | None,
+        Meta(
+            description="The signed head of the log, which shows that no tail was cut off: best on another disk or "
+            "machine. Relative to the configuration file. Default: in the data directory."
+        ),
+    ] = None
+    audit_rotate_mb: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1_000_000,
+            description="A larger log file (MB) is full, and the log goes on in a new one; 0: never.",
+        ),
+    ] = 100
+    audit_rotate_days: Annotated[
+        int, Meta(ge=0, le=36_500, description="A log file whose first line is older (days) is full; 0: never.")
+    ] = 30
+    audit_keep_days: Annotated[
+        int,
+        Meta(
+            ge=0, le=36_500, description="Full files are deleted after so many days, which the log records; 0: never."
+        ),
+    ] = 365
+    audit_on_failure: Annotated[
+        Literal["refuse", "continue"],
+        Meta(
+            description="When nothing can be written: `refuse` every query, or `continue` with an alarm; how many "
+            "records are missing is then written as soon as that is possible."
+        ),
+    ] = "refuse"
+    audit_fsync: Annotated[
+        Literal["never", "second", "always"],
+        Meta(
+            description="When lines are forced to the disk: left to the system, with the head about each second, or at "
+            "each write before a query runs (cost: docs/benchmarks.md)."
+        ),
+    ] = "second"
+    audit_syslog: Annotated[
+        str | None, Meta(description="A local syslog socket that gets a copy of every line, such as `/dev/log`.")
+    ] = None
     log_queries: Annotated[bool, Meta(description="Log a keyed hash of each query, never its text.")] = True
     log_responses: Annotated[bool, Meta(description="Log the text of the answers.")] = False
     verify_checksums: Annotated[
@@ -496,6 +537,20 @@ def audit_path(loaded: LoadedConfig, env: Mapping[str, str] = os.environ) -> Pat
     given = loaded.config.security.audit_log_path
     if not given:
         return data_dir(env) / "audit.log"
+    return beside(loaded, given)
+
+
+def signing_dir(env: Mapping[str, str] = os.environ) -> Path:
+    """Where the signing key is, and by default what it signs. Its own folder, since others lock the data directory.
+
+    Raises:
+        ConfigError: there is no home directory.
+    """
+    return data_dir(env) / "signing"
+
+
+def beside(loaded: LoadedConfig, given: str) -> Path:
+    """A configured path, relative to the configuration file."""
     return (loaded.file.parent if loaded.file else Path.cwd()) / Path(given).expanduser()
 
 

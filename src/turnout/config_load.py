@@ -461,7 +461,8 @@ def _with_files(config: RouterConfig, source: _Source) -> RouterConfig:
     routing = config.routing
     _require_path(routing.models_file, ("routing", "models_file"), source)
     _require_path(config.serena.workspace, ("serena", "workspace"), source)
-    _require_path(config.security.audit_log_path, ("security", "audit_log_path"), source)
+    for place in ("audit_log_path", "audit_head_path", "audit_syslog"):
+        _require_path(getattr(config.security, place), ("security", place), source)
     if routing.models_file is not None:
         routing = replace(routing, models_file=str(source.place(routing.models_file)))
     discovery = config.discovery

@@ -35,7 +35,8 @@ from turnout.fitting import Fit, Fitter
 from turnout.fleet.agents import get_agent_specific_config
 from turnout.fleet.catalog import Catalog
 from turnout.fleet.pins import Pin
-from turnout.guard.audit import AuditLog, QueryEnd, QueryStart
+from turnout.guard.audit import AuditLog
+from turnout.guard.records import QueryEnd, QueryStart
 from turnout.guard.trail import Trail
 from turnout.hygiene import tidy
 from turnout.outcome import broken, failed, reason_of, route_to, tried_of

@@ -21,7 +21,7 @@ from turnout.errors import (
     TurnoutError,
     UsageError,
 )
-from turnout.guard.audit import QueryEnd, QueryStart
+from turnout.guard.records import QueryEnd, QueryStart
 from turnout.outcome import broken, failed, route_to
 from turnout.routing.advice import BUNDLED
 from turnout.routing.capabilities import CapabilityTable

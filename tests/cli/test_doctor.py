@@ -9,7 +9,7 @@ import pytest
 from click.testing import Result
 
 from tests.cli.conftest import Fakes, configure, run, run_beside
-from turnout.guard.audit import verify
+from turnout.guard.chain import verify
 
 
 def states(result: Result) -> dict[str, str]:
@@ -118,7 +118,7 @@ def test_a_changed_line_of_the_audit_log_fails_with_its_number(tmp_path: Path) -
     log.write_bytes(log.read_bytes().replace(b"no_service", b"xx_service", 1))
     changed = run("doctor")
     assert changed.exit_code == 1
-    assert f"audit log\tfail\t{log}: line 3: it was not written after the line before it" in changed.stdout
+    assert f"audit log\tfail\t{log}: audit.log, line 2: it was changed" in changed.stdout
 
 
 def test_the_record_that_doctor_writes_keeps_the_chain(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tests.servers import LlamaServer
 from turnout.api import load_any
 from turnout.build import open_router
 from turnout.gateway.app import create_app, running
-from turnout.guard.audit import verify
+from turnout.guard.chain import verify
 
 ANSWER = "def add(a, b):\n    return a + b"
 MODEL = "qwen2.5-coder-7b-instruct"

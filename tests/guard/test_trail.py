@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from turnout.errors import AuditError
-from turnout.guard.audit import AuditLog, QueryEnd, QueryStart, open_audit, verify
+from turnout.guard.audit import AuditLog, open_audit
+from turnout.guard.chain import verify
+from turnout.guard.records import QueryEnd, QueryStart
 from turnout.guard.trail import Trail
 
 

@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("serve", "Run the gateway that coding agents connect to."),
     "env": ("env", "Print what AGENT must be told to use the gateway; without AGENT, list the agents."),
     "launch": ("launch", "Run AGENT on the gateway, with ARGS as its own arguments."),
+    "audit": ("audit", "Read, search, count, check and hand over the audit log."),
     "key": ("key", "Make, list, rotate and revoke the keys of the gateway."),
     "config": ("config", "Check, show or create the configuration."),
     "embedded": ("embedded", "Install or inspect the bundled demonstration model."),

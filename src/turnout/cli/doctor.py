@@ -138,32 +138,38 @@ def _keys() -> Check:
 
 
 def _audit(loaded: LoadedConfig) -> Check:
-    from turnout.config import audit_path, data_dir
-    from turnout.guard.audit import open_audit, verify
+    from turnout.build import audit_head_path, open_audit_log
+    from turnout.config import audit_path, signing_dir
+    from turnout.guard.chain import LOG_REPLACED, read_head, verify
+    from turnout.guard.signing import Signer
 
-    security = loaded.config.security
-    if not security.audit_enabled:
-        return Check("audit log", "warn", "off: queries leave no trace", "set security.audit_enabled: true")
     path = audit_path(loaded)
     try:
-        log = open_audit(
-            path, data_dir() / "audit.key", log_queries=security.log_queries, log_responses=security.log_responses
-        )
+        log = open_audit_log(loaded)
+        if log is None:
+            return Check("audit log", "warn", "off: queries leave no trace", "set security.audit_enabled: true")
         try:
             log.event("access")  # a record of its own is the only proof that one can be written
         finally:
             log.close()
         # What is no file (a device, a pipe) cannot be read back, and may have no end.
-        chain = verify(path) if path.is_file() else None
+        regular = path.is_file()
+        head = read_head(audit_head_path(loaded)) if regular else None
+        chain = verify(path, Signer(signing_dir()).public, head) if regular else None
     except TurnoutError as error:
         return _failed("audit log", error)
     if chain is not None and not chain.ok:
-        fix = "find out who changed it; move it away as evidence, and a new log begins"
-        return Check("audit log", "fail", f"{path}: line {chain.bad_line}: {chain.reason}", fix)
+        fix = "find out who changed it; move it and its head away as evidence, and a new log begins"
+        where = f"{chain.bad_file}, line {chain.bad_line}: " if chain.bad_line else ""
+        return Check("audit log", "fail", f"{path}: {where}{chain.reason}", fix)
+    replaced = [alarm for alarm in chain.alarms if alarm.endswith(LOG_REPLACED)] if chain else []
+    if replaced:
+        fix = "find out who moved or cut it; `turnout audit verify` tells more"
+        return Check("audit log", "warn", f"{path} tells that it was moved, deleted or cut: {replaced[0]}", fix)
     free = shutil.disk_usage(path.parent).free
     if free < _LITTLE_SPACE:
         return Check("audit log", "warn", f"{path}: {free / 1e6:.0f} MB free", "free some space")
-    return Check("audit log", "ok", f"{path}, {chain.count} records, unbroken" if chain else str(path))
+    return Check("audit log", "ok", f"{path}, {chain.count} records, unbroken, signed" if chain else str(path))
 
 
 def _allow_list(loaded: LoadedConfig) -> Check:

@@ -4,141 +4,132 @@ Several processes may append to one file: a record is one write under a lock, an
 reads its tail to continue sequence and chain. A query's text is never in it, only a keyed hash of it.
 
 ``previous_hash`` is the SHA-256 of the previous record's line, without its newline; when a killed writer left a half
-line after that record, the half line (and the newline before it) is hashed with it. The chain shows any change but one:
-the last lines cut off. That takes checkpoints kept elsewhere. Lines are not flushed to the disk one by one: they
-survive the death of the process, the last ones perhaps not a loss of power.
+line after that record, the half line (and the newline before it) is hashed with it. ``chain.py`` reads all of it back.
+Full files are renamed and the chain goes on in a new one. By default lines are not forced to the disk one by one: they
+survive the death of the process, those of the last second perhaps not a loss of power.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import os
 import secrets
 import stat
 import threading
-from collections.abc import Iterable
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
-from turnout.errors import AuditError
-from turnout.types import AttemptRecord
+from turnout.errors import AuditError, StorageError
+from turnout.files import lock_folder, replace_file, unlock_folder
+from turnout.guard.chain import (
+    CHECKPOINT,
+    CONTINUED,
+    DAMAGED_LINE,
+    EVERY,
+    FIRST_HASH,
+    GAP,
+    HALF_LINE,
+    LOG_REPLACED,
+    RETIRED,
+    ROTATED,
+    SIGNED,
+    Head,
+    Link,
+    begun,
+    checkpoint_text,
+    last_of,
+    last_record,
+    newest,
+    read_head,
+    rotated_files,
+    rotated_name,
+)
+from turnout.guard.records import QueryEnd, QueryStart, Record, attempt_of, encode
+from turnout.guard.signing import Signer
+from turnout.guard.syslog import LocalSyslog
 
 try:
     import fcntl
 except ImportError:  # Windows has no flock: there, one process at a time may write one file.
     fcntl = None  # type: ignore[assignment]
 
-FIRST_HASH = "0" * 64
-HALF_LINE = "security:half_line"
-DAMAGED_LINE = "security:damaged_line"
-LOG_REPLACED = "security:log_replaced"
 _KEY_BYTES = 32
-_TAIL_BYTES = 4096
 _BINARY = getattr(os, "O_BINARY", 0)
+SEAL_SECONDS = 1.0  # a log that is written to is signed so often
 _HINT = "free space, change security.audit_log_path, or set security.audit_enabled: false"
 
-
-class QueryStart(msgspec.Struct, frozen=True):
-    """What is known when a query begins."""
-
-    request_id: str
-    session_id: str
-    principal: str
-    query: str
-    agent: str = ""
-
-
-class QueryEnd(msgspec.Struct, frozen=True):
-    """What is known when it ends. ``error`` is an error's code, "" when it succeeded: never a text that quotes."""
-
-    request_id: str
-    session_id: str
-    principal: str
-    query: str
-    agent: str = ""
-    model: str = ""
-    service: str = ""
-    category: str = ""
-    fallback_level: int | None = None
-    attempts: tuple[AttemptRecord, ...] = ()
-    tokens_in: int = 0
-    tokens_out: int = 0
-    error: str = ""
-    response: str = ""
+log = logging.getLogger("turnout")
 
 
 @dataclass(frozen=True, slots=True)
-class ChainReport:
-    """The result of a verification.
+class Keeping:
+    """How a log is kept.
 
     Attributes:
-        count: the records that were read and hold.
-        ok: the chain holds from the first line to the last whole one.
-        bad_line: 1-based number of the first line that does not, 0 when ``ok``.
-        reason: what is wrong there, "" when ``ok``.
-        half_lines: unfinished lines of killed writers that the next writer found and noted: no damage.
-        half_last_line: the last line has no end: its writer was killed, or is writing it now.
+        rotate_bytes, rotate_seconds: a file that is larger, or whose first record is older, is full; 0 for never.
+        keep_seconds: a full file is deleted when it was last written longer ago; 0 for never.
+        continue_on_failure: go on without records when they cannot be written; how many were lost is told later.
+        fsync: force each write to the disk, or what was written when the head is; ``never`` leaves it to the system.
+        syslog: a local socket that gets a copy of every line, "" for none.
     """
 
-    count: int
-    ok: bool
-    bad_line: int = 0
-    reason: str = ""
-    half_lines: int = 0
-    half_last_line: bool = False
+    rotate_bytes: int = 0
+    rotate_seconds: float = 0.0
+    keep_seconds: float = 0.0
+    continue_on_failure: bool = False
+    fsync: Literal["never", "second", "always"] = "never"
+    syslog: str = ""
 
 
-class _Attempt(msgspec.Struct):
-    level: int
-    model: str
-    service: str
-    error: str | None
-    ms: int
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """Who signs a log's checkpoints and its head, and the head's file."""
+
+    signer: Signer
+    head: Path
 
 
-class _Record(msgspec.Struct, kw_only=True):
-    """One line: these keys in this order, null where they do not apply; ``response`` only when responses are logged."""
-
-    timestamp: str = ""
-    event_type: str
-    session_id: str | None = None
-    model: str | None = None
-    service: str | None = None
-    query_hash: str | None = None
-    tokens_in: int | None = None
-    tokens_out: int | None = None
-    success: bool | None = None
-    error: str | None = None
-    phase: str | None = None
-    request_id: str | None = None
-    principal: str | None = None
-    agent: str | None = None
-    category: str | None = None
-    fallback_level: int | None = None
-    attempts: list[_Attempt] = []
-    response: str | msgspec.UnsetType = msgspec.UNSET
-    sequence: int = 0
-    previous_hash: str = FIRST_HASH
+DEFAULT_KEEPING = Keeping()
 
 
 class AuditLog:
     """An open log, for any thread. Made by ``open_audit``; a process that forks opens its own."""
 
-    def __init__(self, path: Path, key: bytes, *, log_queries: bool, log_responses: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        key: bytes,
+        *,
+        log_queries: bool,
+        log_responses: bool,
+        keeping: Keeping = DEFAULT_KEEPING,
+        seal: Seal | None = None,
+    ) -> None:
         self._path, self._key = path, key
         self._log_queries, self._log_responses = log_queries, log_responses
+        self._keeping, self._seal = keeping, seal
+        self._syslog = LocalSyslog(keeping.syslog) if keeping.syslog else None
         self._mutex = threading.Lock()
         self._file = -1
         self._identity = (0, 0)
         self._regular = True
         self._size = -1
+        self._begun = 0.0  # when the file's first record was written, 0 when that is not known
+        self._ended = False  # the file says that it is full, and has still its name
+        self._continued = False  # a file was full a moment ago
         self._sequence, self._previous = 0, FIRST_HASH
-        self._held: list[_Record] = []
+        self._sealed, self._sealed_at, self._anew = 0, 0.0, False
+        self._lost = 0
+        self._held: list[Record] = []
         self._hashes: dict[str, str | None] = {}  # of the queries that are running, by request id
         try:
             self._open()
@@ -151,24 +142,64 @@ class AuditLog:
         status = os.fstat(self._file)
         self._identity = (status.st_dev, status.st_ino)
         self._regular = stat.S_ISREG(status.st_mode)
-        self._size = -1
+        self._size, self._begun = -1, 0.0
 
     def close(self) -> None:
-        """Write what is held and close the file. The end of a query that still runs opens it again: nothing is lost.
+        """Write what is held, sign the head and close. The end of a query that still runs opens it again.
 
         Raises:
-            AuditError: held records cannot be written.
+            AuditError: held records cannot be written, or the head cannot.
         """
         with self._mutex:
             try:
                 self._write()
+                unsealed = self._unsealed()
             finally:
                 self._close()
+        if unsealed is not None:
+            self._write_head(*unsealed)
 
     def _close(self) -> None:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+    def seal(self) -> None:
+        """Sign how far the log has come, and keep that apart from it: then no tail can be cut off unnoticed.
+
+        Raises:
+            AuditError: it cannot be kept.
+        """
+        with self._mutex:
+            unsealed = self._unsealed()
+        if unsealed is not None:
+            self._write_head(*unsealed)
+
+    def _unsealed(self) -> tuple[Head, int] | None:
+        """The head as it would be now, and a descriptor of the log; None when it is signed already."""
+        if self._seal is None or not self._regular or self._file < 0 or self._sequence == self._sealed:
+            return None
+        self._sealed, self._sealed_at = self._sequence, time.monotonic()
+        return Head(self._sequence, self._previous, _now()), os.dup(self._file)
+
+    def _write_head(self, head: Head, file: int) -> None:
+        assert self._seal is not None
+        try:
+            if self._keeping.fsync == "second":
+                os.fsync(file)
+            signed = msgspec.structs.replace(head, signature=self._seal.signer.sign(head.text))
+            locked = lock_folder(self._seal.head.parent)
+            try:
+                before = None if self._anew else _head_or_none(self._seal.head)
+                if before is None or before.sequence < head.sequence:  # another process may have been faster
+                    replace_file(self._seal.head, msgspec.json.encode(signed) + b"\n")
+                self._anew = False
+            finally:
+                unlock_folder(locked)
+        except (OSError, StorageError) as error:
+            raise self._failure(error) from error
+        finally:
+            os.close(file)
 
     def query_hash(self, query: str) -> str | None:
         """The keyed hash of a query's text, None when queries are not logged."""
@@ -187,7 +218,7 @@ class AuditLog:
             AuditError: the line cannot be written; run nothing.
         """
         query_hash = self.query_hash(record.query)
-        line = _Record(
+        line = Record(
             event_type="query",
             phase="start",
             session_id=record.session_id or None,
@@ -210,7 +241,7 @@ class AuditLog:
             AuditError: the line cannot be written.
         """
         known = record.request_id in self._hashes
-        line = _Record(
+        line = Record(
             event_type="query",
             phase="end",
             session_id=record.session_id or None,
@@ -226,7 +257,7 @@ class AuditLog:
             agent=record.agent or None,
             category=record.category or None,
             fallback_level=record.fallback_level,
-            attempts=[_attempt(a) for a in record.attempts],
+            attempts=[attempt_of(a) for a in record.attempts],
             response=record.response if self._log_responses else msgspec.UNSET,
         )
         self._add(line, hold=hold)
@@ -258,7 +289,7 @@ class AuditLog:
         Raises:
             AuditError: the line cannot be written.
         """
-        line = _Record(
+        line = Record(
             event_type=event_type,
             session_id=session_id or None,
             service=service or None,
@@ -267,9 +298,11 @@ class AuditLog:
             principal=principal,
         )
         self._add(line)
+        if self._seal is not None and time.monotonic() - self._sealed_at > SEAL_SECONDS:
+            self.seal()
 
-    def _add(self, record: _Record, *, hold: bool = False) -> None:
-        record.timestamp = datetime.now(UTC).isoformat(timespec="milliseconds")
+    def _add(self, record: Record, *, hold: bool = False) -> None:
+        record.timestamp = _now()
         with self._mutex:
             self._held.append(record)
             if hold:
@@ -285,16 +318,77 @@ class AuditLog:
             return
         before = self._sequence, self._previous
         try:
-            self._lock_current()
+            size, lead = self._ready()
             try:
-                self._append(self._held)
+                retired = self._expired() if self._continued else []
+                records = [*map(self._retired, retired), *self._gap(), *self._held]
+                self._put(size, lead + b"".join(map(self._link, records)))
+                self._continued = False
+                for file in retired:
+                    file.unlink(missing_ok=True)
             finally:
                 _unlock(self._file)
-        except OSError as error:
+        except (OSError, StorageError) as error:
             self._sequence, self._previous = before
             self._size = -1
-            raise self._failure(error) from error
+            if not self._keeping.continue_on_failure:
+                raise self._failure(error) from error
+            if not self._lost:
+                log.error("%s; queries are run without records", self._failure(error))
+            self._lost += len(self._held)
+        else:
+            self._lost = 0
         self._held = []
+
+    def _gap(self) -> list[Record]:
+        if not self._lost:
+            return []
+        lost = f"{self._lost} records before this one could not be written"
+        return [Record(timestamp=_now(), event_type=GAP, success=False, error=lost)]
+
+    def _ready(self) -> tuple[int, bytes]:
+        """Lock the file to write to: its size, and what must be written first. One that is full is renamed before.
+
+        A process that is killed meanwhile leaves a file that says that it is full; the next one renames it.
+        """
+        while True:
+            self._lock_current()
+            try:
+                size = os.fstat(self._file).st_size
+                lead = self._catch_up(size) if self._regular and size != self._size else b""
+                if not self._regular or not (self._ended or self._is_full(size)):
+                    return size, lead
+                if not self._ended:
+                    self._put(size, lead + self._link(Record(timestamp=_now(), event_type=ROTATED)))
+                self._path.rename(rotated_name(self._path, self._sequence))
+            except BaseException:
+                self._close()
+                raise
+            self._close()
+            self._ended = False
+
+    def _is_full(self, size: int) -> bool:
+        keeping = self._keeping
+        if not size:
+            return False
+        if keeping.rotate_bytes and size >= keeping.rotate_bytes:
+            return True
+        if not keeping.rotate_seconds:
+            return False
+        self._begun = self._begun or begun(self._file)
+        return time.time() - self._begun > keeping.rotate_seconds
+
+    def _expired(self) -> list[Path]:
+        """The full files that were last written too long ago, the oldest first."""
+        if not self._keeping.keep_seconds:
+            return []
+        oldest = time.time() - self._keeping.keep_seconds
+        return [*takewhile(lambda file: file.stat().st_mtime < oldest, rotated_files(self._path))]
+
+    def _retired(self, file: Path) -> Record:
+        found = last_of(file)
+        until, until_hash = (found[0].sequence, found[1]) if found else (0, "")
+        return Record(timestamp=_now(), event_type=RETIRED, file=file.name, until=until, until_hash=until_hash)
 
     def _lock_current(self) -> None:
         """Lock the file that the path names now: it may be rotated or deleted at any time, also while we wait."""
@@ -310,10 +404,8 @@ class AuditLog:
                 return
             self._close()
 
-    def _append(self, records: Iterable[_Record]) -> None:
-        size = os.fstat(self._file).st_size
-        lead = self._catch_up(size) if self._regular and size != self._size else b""
-        data = lead + b"".join(map(self._link, records))
+    def _put(self, size: int, data: bytes) -> None:
+        """Write at the end of the file, which has ``size`` bytes: all of it or nothing."""
         written = 0
         try:
             while written < len(data):
@@ -324,97 +416,78 @@ class AuditLog:
                     os.ftruncate(self._file, size)
             raise
         self._size = size + len(data)
+        if self._keeping.fsync == "always" and self._regular:
+            os.fsync(self._file)
+        if self._syslog is not None:
+            self._syslog.send(data)
 
-    def _link(self, record: _Record) -> bytes:
-        """The next line of the chain."""
+    def _link(self, record: Record) -> bytes:
+        """The next line of the chain; a checkpoint before it where one belongs."""
+        due = self._seal is not None and record.event_type not in SIGNED and not (self._sequence + 1) % EVERY
+        lead = self._line(Record(timestamp=_now(), event_type=CHECKPOINT)) if due else b""
+        return lead + self._line(record)
+
+    def _line(self, record: Record) -> bytes:
         record.sequence, record.previous_hash = self._sequence + 1, self._previous
-        line = _encode(record)
+        if self._seal is not None and record.event_type in SIGNED:
+            until, until_hash = record.until or 0, record.until_hash or ""
+            link = Link(record.event_type, record.sequence, record.previous_hash, "", until, until_hash)
+            record.signature = self._seal.signer.sign(checkpoint_text(link))
+        line = encode(record)
         self._sequence, self._previous = record.sequence, hashlib.sha256(line).hexdigest()
         return line + b"\n"
 
     def _catch_up(self, size: int) -> bytes:
         """Continue after what is in the file now; what must be written first to end a half line and note the find."""
-        known, known_hash = self._sequence, self._previous
-        cut = known > 0 and (size == 0 or size < self._size)
-        last, since = self._last_record(size)
+        known, known_hash = self._known()
+        last, since = last_record(self._file, size)
+        self._ended = last is not None and last.event_type == ROTATED and since.count(b"\n") == 1
         self._sequence = last.sequence if last else 0
         self._previous = hashlib.sha256(since.removesuffix(b"\n")).hexdigest() if since else FIRST_HASH
+        full = newest(self._path) if not since else None
+        if full is not None:
+            self._sequence, self._previous = full[1].sequence, full[2]
         lead = b"" if since.endswith(b"\n") or not since else b"\n"
         stray = since.partition(b"\n")[2] if last else since
+        before = self._sequence
         if stray:
             kind = HALF_LINE if lead and b"\n" not in stray else DAMAGED_LINE
             lead += self._note(kind, f"{len(stray)} bytes after record {self._sequence} are no record")
-        if cut:
+        if before < known:
+            self._anew = True
             found = f"the log was moved, deleted or cut after record {known}, whose hash is {known_hash}"
             lead += self._note(LOG_REPLACED, found)
+        if full is not None:
+            self._continued = True
+            lead += self._link(Record(timestamp=_now(), event_type=CONTINUED, file=full[0]))
         return lead
 
+    def _known(self) -> tuple[int, str]:
+        """How far the log had come when this process, or by its head another one, last wrote."""
+        if self._sequence or self._seal is None:
+            return self._sequence, self._previous
+        head = _head_or_none(self._seal.head)
+        return (head.sequence, head.hash) if head is not None else (0, FIRST_HASH)
+
     def _note(self, event_type: str, found: str) -> bytes:
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        return self._link(_Record(timestamp=now, event_type=event_type, success=False, error=found))
+        return self._link(Record(timestamp=_now(), event_type=event_type, success=False, error=found))
 
-    def _last_record(self, size: int) -> tuple[_Link | None, bytes]:
-        """The last record and the file's bytes from its beginning on; without one, all bytes."""
-        reach = _TAIL_BYTES
-        while True:
-            start = max(0, size - reach)
-            tail = _read(self._file, start, size - start)
-            lines = tail.split(b"\n")
-            for n in range(len(lines) - 1, 0 if start else -1, -1):
-                record = _decode(lines[n])
-                if record is not None:
-                    return record, b"\n".join(lines[n:])
-            if start == 0:
-                return None, tail
-            reach *= 16
-
-    def _failure(self, error: OSError) -> AuditError:
+    def _failure(self, error: OSError | StorageError) -> AuditError:
+        if isinstance(error, StorageError):
+            return AuditError(f"the audit log {self._path} cannot be signed: {error.message}", hint=error.hint)
         return AuditError(f"the audit log {self._path} cannot be written: {error.strerror or error}", hint=_HINT)
 
 
-class _Link(msgspec.Struct):
-    event_type: str
-    sequence: int
-    previous_hash: str
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-_LINK = msgspec.json.Decoder(_Link)
-_ENCODER = msgspec.json.Encoder()
-
-
-def _decode(line: bytes) -> _Link | None:
+def _head_or_none(path: Path) -> Head | None:
+    """The head, None also where it cannot be read: verification tells of that."""
     try:
-        return _LINK.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return read_head(path)
+    except StorageError:
         return None
-
-
-def _encode(record: _Record) -> bytes:
-    """ASCII alone: no line separator or terminal control of Unicode can break or repaint a line."""
-    try:
-        line = _ENCODER.encode(record)
-        if line.isascii():
-            return line
-    except UnicodeEncodeError:
-        pass  # a lone surrogate, replaced below
-    import json
-
-    text = json.dumps(msgspec.to_builtins(record), ensure_ascii=False).encode("utf-8", "replace")
-    return json.dumps(json.loads(text), separators=(",", ":")).encode("ascii")
-
-
-def _attempt(record: AttemptRecord) -> _Attempt:
-    error = record.error.code if record.error else None
-    return _Attempt(int(record.level), record.model, record.service, error, round(record.seconds * 1000))
-
-
-def _read(file: int, start: int, length: int) -> bytes:
-    os.lseek(file, start, os.SEEK_SET)
-    pieces = []
-    while length > 0 and (piece := os.read(file, length)):
-        pieces.append(piece)
-        length -= len(piece)
-    return b"".join(pieces)
 
 
 def _lock(file: int) -> None:
@@ -427,7 +500,15 @@ def _unlock(file: int) -> None:
         fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def open_audit(path: Path, key_file: Path, *, log_queries: bool = True, log_responses: bool = False) -> AuditLog:
+def open_audit(
+    path: Path,
+    key_file: Path,
+    *,
+    log_queries: bool = True,
+    log_responses: bool = False,
+    keeping: Keeping = DEFAULT_KEEPING,
+    seal: Seal | None = None,
+) -> AuditLog:
     """Open or create the log.
 
     Args:
@@ -435,11 +516,14 @@ def open_audit(path: Path, key_file: Path, *, log_queries: bool = True, log_resp
         key_file: holds the key of the query hashes; created with mode 0600 when it is absent.
         log_queries: write the keyed hash of each query.
         log_responses: write the answers' text.
+        keeping: rotation, retention, and what happens when nothing can be written.
+        seal: who signs it; without one, a chain alone.
 
     Raises:
         AuditError: one of the files cannot be used.
     """
-    return AuditLog(path, _key(key_file), log_queries=log_queries, log_responses=log_responses)
+    key = _key(key_file)
+    return AuditLog(path, key, log_queries=log_queries, log_responses=log_responses, keeping=keeping, seal=seal)
 
 
 def _key(key_file: Path) -> bytes:
@@ -464,51 +548,3 @@ def _key(key_file: Path) -> bytes:
             f"the audit key {key_file} is damaged", hint="move it away; a new one is made at the next start"
         )
     return key
-
-
-def verify(path: Path) -> ChainReport:
-    """Check the chain of a log from its first line.
-
-    Raises:
-        AuditError: the file cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return _verify(file)
-    except OSError as error:
-        raise AuditError(
-            f"the audit log {path} cannot be read: {error.strerror or error}", hint="give the path of an audit log"
-        ) from error
-
-
-def _verify(lines: Iterable[bytes]) -> ChainReport:
-    count = half_lines = stray = 0
-    since = None
-    for number, line in enumerate(lines, 1):
-        if not line.endswith(b"\n"):
-            return _stray(count, stray) or ChainReport(count, ok=True, half_lines=half_lines, half_last_line=True)
-        body = line[:-1]
-        record = _decode(body)
-        if record is None:
-            stray = stray or number
-            if since is None:
-                since = hashlib.sha256(body)
-            else:
-                since.update(b"\n" + body)
-            continue
-        if stray and record.event_type == HALF_LINE:
-            half_lines, stray = half_lines + 1, 0
-        if stray:
-            break
-        if record.sequence != count + 1:
-            reason = f"its sequence is {record.sequence} where {count + 1} belongs: lines are missing or out of order"
-            return ChainReport(count, ok=False, bad_line=number, reason=reason)
-        if record.previous_hash != (since.hexdigest() if since else FIRST_HASH):
-            reason = "it was not written after the line before it: that line or this one was changed"
-            return ChainReport(count, ok=False, bad_line=number, reason=reason)
-        count, since = count + 1, hashlib.sha256(body)
-    return _stray(count, stray) or ChainReport(count, ok=True, half_lines=half_lines)
-
-
-def _stray(count: int, line: int) -> ChainReport | None:
-    return ChainReport(count, ok=False, bad_line=line, reason="it is no record of this log") if line else None

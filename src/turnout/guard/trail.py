@@ -10,7 +10,8 @@ import asyncio
 import logging
 
 from turnout.errors import AuditError
-from turnout.guard.audit import AuditLog, QueryEnd, QueryStart
+from turnout.guard.audit import SEAL_SECONDS, AuditLog
+from turnout.guard.records import QueryEnd, QueryStart
 
 HOLD_SECONDS = 0.005
 
@@ -29,6 +30,7 @@ class Trail:
         self._running = 0
         self._starting: list[asyncio.Future[None]] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._sealing: asyncio.TimerHandle | None = None
         self.alarm: AuditError | None = None
 
     async def start(self, record: QueryStart) -> None:
@@ -69,6 +71,8 @@ class Trail:
             self._audit.end(record, hold=hold)
         except AuditError as error:
             self._raise_alarm(error)
+        if self._sealing is None:
+            self._sealing = asyncio.get_running_loop().call_later(SEAL_SECONDS, self._seal_aside)
         if hold and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(HOLD_SECONDS, self._write_ends)
 
@@ -91,6 +95,17 @@ class Trail:
         self._timer = None
         try:
             self._audit.flush()
+        except AuditError as error:
+            self._raise_alarm(error)
+
+    def _seal_aside(self) -> None:
+        """In a thread: a disk may take its time."""
+        self._sealing = None
+        asyncio.get_running_loop().run_in_executor(None, self._seal)
+
+    def _seal(self) -> None:
+        try:
+            self._audit.seal()
         except AuditError as error:
             self._raise_alarm(error)
 

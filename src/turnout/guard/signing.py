@@ -1,0 +1,127 @@
+"""The signing key of this installation: Ed25519, so that whoever has the public key alone can check what it signed
+(SPEC PROOF-2). It signs the audit log's checkpoints and heads, the lock file of models and reports.
+
+The private key is a file for its owner alone. Whoever can read it can sign: keep copies of heads and reports elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from turnout.errors import StorageError
+from turnout.files import lock_folder, read_file, replace_file, unlock_folder
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+PRIVATE, PUBLIC = "signing.key", "signing.pub"
+
+
+class Signer:
+    """The key pair in a folder, made at its first use. Of any thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @cached_property
+    def _key(self) -> Ed25519PrivateKey:
+        return _private(self._folder)
+
+    @property
+    def public_file(self) -> Path:
+        """Where the public key is, in PEM."""
+        return self._folder / PUBLIC
+
+    def sign(self, what: bytes) -> str:
+        """The signature, 128 hexadecimal digits.
+
+        Raises:
+            StorageError: the key cannot be read or made.
+        """
+        return self._key.sign(what).hex()
+
+    @cached_property
+    def public(self) -> PublicKey:
+        """What checks it. Raises StorageError as ``sign``."""
+        return PublicKey(self._key.public_key())
+
+
+class PublicKey:
+    """Checks signatures."""
+
+    def __init__(self, key: Ed25519PublicKey) -> None:
+        self._key = key
+
+    @cached_property
+    def pem(self) -> bytes:
+        """As a file has it; ``openssl pkey -pubin`` reads it."""
+        from cryptography.hazmat.primitives import serialization as form
+
+        return self._key.public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The beginning of the SHA-256 of the raw key, for people: 16 hexadecimal digits."""
+        return hashlib.sha256(self._key.public_bytes_raw()).hexdigest()[:16]
+
+    def signed(self, signature: str, what: bytes) -> bool:
+        """Whether the private key made this signature under ``what``."""
+        from cryptography.exceptions import InvalidSignature
+
+        try:
+            self._key.verify(bytes.fromhex(signature), what)
+        except (InvalidSignature, ValueError):
+            return False
+        return True
+
+
+def read_public(path: Path) -> PublicKey:
+    """A public key from its file.
+
+    Raises:
+        StorageError: it is not there, or is none.
+    """
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    try:
+        key = load_pem_public_key(read_file(path))
+    except (OSError, ValueError, UnsupportedAlgorithm) as error:
+        said = error.strerror if isinstance(error, OSError) else "it is no public key in PEM"
+        raise StorageError(f"the public key {path} cannot be read: {said}", hint=f"give the file {PUBLIC}") from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise StorageError(f"the public key {path} is not Ed25519", hint=f"give the file {PUBLIC}")
+    return PublicKey(key)
+
+
+def _private(folder: Path) -> Ed25519PrivateKey:
+    from cryptography.hazmat.primitives import serialization as form
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    path = folder / PRIVATE
+    try:
+        locked = lock_folder(folder)
+        try:
+            if not path.exists():
+                made = Ed25519PrivateKey.generate()
+                replace_file(folder / PUBLIC, PublicKey(made.public_key()).pem)
+                pem = made.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
+                replace_file(path, pem)
+        finally:
+            unlock_folder(locked)
+        if os.name == "posix" and path.stat().st_mode & 0o077:
+            hint = f"chmod 600 {path}; if others could read it, move it away: a new one is made, and say so to auditors"
+            raise StorageError(f"the signing key {path} may be read by others", hint=hint)
+        key = form.load_pem_private_key(read_file(path), None)
+    except (OSError, ValueError, TypeError) as error:
+        said = error.strerror if isinstance(error, OSError) else "it is no private key in PEM"
+        hint = "bring it back from a backup, or move it away: a new one is made, and auditors need its public key"
+        raise StorageError(f"the signing key {path} cannot be used: {said}", hint=hint) from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise StorageError(f"the signing key {path} is not Ed25519", hint="move it away: a new one is made")
+    return key
