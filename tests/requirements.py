@@ -54,6 +54,7 @@ CONF = "test_config.py::"
 NAMES = "routing/test_names.py::"
 HELD_OUT = "routing/test_held_out.py::"
 PARTS = "test_parts.py::"
+SEALING = "guard/test_sealing.py::"
 FALL = "test_fallback.py::"
 PLAN = "routing/test_fallback.py::"
 LLAMACPP = "backends/test_llamacpp.py::"
@@ -1270,7 +1271,29 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         ),
     ),
     ("PROOF-1", "turnout prove", AIRGAP),
-    ("PROOF-2", "signed checkpoints", AIRGAP),
+    (
+        "PROOF-2",
+        "signed checkpoints and head; the verifier names what was changed, removed, added, moved or cut off",
+        by(
+            SEALING + "test_each_of_many_mutations_is_found_at_its_line",
+            SEALING + "test_a_tail_that_was_cut_off_is_told_from_a_crash",
+            SEALING + "test_a_log_that_was_computed_anew_fails_at_its_first_checkpoint",
+            code=("turnout.guard.chain:verify", "turnout.guard.audit:AuditLog._write_head"),
+        ),
+    ),
+    (
+        "SEC-3",
+        "rotation and retention",
+        by(
+            SEALING + "test_old_files_are_retired_by_a_signed_record_and_what_is_left_verifies",
+            code="turnout.guard.audit:AuditLog._ready",
+        ),
+    ),
+    (
+        "PROOF-2",
+        "an auditor needs the public key alone",
+        by("cli/test_audit.py::test_what_is_exported_verifies_anywhere", code="turnout.cli.audit:export"),
+    ),
     ("PROOF-3", "model identity", AIRGAP),
     ("UI-1", "command line", by("cli/test_ask.py::test_the_real_model_answers", code="turnout.cli.ask:ask")),
     (

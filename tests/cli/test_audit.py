@@ -1,0 +1,110 @@
+"""``turnout audit``: reading, searching, counting, checking and handing over."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import configure, run
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> Path:
+    """A log with two queries that found no server; its path."""
+    configure("http://127.0.0.1:9")
+    for question in ("what is a monad", "fix the parser"):
+        assert run("ask", question, stdin=b"").exit_code != 0
+    return tmp_path / "data" / "audit.log"
+
+
+def lines(text: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_tail_shows_the_newest(asked: Path) -> None:
+    shown = run("audit", "tail", "-n", "1")
+    assert shown.exit_code == 0
+    assert len(shown.stdout.splitlines()) == 2
+    assert "query end\tlocal" in shown.stdout
+    assert "no_service" in shown.stdout
+    raw = run("audit", "tail", "--json")
+    assert raw.stdout == asked.read_text()
+
+
+def test_search_finds_by_what_is_given(asked: Path) -> None:
+    found = lines(run("audit", "search", "--query", "fix the parser", "--json").stdout)
+    assert [record["phase"] for record in found] == ["start", "end"]
+    assert lines(run("audit", "search", "--query", "something else", "--json").stdout) == []
+    failed = lines(run("audit", "search", "--failed", "--json").stdout)
+    assert [record["error"] for record in failed] == ["no_service", "no_service"]
+    whose = run("audit", "search", "--request", str(failed[0]["request_id"]), "--since", "1h", "--json")
+    assert len(lines(whose.stdout)) == 2
+    assert lines(run("audit", "search", "--until", "2020-01-01", "--json").stdout) == []
+    assert lines(run("audit", "search", "--principal", "nobody", "--json").stdout) == []
+    wrong = run("audit", "search", "--since", "yesterday")
+    assert wrong.exit_code == 2
+    assert "'yesterday' is no time" in wrong.stderr
+
+
+def test_stats_count(asked: Path) -> None:
+    found = json.loads(run("audit", "stats", "--json").stdout)
+    assert found["event"]["query start"] == found["event"]["query end"] == 2
+    assert found["error"] == {"no_service": 2}
+    assert "error\tno_service\t2" in run("audit", "stats").stdout
+
+
+def test_verify_names_what_was_changed(asked: Path) -> None:
+    whole = run("audit", "verify")
+    assert (whole.exit_code, whole.stdout.splitlines()[1]) == (0, "signed to its end")
+    asked.write_bytes(asked.read_bytes().replace(b"no_service", b"xx_service", 1))
+    changed = run("audit", "verify")
+    assert changed.exit_code == 1
+    assert f"{asked}: audit.log, line 2: it was changed" in changed.stdout
+    asked.write_bytes(b"".join(asked.read_bytes().splitlines(keepends=True)[:1]))
+    cut = run("audit", "verify", "--json")
+    assert cut.exit_code == 1
+    report = json.loads(cut.stdout)
+    assert (report["ok"], report["bad_line"]) == (False, 2)
+    assert "were cut off" in report["reason"]
+
+
+def test_what_is_exported_verifies_anywhere(asked: Path, tmp_path: Path) -> None:
+    away = tmp_path / "away"
+    assert run("audit", "export", str(away)).exit_code == 0
+    assert sorted(file.name for file in away.iterdir()) == ["audit.head", "audit.log", "signing.pub"]
+    (tmp_path / "data").rename(tmp_path / "gone")
+    whole = run("audit", "verify", str(away / "audit.log"))
+    assert (whole.exit_code, "signed to its end" in whole.stdout) == (0, True)
+    (away / "audit.head").unlink()
+    assert "not checked: its end: no head" in run("audit", "verify", str(away / "audit.log")).stdout
+    again = run("audit", "export", str(away))
+    assert again.exit_code != 0
+
+
+def test_a_key_of_somebody_else_does_not_verify(asked: Path, tmp_path: Path) -> None:
+    from turnout.guard.signing import Signer
+
+    other = Signer(tmp_path / "other")
+    assert other.sign(b"")
+    found = run("audit", "verify", str(asked), "--key", str(other.public_file), "--head", str(_head(tmp_path)))
+    assert found.exit_code == 1
+    assert "the head was changed, or another key signed it" in found.stdout
+    none = run("audit", "verify", str(asked), "--key", str(asked))
+    assert none.exit_code != 0
+    assert "it is no public key in PEM" in none.stderr
+
+
+def _head(tmp_path: Path) -> Path:
+    return next((tmp_path / "data" / "signing").glob("*.head"))
+
+
+@pytest.mark.parametrize("command", ["tail", "search", "stats", "verify", "export"])
+def test_without_a_log_it_is_one_clear_line(tmp_path: Path, command: str) -> None:
+    configure("http://127.0.0.1:9")
+    extra = [str(tmp_path / "x")] if command == "export" else []
+    found = run("audit", command, *extra)
+    assert found.exit_code != 0
+    assert "Traceback" not in found.stderr
+    assert len(found.stderr.splitlines()) <= 2
