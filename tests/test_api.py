@@ -40,9 +40,7 @@ async def test_a_query_without_a_word_is_refused(query: str) -> None:
 
 
 async def test_without_a_server_the_error_says_how_to_try_the_bundled_model() -> None:
-    with pytest.raises(
-        NoServiceError, match=r"`turnout ask --embedded`, or `embedded\.fallback: true`, uses the bundled"
-    ):
+    with pytest.raises(NoServiceError, match=r"`embedded\.fallback: true` uses the bundled"):
         await turnout.quick_route("hello", ALONE)
 
 

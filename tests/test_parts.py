@@ -31,6 +31,7 @@ from turnout.errors import (
     EndpointDownError,
     EndpointLoadingError,
     KeyRefusedError,
+    NoSuitableModelError,
     PhaseTimeoutError,
     QueryFailedError,
     RequestRefusedError,
@@ -45,10 +46,11 @@ from turnout.fleet.host import candidate_urls, detect_os
 from turnout.guard.audit import open_audit
 from turnout.guard.chain import verify
 from turnout.guard.records import QueryEnd, QueryStart
+from turnout.residency import found
 from turnout.routing.capabilities import guess_window, load_table
 from turnout.routing.classify import classify_task
 from turnout.routing.fallback import Ranked, after_error, plan_attempts
-from turnout.routing.select import Needs, candidates, select, select_model, unsuitable
+from turnout.routing.select import Needs, candidates, nobody_has, select, select_model, unsuitable
 from turnout.types import (
     Attempt,
     Candidate,
@@ -290,7 +292,13 @@ def test_filters_come_before_the_rank() -> None:
     [
         ("gone:7b", {"tools"}, "no server has the model 'gone:7b'", set(), "there are: "),
         ("llama3.1:8b", {"tools"}, "llama3.1:8b @ box: lacks tools", {"tools"}, "ask for mistral:7b"),
-        ("llama3.1:8b", {"vision"}, "llama3.1:8b @ box: lacks vision", {"vision"}, "`turnout models`"),
+        (
+            "llama3.1:8b",
+            {"vision"},
+            "llama3.1:8b @ box: lacks vision",
+            {"vision"},
+            "`turnout models` shows what each model can do",
+        ),
         ("nomic-embed-text", {"tools"}, "nomic-embed-text @ box: makes embeddings", {"chat"}, "ask for llama3.1:8b"),
         ("", {"vision"}, "no model fits the request: ", {"vision"}, "`turnout explain`"),
     ],
@@ -312,6 +320,23 @@ def test_why_nobody_can_serve_a_request(
     assert says in error.message
     assert error.needed == needed
     assert error.hint.startswith(hint)
+
+
+@pytest.mark.parametrize(("count", "end"), [(8, "h:7b"), (11, "h:7b and 3 more")])
+def test_an_error_that_names_some_models_says_how_many_more_there_are_and_who_lists_all(count: int, end: str) -> None:
+    table = load_table()
+    chats = [Model(f"{letter}:7b", window=32768, capabilities=frozenset({"chat"})) for letter in "abcdefghijk"[:count]]
+    pool = candidates(catalog_of(*chats, Model("nomic-embed-text", window=32768)), table)
+    needs = Needs(None, "nomic-embed-text", 100)
+    unfit = unsuitable(pool, needs, select(pool, needs, RouterConfig(), table), table)
+    shown = "`turnout models` shows what each model can do"
+    assert unfit.hint == f"ask for a:7b, b:7b, c:7b, d:7b, e:7b, f:7b, g:7b, {end}; {shown}"
+    lists_all = "`turnout models`, or GET /v1/models, lists all"
+    gone = nobody_has("gone:7b", pool[:count], ())
+    assert gone.hint == f"there are: a:7b, b:7b, c:7b, d:7b, e:7b, f:7b, g:7b, {end}; {lists_all}"
+    with pytest.raises(NoSuitableModelError) as unknown:
+        found(pool[:count], "gone:7b", table)
+    assert unknown.value.hint.endswith(f"g:7b@box, {end.replace('h:7b', 'h:7b@box')}; {lists_all}")
 
 
 def test_a_model_nobody_knows_is_estimated_and_can_be_chosen() -> None:

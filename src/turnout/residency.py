@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from turnout.backends import BY_KIND
 from turnout.errors import NoSuitableModelError, TurnoutError
 from turnout.fleet.pins import Pin, changing, cold, read_pins, write_pins
+from turnout.routing.advice import ALL_MODELS, few_of
 from turnout.routing.capabilities import CapabilityTable
 from turnout.routing.select import asked_for
 from turnout.types import Candidate, Endpoint, Model
@@ -35,8 +36,9 @@ def found(pool: Sequence[Candidate], asked: str, table: CapabilityTable) -> tupl
     """
     matching = tuple(asked_for(pool, asked, table))
     if not matching:
-        there = ", ".join(sorted({c.label.replace(" @ ", "@") for c in pool})[:8])
-        raise NoSuitableModelError(f"no server has the model {asked!r}", hint=f"there are: {there}" if there else "")
+        there = few_of(sorted({c.label.replace(" @ ", "@") for c in pool}))
+        hint = f"there are: {there}; {ALL_MODELS}" if there else ""
+        raise NoSuitableModelError(f"no server has the model {asked!r}", hint=hint)
     return matching
 
 

@@ -23,7 +23,7 @@ from turnout.errors import (
 )
 from turnout.guard.records import QueryEnd, QueryStart
 from turnout.outcome import broken, failed, route_to
-from turnout.routing.advice import BUNDLED
+from turnout.routing.advice import BUNDLED, START_ONE
 from turnout.routing.capabilities import CapabilityTable
 from turnout.routing.select import asked_for, name_behind, nobody_has, permitted
 from turnout.types import (
@@ -194,7 +194,7 @@ class Sidework:
         if not self._fleet.catalog.serving:
             await self._fleet.refresh(whole=False)
         if not self._fleet.catalog.serving:
-            raise NoServiceError(hint=BUNDLED, probed=self._fleet.catalog.probed)
+            raise NoServiceError(hint=f"{START_ONE}; {BUNDLED}", probed=self._fleet.catalog.probed)
         found = permitted(who, model, self._named(model), self._table)
         if not found:
             await self._fleet.settled()

@@ -13,6 +13,8 @@ from tests.fakes.base import Fake, FakeModel, running
 from tests.servers import LlamaServer
 from turnout.backends import BY_KIND
 
+LOOKS = (("discover",), ("models",), ("explain", "hello"), ("ask", "hello"))
+
 
 async def test_discover_shows_each_server_with_its_state(fakes: Fakes, llama: LlamaServer) -> None:
     locked = await fakes.start(fault="key")
@@ -48,6 +50,15 @@ def test_nothing_found_is_exit_3_with_the_list_all_the_same() -> None:
     empty = run("models", "--json")
     assert empty.exit_code == 3
     assert json.loads(empty.stdout)["models"] == []
+    assert "probed" not in result.stderr, "the table has told it"
+
+
+def test_what_was_probed_is_told_alike_whatever_was_asked() -> None:
+    configure("http://127.0.0.1:9")
+    told = [json.loads(run(*ask, "--json", stdin=b"").stdout)["error"]["probed"] for ask in LOOKS]
+    found = "offline: nothing answers at 127.0.0.1:9: connection refused"
+    assert told == [[{"where": "fake0 http://127.0.0.1:9", "found": found}]] * len(LOOKS)
+    assert f"probed fake0 http://127.0.0.1:9: {found}" in run("models").stderr
 
 
 async def test_the_key_that_is_missing_is_named(fakes: Fakes) -> None:

@@ -254,23 +254,26 @@ ENDPOINTS = (
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "status"),
+    ("method", "path", "status", "hint"),
     [
-        ("GET", "/v1/chat/completions", 405),
-        ("OPTIONS", "/v1/chat/completions", 405),
-        ("GET", "/v1/messages", 405),
-        ("POST", "/v1/models", 405),
-        ("DELETE", "/v1/models/a", 405),
-        ("POST", "/", 405),
-        ("GET", "/v1/responses", 405),
-        ("POST", "/v1/responses/resp_1", 405),
-        ("POST", "/v1/messages/batches", 404),
-        ("POST", "/v1/chat/completions/", 404),
-        ("GET", "/favicon.ico", 404),
+        ("GET", "/v1/chat/completions", 405, "it takes POST"),
+        ("OPTIONS", "/v1/chat/completions", 405, "it takes POST"),
+        ("GET", "/v1/messages", 405, "it takes POST"),
+        ("POST", "/v1/models", 405, "it takes GET"),
+        ("DELETE", "/v1/models/a", 405, "it takes GET"),
+        ("POST", "/", 405, "it takes GET"),
+        ("GET", "/v1/responses", 405, "it takes POST"),
+        ("POST", "/v1/responses/resp_1", 405, "DELETE"),
+        ("POST", "/v1/messages/batches", 404, "did you mean /v1/messages"),
+        ("POST", "/v1/chat/completions/", 404, "did you mean /v1/chat/completions? "),
+        ("POST", "/chat/completions", 404, "did you mean /v1/chat/completions? "),
+        ("POST", "/v1/v1/messages", 404, "did you mean /v1/messages? "),
+        ("GET", "/v1/model/a", 404, "did you mean /v1/models"),
+        ("GET", "/favicon.ico", 404, "`GET /` lists "),
     ],
 )
-async def test_what_is_not_there_is_an_error_in_the_callers_format_that_names_what_is(
-    method: str, path: str, status: int
+async def test_what_is_not_there_is_a_short_error_in_the_callers_format_that_names_what_is(
+    method: str, path: str, status: int, hint: str
 ) -> None:
     async with gateway() as url, aiohttp.ClientSession() as session:
         async with session.request(method, url + path, allow_redirects=False) as reply:
@@ -283,11 +286,32 @@ async def test_what_is_not_there_is_an_error_in_the_callers_format_that_names_wh
     kind = "not_found_error" if status == 404 else "invalid_request_error"
     for answer in (plain, other):
         assert path in answer["error"]["message"]
-        assert ENDPOINTS in answer["error"]["message"]
+        assert hint in answer["error"]["message"]
+        assert len(answer["error"]["message"]) < 120
     assert (other["type"], other["error"]["type"]) == ("error", kind)
     assert ("type" in plain) is path.startswith("/v1/messages")
     if "type" not in plain:
         assert plain["error"]["type"] == "invalid_request_error"
+
+
+async def test_without_a_server_the_error_is_for_whoever_calls_an_api_or_runs_the_gateway() -> None:
+    async with gateway("http://127.0.0.1:9") as url, aiohttp.ClientSession() as session:
+        for path, body in (("chat/completions", {"messages": QUESTION}), ("embeddings", {"model": "m", "input": "x"})):
+            async with session.post(f"{url}/v1/{path}", json={"model": "auto", **body}) as reply:
+                told = (await reply.json())["error"]["message"]
+            assert reply.status == 503
+            assert "`embedded.fallback: true` uses the bundled demonstration model" in told
+            assert "--embedded" not in told
+
+
+async def test_the_error_for_a_model_that_nobody_has_says_how_many_there_are() -> None:
+    app = openai_app(tuple(f"m{n:02}-7b" for n in range(20)))
+    async with serving(app) as upstream, gateway(upstream) as url, aiohttp.ClientSession() as session:
+        async with session.get(f"{url}/v1/models") as reply:
+            names = [row["id"] for row in (await reply.json())["data"] if not row["id"].startswith("claude-local-")]
+        async with session.get(f"{url}/v1/models/nope") as reply:
+            told = (await reply.json())["error"]["message"]
+    assert f"{names[7]} and {len(names) - 8} more; GET /v1/models lists them" in told
 
 
 async def test_the_readme_names_every_endpoint() -> None:

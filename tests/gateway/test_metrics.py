@@ -65,16 +65,18 @@ async def test_requests_are_counted_by_what_became_of_them() -> None:
                 async with session.post(f"{url}/v1/chat/completions", json=body) as reply:
                     await reply.read()
                     assert reply.headers["x-turnout-endpoint"] == "s1"
-            async with session.get(f"{url}/v1/models/m-7b"), session.get(f"{url}/nothing/at/all"):
-                pass
+            for path in ("/v1/models/m-7b", "/nothing/at/all", "/api/blobs/sha256:12"):
+                async with session.get(url + path):
+                    pass
             found = await read(session, url)
     chat = "/v1/chat/completions"
     counted = {key[1:]: value for key, value in found.items() if key[0] == "turnout_requests_total"}
     level = next(key[1] for key in counted if key[0] == "s1")
     assert counted == {
         ("s1", level, "m-7b", chat, "200"): 2,
-        ("", "", "", "/v1/models/{id:path}", "200"): 1,
+        ("", "", "", "/v1/models/{id}", "200"): 1,
         ("", "", "", "unknown", "404"): 1,
+        ("", "", "", "/api/blobs", "403"): 1,
     }
     assert found["gen_ai_server_request_duration_seconds_count", "s1", "m-7b", chat] == 2
     assert found["gen_ai_server_time_to_first_token_seconds_count", "s1", "m-7b", chat] == 2

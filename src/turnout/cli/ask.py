@@ -136,7 +136,7 @@ def _answer(loaded: LoadedConfig, request: ChatRequest, *, embedded: bool, strea
     except NoServiceError as error:
         if _agreed(loaded):
             return asyncio.run(_run(only_embedded(loaded), request, embedded=True, stream=stream))
-        hint = f"{error.hint}{_install_first()}"
+        hint = f"{error.hint}; `turnout ask --embedded` asks the bundled model alone{_install_first()}"
         raise NoServiceError(error.message, hint=hint, probed=error.probed) from error
 
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from turnout.types import Json
 
 _END = "TURNOUT"
-_SHOWN = 8  # names of models
 _UNKNOWN_KEY = "PUT-THE-KEY-HERE"
 
 
@@ -124,8 +123,9 @@ def set_up(agent: Agent, url: str, key: str, model: str, offer: Offer, warnings:
 
 def some_names(offer: Offer) -> str:
     """The first models of an offer, and how many more there are."""
-    names, more = list(offer.windows)[:_SHOWN], len(offer.windows) - _SHOWN
-    return f"{', '.join(names)}{f' and {more} more' if more > 0 else ''}"
+    from turnout.routing.advice import few_of
+
+    return few_of(list(offer.windows))
 
 
 def checked_url(url: str) -> str:

@@ -50,7 +50,7 @@ def discover(config_file: str | None, scan: bool, address: str | None, as_json: 
     rows = [_service_row(status) for status in in_order(catalog.endpoints)]
     table(columns, rows, spare=spare, brief=[_brief(row) for row in rows])
     _tell_notes(catalog, loaded.config)
-    _require_service(catalog, loaded)
+    _require_service(catalog, loaded, told=True)
 
 
 def _tell_notes(catalog: Catalog, config: RouterConfig) -> None:
@@ -153,11 +153,12 @@ def rated_candidates(loaded: LoadedConfig, catalog: Catalog) -> tuple[Capability
     return rated_by, candidates(catalog, rated_by)
 
 
-def _require_service(catalog: Catalog, loaded: LoadedConfig) -> None:
+def _require_service(catalog: Catalog, loaded: LoadedConfig, *, told: bool = False) -> None:
+    """``told``: what was probed stands in the table already."""
     from turnout.routing.advice import what_to_check
 
     if not catalog.serving:
-        raise NoServiceError(hint=what_to_check(catalog, loaded.config))
+        raise NoServiceError(hint=what_to_check(catalog, loaded.config), probed=() if told else catalog.probed)
 
 
 def _print_found(found: dict[str, Json], catalog: Catalog, loaded: LoadedConfig) -> None:

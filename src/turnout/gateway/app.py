@@ -6,6 +6,7 @@ A request passes ``auth.Door`` first, whatever it is; ``live.py`` runs all this 
 from __future__ import annotations
 
 import asyncio
+import difflib
 import gc
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -27,7 +28,7 @@ from turnout.gateway import completions, ollama, responses, side
 from turnout.gateway.access import AccessLog
 from turnout.gateway.auth import OPEN_ROUTES, Door, Meter, RefusalLog
 from turnout.gateway.exchange import Exchange, Noted, enter
-from turnout.gateway.metrics import Metrics
+from turnout.gateway.metrics import UNKNOWN, Metrics
 from turnout.gateway.refusal import HttpError, format_of, refusal
 from turnout.gateway.transport import GatheringProtocol, Limits, protocol, sweeping
 from turnout.guard.keys import Keyring, keys_path
@@ -36,6 +37,7 @@ from turnout.router import Router
 
 DEFAULT_LIMITS = Limits()
 PATIENCE_SECONDS = 5.0
+LISTED = "`GET /` lists what there is"
 TELL_SECONDS = 1.0  # that a request that is ended has to say so
 
 # What is asked of a model, by POST.
@@ -108,7 +110,7 @@ def create_app(
     app.shared, app.access = shared or Shared(), access
     app.state.responses = app.shared.responses
     routes = [route for route in app.routes if isinstance(route, Route)]
-    app.paths = {route.path: route.path for route in routes} | {r.endpoint: r.path for r in routes if "{" in r.path}
+    app.paths = {r.path: r.path for r in routes} | {r.endpoint: _shown(r) for r in routes if "{" in r.path}
     return app
 
 
@@ -167,7 +169,9 @@ class Gateway(Starlette):
         shared = self.shared
         if exchange.key is not None:
             shared.meter.leave(exchange.key)
-        route = chat or self.paths.get(scope["path"]) or self.paths.get(scope.get("endpoint"), "unknown")
+        path = scope["path"]
+        route = chat or self.paths.get(path) or self.paths.get(scope.get("endpoint")) or ollama.managed_at(path)
+        route = route or UNKNOWN
         shared.metrics.ended(exchange, route)
         if self.access is not None:
             self.access.write(exchange, scope, route)
@@ -211,7 +215,8 @@ async def metrics(request: Request) -> Response:
 
 async def root(request: Request) -> Response:
     """Who this is and what there is; some clients look here before anything else."""
-    about = {"name": "turnout", "version": __version__, "endpoints": _endpoints(request.app)}
+    served = [f"{method} {path}" for path, methods in _endpoints(request.app).items() for method in methods]
+    about = {"name": "turnout", "version": __version__, "endpoints": served}
     return Response(msgspec.json.encode(about), media_type="application/json")
 
 
@@ -221,19 +226,23 @@ async def no_endpoint(request: Request, error: Exception) -> Response:
     asked: str = request.scope["path"]  # not request.url, which raises for a query that is not UTF-8
     if refused := ollama.managed(asked):
         return refusal(refused, format_of(request.scope))
-    path, hint = asked[:200], f"there are: {', '.join(_endpoints(request.app))}"
-    said = f"there is no {path}" if error.status_code == 404 else f"{path} does not take {request.method}"
+    path, allowed = asked[:200], (error.headers or {}).get("Allow", "")
+    if error.status_code == 405:
+        said, hint = f"{path} does not take {request.method}", f"it takes {allowed}"
+    else:
+        near = difflib.get_close_matches(path, _endpoints(request.app), 1)
+        said, hint = f"there is no {path}", f"did you mean {near[0]}? `GET /` lists all" if near else LISTED
     return refusal(HttpError(error.status_code, said, hint=hint, headers=error.headers), format_of(request.scope))
 
 
-def _endpoints(app: Starlette) -> list[str]:
+def _endpoints(app: Starlette) -> dict[str, list[str]]:
+    """Every path with its methods."""
     routes = [route for route in app.routes if isinstance(route, Route)]
-    return [
-        f"{method} {route.path.replace(':path', '')}"
-        for route in routes
-        for method in sorted(route.methods or ())
-        if method != "HEAD"
-    ]
+    return {_shown(route): sorted((route.methods or set()) - {"HEAD"}) for route in routes}
+
+
+def _shown(route: Route) -> str:
+    return route.path.replace(":path", "")
 
 
 class _Server(uvicorn.Server):

@@ -13,11 +13,11 @@ from typing import Literal, TypeAlias
 
 from turnout.errors import NoSuitableModelError, NotPermittedError
 from turnout.router import Router
+from turnout.routing.advice import few_of
 from turnout.routing.select import PICKER_PREFIX
 from turnout.types import VIRTUAL_MODELS, Candidate, Principal
 
 VIRTUAL = tuple(sorted(VIRTUAL_MODELS, key=lambda name: (name != "auto", name)))
-MAX_NAMES = 8  # that an error tells
 Kind: TypeAlias = Literal["id", "canonical", "virtual", "alias"]
 
 
@@ -84,7 +84,7 @@ async def find(router: Router, who: Principal, name: str) -> Listed | None:
 async def nobody_has(router: Router, who: Principal, said: str) -> NoSuitableModelError:
     """The error for a name that ``find`` has not found, with some that there are."""
     names = [one.name for one in await listed(router, who)]
-    return NoSuitableModelError(said, hint=f"there are: {', '.join(names[:MAX_NAMES])}")
+    return NoSuitableModelError(said, hint=f"there are: {few_of(names)}; GET /v1/models lists them")
 
 
 async def _seen(router: Router) -> None:

@@ -159,9 +159,14 @@ async def version(request: Request) -> Response:
     return _json({"version": VERSION})
 
 
+def managed_at(path: str) -> str:
+    """The path of the API that manages models, when this is one of it or below it, else ""."""
+    return next((known for known in MANAGED_AT_SERVERS if path == known or path.startswith(f"{known}/")), "")
+
+
 def managed(path: str) -> HttpError | None:
     """The refusal of what manages models, or None for any other path."""
-    if not any(path == known or path.startswith(f"{known}/") for known in MANAGED_AT_SERVERS):
+    if not managed_at(path):
         return None
     said = f"{path} is not for this gateway: models are added and removed at the servers that have them"
     return HttpError(403, said, hint="`turnout models` loads and unloads what is there")

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from turnout.config import RouterConfig, section_of
 from turnout.fleet.catalog import LEADS_ELSEWHERE, Catalog, EndpointStatus
 from turnout.types import Health
 
 START_ONE = "start a server such as llama-server or Ollama, or `turnout config init` and name yours"
-BUNDLED = "`turnout ask --embedded`, or `embedded.fallback: true`, uses the bundled demonstration model"
+BUNDLED = "`embedded.fallback: true` uses the bundled demonstration model"
+ALL_MODELS = "`turnout models`, or GET /v1/models, lists all"
 _MOST = 3
+
+
+def few_of(names: Sequence[str], most: int = 8) -> str:
+    """The first of many names, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def what_to_check(catalog: Catalog, config: RouterConfig) -> str:

@@ -11,6 +11,7 @@ from turnout.errors import NoServiceError, NoSuitableModelError, NotPermittedErr
 from turnout.fleet.catalog import Catalog, EndpointStatus
 from turnout.fleet.health import HealthBook
 from turnout.fleet.pins import Pin, evicted_by
+from turnout.routing.advice import ALL_MODELS, few_of
 from turnout.routing.capabilities import CapabilityTable, shipped_lists
 from turnout.routing.fallback import Ranked
 from turnout.routing.names import parse_model_name
@@ -130,7 +131,7 @@ def _say_minimum(
     ranked: list[Ranked], too_small: list[Ranked], below: list[Ranked], minimum: int
 ) -> tuple[list[Ranked], list[Ranked]]:
     """The same, with the word of it where ``min_context`` alone speaks against a model: it may not be expected."""
-    names = ", ".join(r.candidate.label for r in below[:3]) + (" and others" if len(below) > 3 else "")
+    names = few_of([r.candidate.label for r in below], 3)
     ranked = [replace(r, reason=f"{r.reason}; min_context {minimum:,} rules out {names}") for r in ranked]
     said = {id(r): replace(r, reason=f"{r.reason}; its window is below min_context {minimum:,}") for r in below}
     return ranked, [said.get(id(r), r) for r in too_small]
@@ -469,7 +470,8 @@ def unsuitable(
         hint = "`turnout explain` shows each candidate"
         return NoSuitableModelError(f"no model fits the request: {reasons}", hint=hint, needed=needed)
     able = sorted({c.model.id for c in pool if not (_cannot_chat(c, table) or _lacking(c, needed))})
-    hint = f"ask for {', '.join(able[:8])}" if able else "`turnout models` shows what each model can do"
+    hint = f"ask for {few_of(able)}; " if able else ""
+    hint += "`turnout models` shows what each model can do"
     return NoSuitableModelError(f"{needs.model!r} cannot serve this request: {reasons}", hint=hint, needed=needed)
 
 
@@ -477,11 +479,11 @@ def nobody_has(
     asked: str, pool: Sequence[Candidate], away: Sequence[EndpointStatus]
 ) -> NoSuitableModelError | NoServiceError:
     """Who asks for a model by name and finds nobody: its server is away, or there is none."""
-    served = ", ".join(sorted({c.model.id for c in pool})[:8])
+    served = few_of(sorted({c.model.id for c in pool}))
     if missing := _missing(asked, away):
-        hint = f"`turnout discover` shows their state; there are: {served}"
+        hint = f"`turnout discover` shows their state; there are: {served}; {ALL_MODELS}"
         return NoServiceError(f"{asked!r} cannot be reached: {missing}", hint=hint)
-    return NoSuitableModelError(f"no server has the model {asked!r}", hint=f"there are: {served}")
+    return NoSuitableModelError(f"no server has the model {asked!r}", hint=f"there are: {served}; {ALL_MODELS}")
 
 
 def _missing(asked: str, away: Sequence[EndpointStatus]) -> str:
