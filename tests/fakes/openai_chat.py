@@ -196,9 +196,11 @@ async def stream(fake: Fake, body: dict[str, object], dialect: Dialect, fault: s
 
 
 async def embeddings(request: Request, fake: Fake, dialect: Dialect) -> Response:
-    """POST of an embeddings request."""
+    """POST of an embeddings request; every fault but those in the middle of a stream."""
     if not fake.has_key(fake.headers[-1], *dialect.key_headers):
         return dialect.unauthorized(fake)
+    if (refused := await refusal(fake, dialect, fake.take_fault())) is not None:
+        return refused
     body = await request.json()
     texts = body["input"] if isinstance(body["input"], list) else [body["input"]]
     made = [{"object": "embedding", "index": n, "embedding": [float(len(t)), 0.5, -1.0]} for n, t in enumerate(texts)]

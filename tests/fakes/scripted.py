@@ -205,6 +205,26 @@ async def drip(asked: Asked) -> None:
         await asyncio.sleep(0.02)
 
 
+async def without_end(asked: Asked) -> None:
+    """A stream of large events, as fast as they are read, for ever."""
+    await asked.say(CHUNKED)
+    while True:
+        await asked.say(chunk(event("word " * 10_000)))
+
+
+def telling(fault: Fault, began: asyncio.Event, over: asyncio.Event) -> Fault:
+    """The same; ``began`` and ``over`` are set when it begins and when it is over, however it ends."""
+
+    async def told(asked: Asked) -> None:
+        began.set()
+        try:
+            await fault(asked)
+        finally:
+            over.set()
+
+    return told
+
+
 async def report_error(asked: Asked) -> None:
     """An error under 200: an event of a stream that has begun."""
     data = b'data: {"error":{"message":"the engine died"}}\n\n'

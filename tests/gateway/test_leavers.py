@@ -16,8 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tests.fakes import vllm
 from tests.fakes.base import Fake, FakeModel
 from tests.fakes.base import running as serving
-from tests.fakes.liar import CHUNKED, event
-from tests.fakes.scripted import Asked, Scripted, chunk, scripted
+from tests.fakes.scripted import Scripted, scripted, telling, without_end
 from turnout.api import load_any
 from turnout.build import open_router
 from turnout.gateway.app import create_app, running
@@ -141,16 +140,7 @@ async def test_who_reads_nothing_of_a_stream_is_left(tmp_path: Path, monkeypatch
     """Else the server's place would be held for as long as the client likes."""
     monkeypatch.setenv("TURNOUT_DATA_DIR", str(tmp_path))
     over = asyncio.Event()
-
-    async def without_end(asked: Asked) -> None:
-        try:
-            await asked.say(CHUNKED)
-            while True:
-                await asked.say(chunk(event("word " * 10_000)))
-        finally:
-            over.set()
-
-    one = Scripted(("m-7b",), script=(without_end,))
+    one = Scripted(("m-7b",), script=(telling(without_end, asyncio.Event(), over),))
     async with scripted(one):
         config = load_any({"custom_endpoints": [{"name": "one", "endpoint": one.url}], "discovery": {"enabled": False}})
         async with open_router(config) as router:

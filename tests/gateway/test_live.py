@@ -18,10 +18,10 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.fakes.base import running
-from tests.fakes.liar import CHUNKED, event
+from tests.fakes import vllm
+from tests.fakes.base import Fake, FakeModel, running
 from tests.fakes.llm import openai_app
-from tests.fakes.scripted import Asked, Scripted, chunk, scripted
+from tests.fakes.scripted import Scripted, scripted, telling, without_end
 from turnout.guard import keys
 
 SERVE = [sys.executable, "-c", "from turnout.cli import main; main()", "serve", "--port", "0"]
@@ -65,7 +65,7 @@ class Process:
     async def said_last(self) -> str:
         """What is left of standard error, once it has ended."""
         assert self.child.stderr is not None
-        return (await self.child.stderr.read()).decode().strip()
+        return (await self.child.stderr.read()).decode()
 
     async def ends(self) -> int:
         return await asyncio.wait_for(self.child.wait(), 30)
@@ -279,7 +279,7 @@ async def test_what_is_cut_short_is_told_so_in_its_own_format(again: bool) -> No
         refused = {path: await asyncio.wait_for(reply, 10) for path, reply in waiting.items()}
         errors = {path: json.loads(await reply.read())["error"] for path, reply in refused.items()}
         assert await process.ends() == 143
-        assert await process.said_last() == "Ending 6 requests that did not end in time."
+        assert await process.said_last() == "Ending 6 requests that did not end in time.\n"
         assert process.child.stdout is not None
         lines = [json.loads(line) for line in (await process.child.stdout.read()).splitlines()]
     last = {path: json.loads(data.strip().rpartition(b"data: ")[2]) for path, data in told.items()}
@@ -300,19 +300,28 @@ async def test_what_is_cut_short_is_told_so_in_its_own_format(again: bool) -> No
     )
 
 
+async def test_vectors_that_are_cut_short_are_told_so_and_logged_so() -> None:
+    fake = Fake([FakeModel("bge-m3", capabilities=("embeddings",))], fault="hang")
+    async with running(vllm.app(fake)) as upstream, aiohttp.ClientSession() as session:
+        configure(upstream, drain_timeout=300, access_log=True)
+        async with serving() as process:
+            asked = {"model": "bge-m3", "input": "a"}
+            waiting = asyncio.ensure_future(session.post(f"{process.url}/v1/embeddings", json=asked))
+            async with asyncio.timeout(10):
+                while ("POST", "/v1/embeddings") not in fake.requests:
+                    await asyncio.sleep(0.01)
+            process.child.terminate()
+            reply = await asyncio.wait_for(waiting, 10)
+            assert (reply.status, (await reply.json())["error"]["code"]) == (503, "stopping")
+            assert await process.ends() == 143
+            assert process.child.stdout is not None
+            (line,) = map(json.loads, (await process.child.stdout.read()).splitlines())
+    assert (line["route"], line["status"], line["error"]) == ("/v1/embeddings", 503, "stopping")
+
+
 async def test_who_takes_nothing_of_an_answer_does_not_hold_up_the_end() -> None:
     began, over = asyncio.Event(), asyncio.Event()
-
-    async def without_end(asked: Asked) -> None:
-        began.set()
-        try:
-            await asked.say(CHUNKED)
-            while True:
-                await asked.say(chunk(event("word " * 10_000)))
-        finally:
-            over.set()
-
-    one = Scripted(("a-7b",), script=(without_end,))
+    one = Scripted(("a-7b",), script=(telling(without_end, began, over),))
     body = json.dumps({"model": "a-7b", "messages": QUESTION, "stream": True}).encode()
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     async with scripted(one):
@@ -324,7 +333,7 @@ async def test_who_takes_nothing_of_an_answer_does_not_hold_up_the_end() -> None
             process.child.terminate()
             await process.says("1 request may still take")
             assert await process.ends() == 143
-            assert await process.said_last() == "Ending 1 request that did not end in time."
+            assert await process.said_last() == "Ending 1 request that did not end in time.\n"
             await asyncio.wait_for(over.wait(), 10)
             writer.close()
 

@@ -26,6 +26,14 @@ from turnout.types import FallbackLevel, Route, TaskCategory
 
 QUESTION = [{"role": "user", "content": "Write a function that adds two numbers"}]
 
+CANNOT_BE_READ = {
+    "/v1/chat/completions": b'{"messages"',
+    "/v1/messages": b"[]",
+    "/v1/responses": b"{}",
+    "/v1/embeddings": b'{"model":"m-7b","input":[]}',
+    "/api/chat": b'{"model":1}',
+}
+
 
 @pytest.fixture(autouse=True)
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,11 +199,19 @@ async def test_the_access_log_has_a_line_for_each_request_and_no_words_of_it() -
                 request_id = reply.headers["x-turnout-request-id"]
             async with session.get(f"{url}/a%0a%22b", headers={"Host": "evil"}):
                 pass
+            for path, bad in CANNOT_BE_READ.items():
+                async with session.post(url + path, data=bad) as reply:
+                    assert reply.status == 400
+            async with session.post(f"{url}/api/pull"), session.get(f"{url}/nothing"):
+                pass
     access.close()
-    first, second = (json.loads(line) for line in stream.getvalue().splitlines())
+    first, second, *others = (json.loads(line) for line in stream.getvalue().splitlines())
     assert (first["request_id"], first["principal"], first["status"]) == (request_id, "local", 200)
     assert (first["route"], first["model"], first["endpoint"]) == ("/v1/chat/completions", "m-7b", "s0")
     assert (second["path"], second["status"], second["error"]) == ('/a?"b', 421, "foreign_host")
+    said = {line["path"]: (line["status"], line["error"]) for line in others}
+    read = dict.fromkeys(CANNOT_BE_READ, (400, "invalid_request"))
+    assert said == {**read, "/api/pull": (403, "invalid_request"), "/nothing": (404, "invalid_request")}
     assert "secret" not in stream.getvalue()
     assert "function" not in stream.getvalue()
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tests.wire.legal import cuts
 from turnout.errors import NonsenseError, ServerFailedError, UsageError
 from turnout.hygiene import REMINDER, REMINDER_END, tidy
-from turnout.types import ChatRequest, Message, RawBody, Text, Usage, WireFormat
-from turnout.wire import anthropic, base, ollama_server, openai_chat, scan, scan_anthropic, scan_ollama
+from turnout.types import ChatRequest, Finish, Message, RawBody, Text, TextDelta, Usage, UsageReport, WireFormat
+from turnout.wire import anthropic, base, ollama, ollama_server, openai_chat, scan, scan_anthropic, scan_ollama
 from turnout.wire.passing import Edits, Prepare
 
 OPENAI, ANTHROPIC, OLLAMA = WireFormat.OPENAI_CHAT, WireFormat.ANTHROPIC, WireFormat.OLLAMA
@@ -296,6 +296,20 @@ def test_an_answer_passes_unchanged_however_it_is_cut(scanner, answer, usage, fi
     assert (one.usage, one.finish, one.done, one.answered) == (usage, finish, True, True)
     end = b"\n" if scanner is scan_ollama.Scanner else b"\n\n"
     assert all(piece.endswith(end) for piece in passed if piece), "whole events alone are handed on"
+
+
+@given(points=st.lists(st.integers(0, 10**6), max_size=4))
+def test_what_a_server_says_after_its_last_line_is_no_part_of_the_answer(points):
+    more = (
+        b'{"message":{"content":"more"},"done":false}\n{"error":"boom"}\n{"done":true,"done_reason":"stop"}\n{"half":'
+    )
+    one = scan_ollama.Scanner(stream=True)
+    passed = [one.feed(piece) for piece in cuts(LINES + more, points)]
+    assert b"".join(passed) + one.close() == LINES
+    assert (one.usage, one.finish) == (Usage(31, 5), "length")
+    parser = ollama.StreamParser()
+    events = [event for piece in cuts(LINES + more, points) for event in parser.feed(piece)] + parser.close()
+    assert events == [TextDelta("hi"), UsageReport(Usage(31, 5)), Finish("length")]
 
 
 def test_a_head_alone_is_no_beginning():

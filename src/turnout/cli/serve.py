@@ -22,4 +22,7 @@ def serve(config_file: str | None, host: str | None, port: int | None) -> None:
     loaded = loaded_config(config_file)
     from turnout.gateway.live import serve as run
 
-    run(loaded, host, port)
+    try:
+        run(loaded, host, port)
+    except KeyboardInterrupt:
+        raise click.Abort from None  # Click would first end the line of a ^C, which other lines have followed

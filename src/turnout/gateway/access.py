@@ -61,7 +61,7 @@ class AccessLog:
             route=route,
             status=exchange.status,
             ms=round((time.monotonic() - exchange.started) * 1000, 1),
-            error=exchange.refused or (run.error if run is not None else ""),
+            error=exchange.refused or (run.error if run is not None else "") or exchange.error,
             lost_before=self._lost,
         )
         if went is not None:

@@ -237,12 +237,14 @@ class ChatAnswer(Generic[A]):
             await stream.end()
         except TurnoutError as error:
             if stream.begun:
+                exchange_of(scope).error = cause_of(error).code
                 await stream.fail(error)
             else:
                 await refusal(error, self.format)(scope, receive, send)
         except asyncio.CancelledError:
             if not (stream.begun and scope["app"].shared.ending):
                 raise
+            exchange_of(scope).error = StoppingError.code
             await stream.fail(StoppingError())
         finally:
             pulse.cancel()

@@ -34,9 +34,10 @@ class Exchange:
         run: the pipeline's record, None of what is no chat.
         aside: which way an answer went that the pipeline has no record of, such as vectors.
         refused: why it was refused at the door, "" when it was let in.
+        error: code of the error that it was answered with, "" for none.
     """
 
-    __slots__ = ("_id", "aside", "key", "principal", "refused", "run", "started", "status")
+    __slots__ = ("_id", "aside", "error", "key", "principal", "refused", "run", "started", "status")
 
     def __init__(self) -> None:
         self._id = ""
@@ -46,7 +47,7 @@ class Exchange:
         self.status = 0
         self.run: Run | None = None
         self.aside: Route | None = None
-        self.refused = ""
+        self.refused = self.error = ""
 
     def begin(self, router: Router, chat: ChatRequest) -> Run:
         """The record of the query that this request is."""

@@ -236,9 +236,10 @@ class Live:
             await self.open(loaded)
         except Exception as error:  # noqa: BLE001 - whatever a new configuration brings, the old one goes on
             said = str(error) if isinstance(error, TurnoutError) else f"{type(error).__name__}: {error}"
-            _say(f"Error: {' '.join(said.split())}\nThe configuration that was in effect stays.")
             self._note(f"reload of {where}", error=error.code if isinstance(error, TurnoutError) else "error")
+            _say(f"Error: {' '.join(said.split())}\nThe configuration that was in effect stays.")
             return
+        self._note(f"reload of {where}")
         for warning in loaded.warnings:
             _say(f"Warning: {warning}")
         old, new = self._started_with, loaded.config.gateway
@@ -250,7 +251,6 @@ class Live:
         ):
             _say("Warning: gateway.host, port, body_timeout and max_connections change at the next start")
         _say(f"Turnout has read {where} anew. {_found(self.router_catalog, loaded.config.discovery.interval)}")
-        self._note(f"reload of {where}")
 
     def _note(self, what: str, error: str = "") -> None:
         try:

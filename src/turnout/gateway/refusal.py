@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 from starlette.responses import Response
-from starlette.types import Scope
+from starlette.types import Receive, Scope, Send
 
 from turnout.errors import (
     EndpointLoadingError,
@@ -16,6 +16,7 @@ from turnout.errors import (
     TurnoutError,
     UsageError,
 )
+from turnout.gateway.exchange import exchange_of
 from turnout.gateway.formats import ANTHROPIC, OLLAMA_CHAT, OPENAI_CHAT, RESPONSES, AnyFormat, ChatFormat
 from turnout.wire.base import encode
 
@@ -55,6 +56,16 @@ def cause_of(error: TurnoutError) -> TurnoutError:
     return error.cause.saying(f"{error.cause.message}; also tried: {'; '.join(list(others)[:MAX_OTHERS])}")
 
 
+class _Refusal(Response):
+    """Tells the exchange too: most of what goes wrong before the pipeline has no other record."""
+
+    code = ""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange_of(scope).error = self.code
+        await super().__call__(scope, receive, send)
+
+
 def refusal(error: TurnoutError, spoken: AnyFormat) -> Response:
     """The whole answer to a request that failed before any output."""
     cause = cause_of(error)
@@ -67,7 +78,9 @@ def refusal(error: TurnoutError, spoken: AnyFormat) -> Response:
     if status in (503, 529):
         wait = cause.retry_after if isinstance(cause, EndpointLoadingError) else 0.0
         headers.setdefault("Retry-After", str(max(1, round(wait))))
-    return Response(body, status_code=status, headers=headers, media_type="application/json")
+    made = _Refusal(body, status_code=status, headers=headers, media_type="application/json")
+    made.code = cause.code
+    return made
 
 
 def _with(body: bytes, **more: str) -> bytes:

@@ -189,7 +189,13 @@ class StreamParser:
         return self._events(self._lines.close())
 
     def _events(self, lines: Sequence[bytes]) -> list[Event]:
-        return [event for line in lines if line.strip() for event in self._object(base.server_object(line))]
+        events: list[Event] = []
+        for line in lines:
+            if self.finished:  # what a server says after the end is no part of the answer
+                break
+            if line.strip():
+                events += self._object(base.server_object(line))
+        return events
 
     def _object(self, data: Mapping[str, Json]) -> list[Event]:
         # A text that was gone on with is in the object itself.
@@ -205,7 +211,7 @@ class StreamParser:
             arguments = base.arguments_text(function.get("arguments")) or "{}"
             events.append(ToolCallDelta(self._calls, call_id, as_text(function.get("name")), arguments))
             self._calls += 1
-        if data.get("done") is True and not self.finished:
+        if data.get("done") is True:
             self.finished = True
             usage = Usage(as_count(data.get("prompt_eval_count")), as_count(data.get("eval_count")))
             reason = _FINISH.get(as_text(data.get("done_reason")), "stop")

@@ -52,7 +52,8 @@ def _options(raw: msgspec.Raw | None, edits: Edits) -> dict[str, object] | None:
 
 
 class Scanner:
-    """Reads usage and finish while the lines of an answer pass by unchanged. Whole lines alone pass."""
+    """Reads usage and finish while the lines of an answer pass by unchanged. Whole lines alone pass, and none after
+    the last one of the answer."""
 
     content_type = "application/x-ndjson"
 
@@ -73,17 +74,21 @@ class Scanner:
         if not self.stream:
             self._read(base.object_or_nothing(chunk))
             return chunk
-        whole = self._lines.feed(chunk)
-        if _MARK.search(whole):
-            for line in whole.splitlines():
-                if _MARK.search(line):
-                    self._read(base.server_object(line))
-        return whole
+        whole, passed = self._lines.feed(chunk), 0
+        if not self.done and not _MARK.search(whole):
+            return whole
+        for line in whole.splitlines(keepends=True):
+            if self.done:  # what a server says after the end is no part of the answer
+                break
+            passed += len(line)
+            if _MARK.search(line):
+                self._read(base.server_object(line))
+        return whole[:passed]
 
     def close(self) -> bytes:
         """A last line without an end."""
         rest = self._lines.close()
-        if not rest.strip():
+        if self.done or not rest.strip():
             return b""
         self._read(base.server_object(rest))
         return rest + b"\n"
