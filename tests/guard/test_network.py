@@ -318,11 +318,29 @@ async def test_a_kept_connection_that_the_server_closes_is_replaced_by_a_new_one
     assert len(listener.dialled) == 3
 
 
-async def test_a_server_that_never_answers_is_asked_twice_and_no_more(client: HttpClient) -> None:
+async def test_what_a_new_connection_was_closed_upon_is_not_sent_again(client: HttpClient) -> None:
+    """It may be what the server died of."""
     async with listening(says(then_hang_up=True)) as listener:
         with pytest.raises(EndpointDownError, match="closed the connection before it answered"):
+            await client.fetch("POST", url_of(listener), body=b"x" * 100_000, timeout=5, max_bytes=100)
+    assert (len(listener.dialled), len(listener.heads)) == (1, 1)
+
+
+@pytest.mark.parametrize(("began", "asked"), [(b"", 3), (b"HTTP/1.1 200 OK\r\n", 2)], ids=["not a byte", "a line"])
+async def test_after_a_kept_connection_a_new_one_is_tried_once_unless_an_answer_had_begun(
+    client: HttpClient, began: bytes, asked: int
+) -> None:
+    async def answers_once(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        first = len(listener.heads) == 1
+        writer.write(HELLO if first else began)
+        if not first:
+            writer.close()
+
+    async with listening(answers_once) as listener:
+        await client.fetch("POST", url_of(listener), body=b"", timeout=5, max_bytes=100)
+        with pytest.raises(EndpointDownError, match="closed the connection before it answered"):
             await client.fetch("POST", url_of(listener), body=b"", timeout=5, max_bytes=100)
-    assert len(listener.dialled) == 2
+    assert len(listener.heads) == asked
 
 
 async def test_json_and_nonsense(client: HttpClient) -> None:

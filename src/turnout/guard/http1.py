@@ -100,6 +100,11 @@ class Connection(asyncio.Protocol):
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     @property
+    def silent(self) -> bool:
+        """Not a byte of an answer has come."""
+        return self._phase == _HEAD and not self._fed
+
+    @property
     def ended(self) -> bool:
         """The whole answer has come."""
         return self._phase == _DONE

@@ -88,12 +88,15 @@ class StreamReply:
     async def __aenter__(self) -> Self:
         """Send the request and wait for the head of its answer; raises as ``HttpClient.stream`` says."""
         try:
+            kept = self._connections.kept(self._place)
             try:
-                await self._ask(self._connections.kept(self._place))
+                await self._ask(kept or await self._dial())
             except _ClosedBeforeAnswerError:
-                # Most likely a kept connection that the server was closing: some close it right after a stream. On a
-                # new one the same answer would be the server's own.
-                await self._ask(None)
+                # A kept one was most likely closed before the request came: some servers close right after a stream.
+                # A new one had room for it, and the request may be what ended the server: it is not sent there again.
+                if kept is None or not kept.silent:
+                    raise
+                await self._ask(await self._dial())
         except BaseException:
             self.close()
             raise
@@ -102,8 +105,8 @@ class StreamReply:
     async def __aexit__(self, *_: object) -> None:
         self.close()
 
-    async def _ask(self, kept: Connection | None) -> None:
-        connection = self._connection = kept or await self._dial()
+    async def _ask(self, connection: Connection) -> None:
+        self._connection = connection
         if self._expired is not None:
             raise self._expired
         connection.send(self._head, self._body)
