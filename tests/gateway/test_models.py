@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -19,10 +20,12 @@ from tests.fakes.llm import State, openai_app
 from tests.servers import LlamaFactory
 from turnout.api import load_any
 from turnout.build import open_router
+from turnout.gateway import listing
 from turnout.gateway.app import create_app, running
 from turnout.gateway.auth import Door
 from turnout.gateway.completions import WINDOW_FIELDS
 from turnout.guard import keys
+from turnout.types import Principal
 
 CODER = "Qwen/Qwen2.5-Coder-32B-Instruct-GGUF"
 CANONICAL = "qwen2.5-coder-32b"
@@ -63,6 +66,21 @@ async def rows(url: str, token: str = "x") -> dict[str, dict[str, object]]:
     ids = [row["id"] for row in found]
     assert len(set(map(str.lower, ids))) == len(ids), "a name stands in the list once"
     return {row["id"]: row for row in found}
+
+
+async def test_a_long_list_lets_other_requests_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{family}-{size}b" for family in ("own", "qwen2.5", "llama-3.1") for size in range(1, 41)]
+    monkeypatch.setattr(listing, "SLICE_SECONDS", 0.0)
+    async with fakes(openai_app(tuple(names))) as (server,):
+        config = {"custom_endpoints": [{"name": "s", **server}], "discovery": {"enabled": False}}
+        async with open_router(load_any(config)) as router:
+            listing_all = asyncio.ensure_future(listing.listed(router, Principal()))
+            turns = 0
+            while not listing_all.done():
+                await asyncio.sleep(0)
+                turns += 1
+    assert [one.name for one in listing_all.result()][:120] == names
+    assert turns > 120, "a turn for others after each name"
 
 
 async def chat(url: str, model: str, token: str = "x", words: int = 2, **more: object) -> aiohttp.ClientResponse:

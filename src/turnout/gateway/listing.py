@@ -7,6 +7,7 @@ a server's model that is called like a virtual one is listed as ``id@endpoint``.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
@@ -17,6 +18,7 @@ from turnout.routing.advice import few_of
 from turnout.routing.select import PICKER_PREFIX
 from turnout.types import VIRTUAL_MODELS, Candidate, Principal
 
+SLICE_SECONDS = 0.005  # that a listing holds up other requests at a time: each name is held against every model
 VIRTUAL = tuple(sorted(VIRTUAL_MODELS, key=lambda name: (name != "auto", name)))
 Kind: TypeAlias = Literal["id", "canonical", "virtual", "alias"]
 
@@ -50,11 +52,16 @@ async def listed(router: Router, who: Principal) -> tuple[Listed, ...]:
     """Every name, but for aliases, that may be asked for."""
     await _seen(router)
     pool = router.pool
-    found = [_named(router, who, name, "id") for name in dict.fromkeys(map(_listed_id, pool))]
+    names: dict[str, Kind] = dict.fromkeys(map(_listed_id, pool), "id")
     ids = {_plain(candidate.model.id) for candidate in pool}
-    canonical = dict.fromkeys(c.canonical for c in pool if c.canonical and _plain(c.canonical) not in ids)
-    found += [_named(router, who, name, "canonical") for name in canonical]
-    found += [_named(router, who, name, "virtual") for name in VIRTUAL]
+    names |= {c.canonical: "canonical" for c in pool if c.canonical and _plain(c.canonical) not in ids}
+    names |= dict.fromkeys(VIRTUAL, "virtual")
+    found, until = list[Listed | None](), time.monotonic() + SLICE_SECONDS
+    for name, kind in names.items():
+        if time.monotonic() > until:
+            await asyncio.sleep(0)
+            until = time.monotonic() + SLICE_SECONDS
+        found.append(_named(router, who, name, kind))
     return await _settled(router, [one for one in found if one is not None])
 
 
