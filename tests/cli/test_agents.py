@@ -24,7 +24,10 @@ import yaml
 from starlette.applications import Starlette
 
 from tests.cli.conftest import Fakes, as_terminal, configure, program, run, run_beside, usual_signals
+from tests.fakes import ollama
+from tests.fakes.base import Fake, FakeModel
 from tests.fakes.base import running as serving
+from tests.fakes.llm import openai_app
 from turnout.build import open_router
 from turnout.cli.env import set_up
 from turnout.cli.launch import environment
@@ -124,8 +127,29 @@ def test_an_unknown_window_is_left_out_and_said() -> None:
 def test_a_window_that_is_too_small_is_told() -> None:
     made = set_up(agent_called("claude"), "http://x", "local", "m", Offer({"m": 8192}, "x"))
     assert "needs a window of 32768 tokens or more" in made.warnings[0]
+    made = set_up(agent_called("codex"), "http://x", "local", "m", Offer({"m": 40_960}, "x", frozenset({"m"})))
+    assert made.warnings == ("the window of 'm' is a guess, 40960 tokens: its server does not tell",)
     made = set_up(agent_called("claude"), "http://x", "local", "n", Offer({"m": 8192}, "the gateway"))
     assert made.warnings == ("the gateway lists no model 'n'; there are: m",)
+
+
+async def test_without_a_gateway_the_window_is_the_one_that_it_would_tell() -> None:
+    """An Ollama's model that is not loaded has its largest window only where nobody asks for another one."""
+    loaded = FakeModel("a-7b", window=8192, max_window=131_072)
+    other = FakeModel("b-7b", window=16_384, max_window=131_072, resident=False)
+    silent = openai_app(("c-7b",), window=0)
+    fake = Fake([loaded, other])
+    async with serving(ollama.app(fake)) as one, serving(silent) as two:
+        configure(one, two)
+        async with gateway() as url:
+            for model in ("a-7b", "b-7b", "c-7b", "a-7b@fake0", "auto", "claude-local-auto"):
+                told, found = [
+                    json.loads((await run_beside("env", "codex", "--model", model, "--json", *where)).stdout)
+                    for where in (("--url", url), ())
+                ]
+                assert found["window"] == told["window"] > 0, (model, found["warnings"])
+                assert [w for w in found["warnings"] if "no gateway" not in w] == told["warnings"]
+                assert any("is a guess" in warning for warning in found["warnings"]) is (model == "c-7b")
 
 
 @pytest.mark.parametrize("agent", AGENTS, ids=lambda agent: agent.name)

@@ -94,7 +94,7 @@ async def _setup(loaded: LoadedConfig, agent: Agent, model: str, url: str | None
             raise
         warnings.append(error.message)
         if not url:
-            offer = await look_around(loaded)
+            offer = await look_around(loaded, model)
             key = _UNKNOWN_KEY if key == NO_KEY and _has_keys() else key
     return set_up(agent, address, key, model, offer, tuple(warnings))
 
@@ -115,6 +115,8 @@ def set_up(agent: Agent, url: str, key: str, model: str, offer: Offer, warnings:
         found.append(f"the window of {model!r} is not known, so {agent.name} is not told the true one")
     elif window < agent.window:
         found.append(f"{agent.name} needs a window of {agent.window} tokens or more; {model!r} has {window}")
+    if window and model in offer.guessed:
+        found.append(f"the window of {model!r} is a guess, {window} tokens: its server does not tell")
     if key == _UNKNOWN_KEY:
         found.append(f"the gateway has keys: set {KEY_VARIABLE} to one; `turnout key add NAME` makes one")
     target = Target(url, key, model, window)

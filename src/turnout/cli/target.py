@@ -20,10 +20,11 @@ _SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """The models that can be asked for with their windows (0: not known), and who said so."""
+    """The models that can be asked for with their windows (0: not known), who said so, and whose window is a guess."""
 
     windows: Mapping[str, int]
     source: str
+    guessed: frozenset[str] = frozenset()
 
 
 def address_of(gateway: GatewayConfig) -> str:
@@ -53,11 +54,11 @@ async def ask_gateway(loaded: LoadedConfig, url: str, key: str, model: str) -> O
     async with open_client_for(loaded) as client:
         try:
             reply = await client.get_json(f"{url}/v1/models", headers=headers, timeout=_SECONDS)
-            windows = _windows(reply.json()) if reply.status == 200 else {}
-            if windows and model not in windows:
+            rows = _rows(reply.json()) if reply.status == 200 else {}
+            if rows and model not in rows:
                 place = f"{url}/v1/models/{quote(model, safe='', errors='replace')}"
                 one = await client.get_json(place, headers=headers, timeout=_SECONDS)
-                windows |= {model: _window(one.json())} if one.status == 200 else {}
+                rows |= {model: one.json()} if one.status == 200 else {}
         except (EndpointDownError, PhaseTimeoutError, NonsenseError) as error:
             raise NoServiceError(f"no gateway answers at {url}: {error.message}", hint=start) from error
     if "x-turnout-request-id" not in {name.lower() for name in reply.headers}:
@@ -66,30 +67,37 @@ async def ask_gateway(loaded: LoadedConfig, url: str, key: str, model: str) -> O
         hint = f"set {KEY_VARIABLE} to a key; `turnout key add NAME` makes one"
         wanted = "a key" if key == NO_KEY else "another key"
         raise KeyRefusedError(f"the gateway at {url} wants {wanted}", hint=hint)
-    return Offer(windows, f"the gateway at {url}")
+    guessed = frozenset(name for name, row in rows.items() if _field(row, "window_source") == "guessed")
+    return Offer({name: _window(row) for name, row in rows.items()}, f"the gateway at {url}", guessed)
 
 
-def _windows(listing: Json) -> dict[str, int]:
-    rows = listing.get("data") if isinstance(listing, dict) else None
-    found: dict[str, int] = {}
-    for row in rows if isinstance(rows, list) else ():
-        if isinstance(row, dict) and isinstance(row.get("id"), str):
-            found[str(row["id"])] = _window(row)
-    return found
+def _rows(listing: Json) -> dict[str, Json]:
+    rows = _field(listing, "data")
+    ids = ((_field(row, "id"), row) for row in (rows if isinstance(rows, list) else ()))
+    return {name: row for name, row in ids if isinstance(name, str)}
+
+
+def _field(row: Json, name: str) -> Json:
+    return row.get(name) if isinstance(row, dict) else None
 
 
 def _window(row: Json) -> int:
-    window = row.get("context_window") if isinstance(row, dict) else None
+    window = _field(row, "context_window")
     return window if isinstance(window, int) else 0
 
 
-async def look_around(loaded: LoadedConfig) -> Offer:
-    """What the servers offer, as `turnout models` sees them: for a gateway that does not run yet."""
-    from turnout.cli.fleet import look
-    from turnout.types import VIRTUAL_MODELS
+async def look_around(loaded: LoadedConfig, model: str) -> Offer:
+    """As ``ask_gateway``, of a gateway that does not run yet: the servers are asked as it would ask them."""
+    from turnout.build import open_router
+    from turnout.gateway.listing import aliases, find, listed
+    from turnout.types import Principal
 
-    catalog = await look(loaded)
-    windows = {model.id: model.window for status in catalog.serving for model in status.models}
-    if not windows:
-        return Offer({}, "")
-    return Offer(windows | dict.fromkeys(VIRTUAL_MODELS, max(windows.values())), "`turnout models`")
+    async with open_router(loaded, whole=True) as router:
+        if not router.catalog.serving:
+            return Offer({}, "")
+        names = await listed(router, Principal())
+        one = await find(router, Principal(), model)
+    found = (*names, *aliases(names), *((one,) if one is not None else ()))
+    widest = {one.name: one.widest for one in found if one.widest is not None}
+    guessed = frozenset(name for name, candidate in widest.items() if candidate.window_source == "guessed")
+    return Offer({name: candidate.window for name, candidate in widest.items()}, "`turnout models`", guessed)
