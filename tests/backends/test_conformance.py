@@ -23,13 +23,14 @@ async def case(request: pytest.FixtureRequest) -> AsyncIterator[Case]:
         yield made
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("case", FAKES, indirect=True)
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [(kind, name) for kind, fake in FAKES.items() for name in NAMES if name not in fake.LACKS or name in LACKING],
+    indirect=["case"],
+)
 async def test_behaviour(case: Case, name: str) -> None:
-    if name not in case.lacks:
-        await BEHAVIOURS[NAMES.index(name)](case)
-    elif name in LACKING:
-        await LACKING[name](case)
+    behave = LACKING[name] if name in case.lacks else BEHAVIOURS[NAMES.index(name)]
+    await behave(case)
 
 
 def test_every_kind_has_a_fake() -> None:
@@ -47,9 +48,9 @@ HEAD = """\
 Made by `python -m tests.backends.test_conformance`; a test compares the two. Every kind goes through the same list of
 behaviours (`tests/backends/behaviours.py`) against a fake that is faithful to what is known of it, and the kinds that
 can be had also for real (`tests/backends/test_real_servers.py`: llama.cpp, MLX-LM, Ollama, vLLM, and dasllama for the
-bare protocol). *yes*: the suite shows it. A number: the server does not offer it, for the reason below, and the suite
-shows that Turnout says so instead of guessing. How a server is recognised and what else is known of it stands in its
-file in `src/turnout/backends/`.
+bare protocol). *yes*: the suite shows it. A number: the server does not offer it, for the reason below; where Turnout
+can be asked for it all the same, the suite shows that it says so instead of guessing. How a server is recognised and
+what else is known of it stands in its file in `src/turnout/backends/`.
 
 """
 
