@@ -138,6 +138,41 @@ def test_the_request_is_told_from_what_is_under_it() -> None:
     assert (code, log) == (1, 9)
 
 
+PYTHON = """\
+import os
+from x import y
+
+@cached
+def load(path):
+    with open(path) as f:
+        return f.read()
+
+print(load('a'))"""
+YAML = "version: '3'\nservices:\n  web:\n    image: nginx\n    ports:\n      - 80:80"
+SHELL = "#!/bin/bash\nset -e\nfor f in *.txt\ndo\n  echo $f\n  cp $f /tmp\ndone"
+
+
+@pytest.mark.parametrize(("pasted", "lines"), [(PYTHON, 7), (YAML, 6), (SHELL, 7)], ids=["python", "yaml", "shell"])
+def test_code_without_a_fence_brace_or_semicolon_is_told_from_the_request(pasted: str, lines: int) -> None:
+    request, code, _ = request_of(f"Why does this fail?\n{pasted}\nIt worked until I changed it.")
+    left = [line for line in request.splitlines() if line]
+    assert left == ["Why does this fail?", "zcodeline", "It worked until I changed it."]
+    assert code == lines
+
+
+@pytest.mark.parametrize(
+    "request_alone",
+    [
+        "Please do these:\n- add a test\n- fix the docs\n- run make\nThanks",
+        "Goal: faster builds\nLimit: two days\nTeam: all of us",
+        "if you can:\nmake it shorter, please\nand explain why",
+        "git pull\nwhat does this do?",
+    ],
+)
+def test_a_list_and_a_line_of_code_are_the_request(request_alone: str) -> None:
+    assert request_of(request_alone) == (request_alone, 0, 0)
+
+
 @pytest.mark.parametrize("run", ["a", "w-", "/", "..", "a.", "\\", "\u00e4", "~", "@w-", "--a"])
 def test_a_long_run_of_what_paths_are_made_of_is_read_once(run: str) -> None:
     """From each of its places anew it would take minutes, of the one loop that serves everybody."""

@@ -37,6 +37,17 @@ _LOG = re.compile(
     r"\s*(?:\d{4}-\d\d-\d\d|\[?\d\d:\d\d:\d\d|at [\w.$<]+\(|File \"|Traceback|\d+ ?\| |[+-]{3} |@@ |>>> |\$ |error\[E"
     r"|\w*(?:Error|Exception)\b.{0,80}:)"
 )
+# What needs neither braces nor semicolons: Python, YAML, shell. Sentences look so too, but not several in a row.
+_PLAIN_CODE = re.compile(
+    r"\s*(?:async def |def \w+\(|class \w+[(:]|from [\w.]+ import |import [\w.]+(?: as \w+)?$|@\w[\w.]*(?:\(.*\))?$"
+    r"|#!?[ /]|(?:el)?if .+:$|else:$|try:$|finally:$|except\b.{0,60}:$|(?:async )?(?:for .+ in|while|with) .+:$|elif "
+    r"|return\b|raise \w+|yield |pass$|break$|continue$|[\w.\[\]\"']+(?:: [\w\[\], .|]+)? ?[-+*/|&:]?= ?\S"
+    r"|[\w.]+\(.*\)$|[)\]},]+$|(?:- )?[\w.-]+:$|(?:- )?[\w.-]+: \S+$|\s+(?:- )?[\w.-]+: |\s+- \S+$"
+    r"|(?:sudo|cd|ls|git|pip3?|npm|npx|yarn|docker|kubectl|export|echo|curl|wget|mkdir|rm|cp|mv|chmod|chown|apt(?:-get)?|brew"
+    r"|grep|sed|awk|cat|tar|source|set|make|python3?|node|systemctl|ssh|scp) [\w\"'./~$-]|(?:do|fi|done|then|esac)$"
+    r"|for \w+ in |(?:if|while) \[|while read )"
+)
+_PLAIN_LINES, _PLAIN_LENGTH = 3, 200  # in a row, blank ones not counted; characters of one
 _BEYOND_LATIN = "\u0400"
 _WEAK = frozenset({"deixis", "polite", "go"})  # groups that do not say what is to be done
 _SYMBOLS = "{}();=<>[]|$\\"
@@ -104,9 +115,12 @@ def _request(query: str) -> tuple[str, int, int]:
         text = _URL.sub(f" {URL} ", text)
     kept: list[str] = []
     code = log = 0
-    for line in text.split("\n"):
+    lines = text.split("\n")
+    plain = _plain_code(lines)
+    for place, line in enumerate(lines):
         bare = line.strip()
-        if len(bare) > 12 and (bare[-1] in ";{}" or sum(map(bare.count, _SYMBOLS)) > 0.12 * len(bare)):
+        marked = len(bare) > 12 and (bare[-1] in ";{}" or sum(map(bare.count, _SYMBOLS)) > 0.12 * len(bare))
+        if marked or place in plain:
             code += 1
             if code == 1:
                 kept.append(CODE_LINE)
@@ -117,6 +131,18 @@ def _request(query: str) -> tuple[str, int, int]:
         else:
             kept.append(line)
     return "\n".join(kept), code, log
+
+
+def _plain_code(lines: list[str]) -> set[int]:
+    """Places of lines that are code by standing together."""
+    found, run = set[int](), list[int]()
+    for place, line in enumerate([*lines, "."]):
+        if len(line) <= _PLAIN_LENGTH and _PLAIN_CODE.match(line):
+            run.append(place)
+        elif line.strip():
+            found |= set(run) if len(run) >= _PLAIN_LINES else set()
+            run = []
+    return found
 
 
 def shown(text: str) -> str:
