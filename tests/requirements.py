@@ -730,6 +730,11 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
     ),
     (
         "FB-3",
+        "embeddings, reranking and text completions are bounded as a whole",
+        by(SIDE_GATE + "test_servers_that_hang_have_one_time_together", code="turnout.sidework:_within"),
+    ),
+    (
+        "FB-3",
         "a place in a queue is waited for no longer than the rest of the time",
         by(
             FALL + "test_a_place_in_the_queue_is_waited_for_no_longer_than_the_total",
@@ -1080,6 +1085,15 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         by(
             NATIVE + "test_servers_that_do_not_speak_it_well_are_asked_in_their_own_format",
             code="turnout.router:Router._lane",
+        ),
+    ),
+    (
+        "GW-2",
+        "what only an Ollama can be told goes to an Ollama, as it is",
+        by(
+            NATIVE + "test_what_only_an_ollama_can_be_told_goes_past_servers_that_cannot",
+            NATIVE + "test_where_no_ollama_is_that_is_said",
+            code="turnout.backends.lanes:require_translatable",
         ),
     ),
     (
