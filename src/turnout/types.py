@@ -51,6 +51,8 @@ class WireFormat(enum.StrEnum):
     OPENAI_CHAT = "openai_chat"
     ANTHROPIC = "anthropic"
     OLLAMA = "ollama"
+    OLLAMA_GENERATE = "ollama_generate"
+    RESPONSES = "openai_responses"
 
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -189,6 +191,7 @@ class ChatRequest:
         reasoning_effort: ``low``, ``medium``, ``high`` and the like; "" when not given.
         stream: whether the client reads a stream.
         raw: the client's bytes when they may be forwarded as they are.
+        only: what of it no other format can carry, in words; "" when it may be translated.
         category: forced by the caller, else None.
         file_context: the user's file and cursor, or None.
         session_id: the session of ours that this belongs to, or "".
@@ -213,6 +216,7 @@ class ChatRequest:
     reasoning_effort: str = ""
     stream: bool = True
     raw: RawBody | None = None
+    only: str = ""
     category: TaskCategory | None = None
     file_context: FileContext | None = None
     session_id: str = ""

@@ -56,7 +56,22 @@ PAIRS = {
         {"model": f"{MODEL}:latest:local", "truncate": False, "options": {"num_ctx": 8192}},
         "application/x-ndjson",
     ),
+    "generate": Pair(
+        ollama,
+        "/api/generate",
+        {"model": MODEL, "prompt": "Say hello", "system": "Be brief.", "template": "{{ .Prompt }}", "context": [1, 2]},
+        {"model": f"{MODEL}:latest:local", "truncate": False, "options": {"num_ctx": 8192}},
+        "application/x-ndjson",
+    ),
+    "generate-raw": Pair(
+        ollama,
+        "/api/generate",
+        {"model": MODEL, "prompt": "def add(", "raw": True},
+        {"model": f"{MODEL}:latest:local", "truncate": False, "options": {"num_ctx": 8192}},
+        "application/x-ndjson",
+    ),
 }
+LINES = ("/api/chat", "/api/generate")  # of JSON
 ALL = pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
 STREAMED = pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 
@@ -89,6 +104,13 @@ async def before(pair: Pair, *fakes: Fake, patience: float = 5.0) -> AsyncIterat
 async def post(url: str, path: str, body: object) -> tuple[int, dict[str, str], bytes]:
     async with aiohttp.ClientSession() as session, session.post(url + path, json=body) as reply:
         return reply.status, dict(reply.headers), await reply.read()
+
+
+@asynccontextmanager
+async def ollama_client_of(url: str) -> AsyncIterator[ollama_client.AsyncClient]:
+    client = ollama_client.AsyncClient(host=url)
+    yield client
+    await client._client.aclose()
 
 
 @ALL
@@ -126,7 +148,8 @@ async def test_usage_is_counted_and_the_query_is_in_the_audit_log(pair: Pair, st
         async with aiohttp.ClientSession() as session, session.get(f"{url}/metrics") as reply:
             lines = [line for line in (await reply.text()).splitlines() if line.startswith("turnout_tokens_total")]
     counted = {line.partition('token_type="')[2].partition('"')[0]: float(line.split()[-1]) for line in lines}
-    assert (counted["input"], counted["output"]) == (PROMPT_TOKENS, ANSWER_TOKENS)
+    side = pair.body.get("raw")  # whose tokens are in the log alone (docs/gateway.md)
+    assert (counted["input"], counted["output"]) == ((0, 0) if side else (PROMPT_TOKENS, ANSWER_TOKENS))
     log = (tmp_path / "data" / "audit.log").read_text("utf-8").splitlines()
     (end,) = [row for line in log if (row := json.loads(line))["phase"] == "end"]
     assert (end["tokens_in"], end["tokens_out"], end["error"]) == (PROMPT_TOKENS, ANSWER_TOKENS, None)
@@ -144,7 +167,7 @@ async def test_a_failure_before_the_first_word_has_its_status(pair: Pair, fault:
         got, _, said = await post(url, pair.path, pair.body | {"stream": stream})
     answer = json.loads(said)
     assert got == FAULTS[fault], answer
-    if pair.path == "/api/chat":
+    if pair.path in LINES:
         assert list(answer) == ["error"]
     else:
         assert (answer["type"], answer["error"]["code"]) == ("error", CODES.get(fault, "nonsense"))
@@ -172,7 +195,7 @@ async def test_a_stream_that_breaks_ends_with_the_formats_own_error_and_is_not_r
         status, _, said = await post(url, pair.path, pair.body | {"stream": True})
     assert status == 200
     assert b"add(a, b):" in said or b"Adding" in said
-    last = said.splitlines()[-1] if pair.path == "/api/chat" else said.rstrip().splitlines()[-1].partition(b"data: ")[2]
+    last = said.splitlines()[-1] if pair.path in LINES else said.rstrip().splitlines()[-1].partition(b"data: ")[2]
     error = json.loads(last)["error"]
     assert "in the middle of its answer" in (error if isinstance(error, str) else error["message"])
     assert isinstance(error, str) or error["code"] == "stream_broken"
@@ -218,15 +241,15 @@ async def test_signs_of_life_are_the_formats_own_between_its_events(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(completions, "KEEP_ALIVE_SECONDS", 0.05)
-    wanted = b'"content":""' if pair.path == "/api/chat" else b"event: ping"
+    wanted = {"/api/chat": b'"content":""', "/api/generate": b'"response":""'}.get(pair.path, b"event: ping")
     async with before(pair, Fake(fault="stall"), patience=0.05) as url, aiohttp.ClientSession() as session:
         said = b""
         async with session.post(url + pair.path, json=pair.body | {"stream": True}) as reply, asyncio.timeout(5):
             while said.count(wanted) < 2:
                 said += await reply.content.readany()
-    whole = said.splitlines() if pair.path == "/api/chat" else [p for p in said.split(b"\n\n") if p]
+    whole = said.splitlines() if pair.path in LINES else [p for p in said.split(b"\n\n") if p]
     for one in whole:
-        json.loads(one if pair.path == "/api/chat" else one.partition(b"data: ")[2])
+        json.loads(one if pair.path in LINES else one.partition(b"data: ")[2])
 
 
 async def test_the_official_clients_read_what_comes_through() -> None:
@@ -245,11 +268,52 @@ async def test_the_official_clients_read_what_comes_through() -> None:
         assert (called.content[0].input, called.stop_reason) == ({"city": "Paris"}, "tool_use")  # type: ignore[union-attr]
         assert [path for method, path in fake.requests if method == "POST"] == ["/v1/messages"] * 2
     async with before(PAIRS["ollama"], Fake()) as url:
-        client_of = ollama_client.AsyncClient(host=url)
-        parts = [part async for part in await client_of.chat(MODEL, QUESTION, stream=True)]
-        await client_of._client.aclose()
+        async with ollama_client_of(url) as client:
+            parts = [part async for part in await client.chat(MODEL, QUESTION, stream=True)]
     assert "".join(part.message.content or "" for part in parts) == ANSWER
     assert (parts[-1].done_reason, parts[-1].prompt_eval_count) == ("stop", PROMPT_TOKENS)
+
+
+async def test_what_only_an_ollama_can_be_told_goes_past_servers_that_cannot() -> None:
+    """A template, and the tokens of an earlier answer: translated they would be lost."""
+    other, fake = Fake(), Fake()
+    async with (
+        serving(vllm.app(other)) as first,
+        serving(ollama.app(fake), server_header=ollama.SERVER_HEADER) as second,
+        gateway(first, second) as url,
+    ):
+        for more in ({"template": "{{ .Prompt }}"}, {"context": [1, 2]}, {"raw": True, "images": ["aGk="]}):
+            body = {"model": MODEL, "prompt": "Say hello", "stream": False, **more}
+            status, headers, said = await post(url, "/api/generate", body)
+            assert (status, headers["x-turnout-endpoint"]) == (200, "s1"), said
+            assert more.items() <= fake.seen[-1].items()
+        async with ollama_client_of(url) as client:
+            parts = [part async for part in await client.generate(MODEL, "Hi", context=[1, 2], stream=True)]
+    assert other.seen == []
+    assert (parts[-1].context, parts[-1].prompt_eval_count) == ([1, 2, 3], PROMPT_TOKENS)
+
+
+async def test_where_no_ollama_is_that_is_said() -> None:
+    fake = Fake()
+    async with serving(vllm.app(fake)) as server, gateway(server) as url:
+        for more, told in (
+            ({"template": "{{ .Prompt }}"}, "has no means to take 'template' of /api/generate"),
+            ({"context": [1], "raw": True, "system": "x"}, "'system' of /api/generate and 'context' of"),
+            ({"context": [1], "model": "auto"}, "context is one model's own"),
+            ({"context": [1], "raw": True, "model": "coding:latest"}, "context is one model's own"),
+        ):
+            status, _, said = await post(url, "/api/generate", {"model": MODEL, "prompt": "x", **more})
+            assert (status, told in json.loads(said)["error"]) == (400, True), said
+    assert fake.seen == []
+
+
+async def test_a_question_to_generate_is_translated_for_others() -> None:
+    fake = Fake()
+    async with serving(vllm.app(fake)) as server, gateway(server) as url:
+        body = {"model": MODEL, "prompt": "Say hello", "system": "Be brief.", "stream": False}
+        _, _, said = await post(url, "/api/generate", body)
+    assert json.loads(said)["response"] == ANSWER
+    assert [row["role"] for row in fake.seen[0]["messages"]] == ["system", "user"]  # type: ignore[attr-defined]
 
 
 # Where the other lane is taken.

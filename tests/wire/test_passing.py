@@ -203,6 +203,15 @@ def test_a_time_of_day_goes_from_the_bytes_too(spoken):
     assert spoken is ANTHROPIC or body["messages"][0] == {"role": "system", "x": 1}
 
 
+def test_a_time_of_day_goes_from_what_generate_has_for_one():
+    sent = {"prompt": "at 12:34", "template": "{{ .Prompt }}", "context": [1]}
+    request = ollama_server.parse_generate(json.dumps({"model": "m", "system": "2026-11-25 12:34", **sent}).encode())
+    raw = tidy(request).raw
+    assert raw is not None
+    assert json.loads(raw.body) == {"model": "m", "system": "2026-11-25", **sent}
+    assert request.only == "'template' of /api/generate and 'context' of /api/generate"
+
+
 def test_system_messages_of_claude_code_join_the_leading_one_or_become_reminders():
     call = {"type": "tool_use", "id": "t", "name": "Read", "input": {}}
     result = {"type": "tool_result", "tool_use_id": "t", "content": "x", "cache_control": {"type": "ephemeral"}}

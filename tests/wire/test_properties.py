@@ -288,7 +288,7 @@ def test_a_text_completion_to_a_client_loses_nothing(events, points):
 def test_a_text_request_survives_both_ways(prompt, suffix, max_tokens, stop, filled):
     asked = Completion(prompt, "m", suffix if filled else "", max_tokens, 0.5, 0.25, stop, True, {"seed": 7})
     assert openai_text.parse_request(openai_text.render_request(asked, "m")) == asked
-    assert ollama_server.parse_text(ollama.render_text(asked, "m", num_ctx=4096)) == asked
+    assert replace(ollama_server.parse_text(ollama.render_text(asked, "m", num_ctx=4096)), raw=None) == asked
 
 
 @given(

@@ -55,7 +55,7 @@ class Ollama(Backend):
     takes_window = True
     wire = WireFormat.OLLAMA
     # Its Anthropic and OpenAI routes can neither be told a window nor be kept from dropping messages without a word.
-    native = frozenset({WireFormat.OLLAMA})
+    native = frozenset({WireFormat.OLLAMA, WireFormat.OLLAMA_GENERATE})
     from_root = True
     probes = ("/", "/api/version", "/api/status", "/api/tags")
 
@@ -123,6 +123,10 @@ class Ollama(Backend):
     def chat_path(self, endpoint: Endpoint) -> str:
         """The native chat."""
         return endpoint.chat_path or "/api/chat"
+
+    def native_path(self, endpoint: Endpoint, spoken: WireFormat) -> str:
+        """The native chat, or what goes on with a prompt."""
+        return "/api/generate" if spoken is WireFormat.OLLAMA_GENERATE else self.chat_path(endpoint)
 
     def told_window(self, model: Model, window: int) -> int | None:
         """``num_ctx``."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from turnout.errors import NonsenseError, ServerFailedError, UsageError
-from turnout.types import NOTHING, Event, Json, TextDelta
+from turnout.types import NOTHING, Event, Json, RawBody, TextDelta
 
 MAX_LINE_BYTES = 16_000_000
 MOST_ROWS = 20_000  # in a list of a request, of messages for one: more, each of a word, take seconds to be counted
@@ -42,6 +42,8 @@ class Completion:
     stop: tuple[str, ...] = ()
     stream: bool = False
     extras: Mapping[str, Json] = field(default_factory=lambda: NOTHING)
+    raw: RawBody | None = None
+    only: str = ""
 
 
 def decode_object(body: bytes) -> dict[str, Json]:
