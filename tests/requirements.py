@@ -1088,6 +1088,15 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         ),
     ),
     (
+        "GW-1",
+        "custom tools of Responses are functions of one text, both ways",
+        by(
+            "wire/test_properties.py::test_calls_of_custom_tools_are_legal_and_come_back_as_they_were",
+            "wire/test_responses.py::test_a_models_text_is_found_however_it_wrote_it",
+            code="turnout.wire.freeform:text_of",
+        ),
+    ),
+    (
         "GW-2",
         "what only an Ollama can be told goes to an Ollama, as it is",
         by(

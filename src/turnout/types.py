@@ -144,7 +144,7 @@ class Tool:
     """A function the model may call. ``schema`` is the JSON schema of its arguments.
 
     ``name`` is the whole name that a model sees, here and in every call; ``namespace`` the group that the Responses
-    format puts it in, which is then the beginning of the name.
+    format puts it in, which is then the beginning of the name. ``freeform``: its client wants a text, no arguments.
     """
 
     name: str
@@ -152,6 +152,7 @@ class Tool:
     schema: Mapping[str, Json] = field(default_factory=_nothing)
     extras: Mapping[str, Json] = field(default_factory=_nothing)
     namespace: str = ""
+    freeform: bool = False
 
 
 @dataclass(frozen=True, slots=True)
