@@ -45,6 +45,10 @@ SUMMARY = "test_summary.py::"
 HANDOFF = "test_handoff.py::"
 MODELS_GATE = "gateway/test_models.py::"
 OLLAMA_GATE = "gateway/test_ollama.py::"
+UNTHINKING = (
+    "wire/test_requests.py::"
+    "test_who_wants_no_thinking_is_heard_where_a_servers_switch_is_known_and_nothing_else_is_sent"
+)
 SIDE_GATE = "gateway/test_side.py::"
 NATIVE = "gateway/test_native.py::"
 PASSING = "wire/test_passing.py::"
@@ -1085,6 +1089,15 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         by(
             NATIVE + "test_servers_that_do_not_speak_it_well_are_asked_in_their_own_format",
             code="turnout.router:Router._lane",
+        ),
+    ),
+    (
+        "GW-1",
+        "a client that wants no thinking is heard, and a tool's failure told",
+        by(
+            f"{UNTHINKING}[llamacpp-said0]",
+            f"{UNTHINKING}[vllm-said0]",
+            code="turnout.backends.openai_compatible:OpenAICompatible.switched",
         ),
     ),
     (

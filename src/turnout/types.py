@@ -190,6 +190,7 @@ class ChatRequest:
         tool_choice: ``auto``, ``none``, ``required``, or the name of a tool as ``tool:NAME``; "" when not given.
         response_format: the OpenAI ``response_format`` object, or None.
         reasoning_effort: ``low``, ``medium``, ``high`` and the like; "" when not given.
+        thinking: False when the client wants none of it, in a format that says so beside the effort.
         stream: whether the client reads a stream.
         raw: the client's bytes when they may be forwarded as they are.
         only: what of it no other format can carry, in words; "" when it may be translated.
@@ -215,6 +216,7 @@ class ChatRequest:
     stop: tuple[str, ...] = ()
     response_format: Mapping[str, Json] | None = None
     reasoning_effort: str = ""
+    thinking: bool = True
     stream: bool = True
     raw: RawBody | None = None
     only: str = ""

@@ -50,6 +50,10 @@ async def test_the_real_model_answers_whole_streamed_and_on(llama: LlamaServer) 
         final = events[-1].response  # type: ignore[union-attr]
         text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
         assert text == final.output_text == whole.output_text
+        quiet = await client.responses.create(
+            model="smol", input="Say hello", max_output_tokens=8, reasoning={"effort": "none"}
+        )
+        assert quiet.output_text
         on = await client.responses.create(
             model="smol", input="Again", previous_response_id=final.id, max_output_tokens=8
         )

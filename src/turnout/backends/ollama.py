@@ -135,6 +135,8 @@ class Ollama(Backend):
     def render(self, request: ChatRequest, model: Model, window: int) -> bytes:
         """``num_ctx`` is the same in every request to a model: a changing one reloads it. An effort is for models that
         think: to another it would be an error here, and has no meaning anywhere else."""
+        if not request.thinking:
+            request = replace(request, reasoning_effort="none")
         if request.reasoning_effort and model.capabilities and "thinking" not in model.capabilities:
             request = replace(request, reasoning_effort="")
         return wire.render_request(request, _sent(model), stream=True, num_ctx=_num_ctx(model, window))

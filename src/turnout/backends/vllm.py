@@ -36,6 +36,7 @@ class Vllm(OpenAICompatible):
     probes = ("/v1/models", "/version")
     fills = True
     reranks = True
+    template_switch = True
 
     def identify(self, replies: Mapping[str, Reply]) -> Identity | None:
         """By the owner named in its model list, else by how it refuses the list and tells its version all the same."""
@@ -77,7 +78,7 @@ class Vllm(OpenAICompatible):
 
     async def count_tokens(self, client: HttpClient, endpoint: Endpoint, request: ChatRequest, model: Model) -> int:
         """By ``/tokenize``, which the engine takes no part in."""
-        return await tokenized(client, self, endpoint, request, model, ("tools", "chat_template_kwargs"))
+        return await tokenized(client, self, endpoint, self.switched(request), model, ("tools", "chat_template_kwargs"))
 
 
 _Samples: TypeAlias = list[tuple[str, str, str]]
