@@ -1111,6 +1111,23 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
     ),
     (
         "GW-2",
+        "Responses are passed through to vLLM, and kept here",
+        by(
+            "gateway/test_responses.py::test_what_passes_through_is_kept_shown_and_gone_on_from",
+            "gateway/test_responses.py::test_the_clients_own_reader_of_streams_takes_what_passes_through",
+            code="turnout.wire.scan_responses:prepare",
+        ),
+    ),
+    (
+        "GW-2",
+        "Responses that vLLM would get wrong without a word are translated",
+        by(
+            "gateway/test_responses.py::test_what_such_a_server_would_get_wrong_is_translated",
+            code="turnout.wire.openai_responses:passes",
+        ),
+    ),
+    (
+        "GW-2",
         "what only an Ollama can be told goes to an Ollama, as it is",
         by(
             NATIVE + "test_what_only_an_ollama_can_be_told_goes_past_servers_that_cannot",

@@ -330,9 +330,10 @@ class RawHead:
 
 @dataclass(frozen=True, slots=True)
 class RawChunk:
-    """Raw lane: bytes to hand on as they are."""
+    """Raw lane: bytes to hand on as they are; with the last of them ``answer``, where whoever serves it may keep it."""
 
     data: bytes
+    answer: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ from turnout.types import (
     UsageReport,
     WireFormat,
 )
-from turnout.wire import scan, scan_anthropic, scan_ollama
+from turnout.wire import scan, scan_anthropic, scan_ollama, scan_responses
 from turnout.wire.base import Completion
 from turnout.wire.passing import Edits, Prepare, Scanner
 
@@ -63,6 +63,7 @@ _PREPARE: dict[WireFormat, Prepare] = {
     WireFormat.ANTHROPIC: scan_anthropic.prepare,
     WireFormat.OLLAMA: scan_ollama.prepare,
     WireFormat.OLLAMA_GENERATE: scan_ollama.prepare,
+    WireFormat.RESPONSES: scan_responses.prepare,
 }
 # As a server answers whom it does not understand.
 _NOT_UNDERSTOOD = frozenset({400, 404, 405, 422, 501})
@@ -201,7 +202,7 @@ async def raw_lane(
             if problem := _problem(backend, endpoint, whole, answered=scanner.answered):
                 raise problem
             yield RawHead(200, "application/json")
-            yield RawChunk(whole)
+            yield RawChunk(whole, scanner.answer)
         else:
             _require_stream(reply, endpoint, scanner.content_type)
             begun, held = False, b""
@@ -217,11 +218,11 @@ async def raw_lane(
                         reply.begin()
                         yield RawHead(200, scanner.content_type)
                     _see_whether_it_moves(reply, held)
-                    yield RawChunk(held)
+                    yield RawChunk(held, scanner.answer)
                     held = b""
                 held += scanner.close()
                 if held and begun:
-                    yield RawChunk(held)
+                    yield RawChunk(held, scanner.answer)
             except BackendError as error:
                 _raise_unless(scanner.done or bool(scanner.finish), error, backend, endpoint, begun)
             if not begun:

@@ -60,8 +60,9 @@ class OpenAICompatible(Backend):
         return endpoint.chat_path or default
 
     def native_path(self, endpoint: Endpoint, spoken: WireFormat) -> str:
-        """Anthropic's path stands beside the protocol's own."""
-        return self.beside(endpoint, "messages") if spoken is WireFormat.ANTHROPIC else self.chat_path(endpoint)
+        """Those of Anthropic's format and of Responses stand beside the protocol's own."""
+        name = {WireFormat.ANTHROPIC: "messages", WireFormat.RESPONSES: "responses"}.get(spoken)
+        return self.beside(endpoint, name) if name else self.chat_path(endpoint)
 
     async def inspect(self, client: HttpClient, endpoint: Endpoint, timeout: float) -> Inspection:
         """The model list is the health check."""

@@ -32,7 +32,7 @@ class Vllm(OpenAICompatible):
     kind = "vllm"
     title = "vLLM"
     default_urls = ("http://127.0.0.1:8000",)
-    native = frozenset({WireFormat.OPENAI_CHAT, WireFormat.ANTHROPIC})
+    native = frozenset({WireFormat.OPENAI_CHAT, WireFormat.ANTHROPIC, WireFormat.RESPONSES})
     probes = ("/v1/models", "/version")
     fills = True
     reranks = True

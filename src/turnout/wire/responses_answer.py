@@ -13,6 +13,7 @@ from turnout.types import (
     Finish,
     FinishReason,
     Json,
+    RawHead,
     ReasoningDelta,
     TextDelta,
     ToolCallDelta,
@@ -83,6 +84,9 @@ class StreamRenderer:
                 return b""
             case Finish(reason):
                 self._finish = reason
+                return b""
+            case RawHead():  # the server's own, of the same id
+                self._number = max(1, self._number)
                 return b""
             case _:
                 return b""

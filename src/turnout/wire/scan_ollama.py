@@ -55,6 +55,7 @@ class Scanner:
     """Reads usage and finish while the lines of an answer pass by unchanged. Whole lines alone pass."""
 
     content_type = "application/x-ndjson"
+    answer = b""
 
     def __init__(self, *, stream: bool) -> None:
         self.stream = stream
