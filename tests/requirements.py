@@ -45,6 +45,10 @@ SUMMARY = "test_summary.py::"
 HANDOFF = "test_handoff.py::"
 MODELS_GATE = "gateway/test_models.py::"
 OLLAMA_GATE = "gateway/test_ollama.py::"
+UNTHINKING = (
+    "wire/test_requests.py::"
+    "test_who_wants_no_thinking_is_heard_where_a_servers_switch_is_known_and_nothing_else_is_sent"
+)
 SIDE_GATE = "gateway/test_side.py::"
 NATIVE = "gateway/test_native.py::"
 PASSING = "wire/test_passing.py::"
@@ -730,6 +734,11 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
     ),
     (
         "FB-3",
+        "embeddings, reranking and text completions are bounded as a whole",
+        by(SIDE_GATE + "test_servers_that_hang_have_one_time_together", code="turnout.sidework:_within"),
+    ),
+    (
+        "FB-3",
         "a place in a queue is waited for no longer than the rest of the time",
         by(
             FALL + "test_a_place_in_the_queue_is_waited_for_no_longer_than_the_total",
@@ -1080,6 +1089,50 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         by(
             NATIVE + "test_servers_that_do_not_speak_it_well_are_asked_in_their_own_format",
             code="turnout.router:Router._lane",
+        ),
+    ),
+    (
+        "GW-1",
+        "a client that wants no thinking is heard, and a tool's failure told",
+        by(
+            f"{UNTHINKING}[llamacpp-said0]",
+            f"{UNTHINKING}[vllm-said0]",
+            code="turnout.backends.openai_compatible:OpenAICompatible.switched",
+        ),
+    ),
+    (
+        "GW-1",
+        "custom tools of Responses are functions of one text, both ways",
+        by(
+            "wire/test_properties.py::test_calls_of_custom_tools_are_legal_and_come_back_as_they_were",
+            "wire/test_responses.py::test_a_models_text_is_found_however_it_wrote_it",
+            code="turnout.wire.freeform:text_of",
+        ),
+    ),
+    (
+        "GW-2",
+        "Responses are passed through to vLLM, and kept here",
+        by(
+            "gateway/test_responses.py::test_what_passes_through_is_kept_shown_and_gone_on_from",
+            "gateway/test_responses.py::test_the_clients_own_reader_of_streams_takes_what_passes_through",
+            code="turnout.wire.scan_responses:prepare",
+        ),
+    ),
+    (
+        "GW-2",
+        "Responses that vLLM would get wrong without a word are translated",
+        by(
+            "gateway/test_responses.py::test_what_such_a_server_would_get_wrong_is_translated",
+            code="turnout.wire.openai_responses:passes",
+        ),
+    ),
+    (
+        "GW-2",
+        "what only an Ollama can be told goes to an Ollama, as it is",
+        by(
+            NATIVE + "test_what_only_an_ollama_can_be_told_goes_past_servers_that_cannot",
+            NATIVE + "test_where_no_ollama_is_that_is_said",
+            code="turnout.backends.lanes:require_translatable",
         ),
     ),
     (

@@ -10,12 +10,11 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from turnout.backends import BY_KIND
-from turnout.backends.lanes import event_lane, native_lane, raw_lane
+from turnout.backends.lanes import chat_lane
 from turnout.code.provider import not_gathered_because, room_for
 from turnout.config import AgentConfig, RouterConfig
 from turnout.context.tokens import TokenCounter, get_token_counter
@@ -480,17 +479,9 @@ class Router:
             speed = self.fleet.learned.speed(endpoint, candidate.model)
             seconds = first_byte_limit(candidate, tokens, speed, self._placement.others(candidate))
             endpoint = patient(endpoint, math.ceil(seconds))
-        model, window, spoken = candidate.model, candidate.window, request.raw.format if request.raw else None
-        passes = spoken is not None and backend.streams and not fitted.changed and backend.takes(endpoint, spoken)
-        if passes and spoken is backend.wire:
-            return raw_lane(self.client, backend, endpoint, model, request, fit.max_tokens, window)
-        most = fit.max_tokens or request.max_tokens
-        sent = replace(request, messages=tuple(fitted.messages), raw=None, max_tokens=most)
-        translated = partial(event_lane, self.client, backend, endpoint, model, sent, window)
-        if not passes:
-            return translated()
-        raw = raw_lane(self.client, backend, endpoint, model, request, fit.max_tokens, window)
-        return native_lane(raw, translated)
+        raw, most = None if fitted.changed else request.raw, fit.max_tokens or request.max_tokens
+        sent = replace(request, messages=tuple(fitted.messages), raw=raw, max_tokens=most)
+        return chat_lane(self.client, backend, endpoint, candidate.model, sent, fit.max_tokens, candidate.window)
 
     def _heads(self, run: Run, request: ChatRequest, attempt: Attempt, fit: Fit, began: float) -> Sequence[Event]:
         run.attempts.append(_record_of(attempt, None, began))

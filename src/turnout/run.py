@@ -73,7 +73,7 @@ async def in_one_piece(made: AsyncGenerator[Event, None]) -> AsyncGenerator[Even
             elif isinstance(event, TextDelta) and isinstance(last, TextDelta):
                 whole[-1] = TextDelta(last.text + event.text, last.logprobs + event.logprobs)
             elif isinstance(event, RawChunk) and isinstance(last, RawChunk):
-                whole[-1] = RawChunk(last.data + event.data)
+                whole[-1] = RawChunk(last.data + event.data, event.answer)
             else:
                 whole.append(event)
     for event in whole:

@@ -6,6 +6,7 @@ model, one after the other until one answers, and into the audit log as every ot
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -25,6 +26,7 @@ from turnout.guard.records import QueryEnd, QueryStart
 from turnout.outcome import broken, failed, route_to
 from turnout.routing.advice import BUNDLED, START_ONE
 from turnout.routing.capabilities import CapabilityTable
+from turnout.routing.patience import ending, patient
 from turnout.routing.select import asked_for, name_behind, nobody_has, permitted
 from turnout.types import (
     VIRTUAL_MODELS,
@@ -80,6 +82,17 @@ class _Run:
         candidate = self.answers
         assert candidate is not None, "nobody has answered"
         return replace(route_to(candidate, self.id, self.model), attempts=tuple(self.attempts))
+
+
+def _within(candidate: Candidate, seconds: float) -> Candidate:
+    """The candidate with no more than so long for its answer, of which others may have had their part."""
+    limits, left = candidate.endpoint.limits, max(1, math.ceil(seconds))
+    endpoint = candidate.endpoint
+    if left < limits.total:
+        endpoint = ending(endpoint, left)
+    if left < limits.first_byte:
+        endpoint = patient(endpoint, left)
+    return replace(candidate, endpoint=endpoint)
 
 
 class Sidework:
@@ -155,15 +168,26 @@ class Sidework:
     async def _run(
         self, run: _Run, what: str, ask: Callable[[Candidate], AsyncGenerator[T, None]]
     ) -> AsyncGenerator[T, None]:
-        """What the first candidate that answers says. After its first word nothing is tried again."""
+        """What the first candidate that answers says. After its first word nothing is tried again.
+
+        All of it has the time that one server may take, as a chat has.
+        """
         if self._trail is not None:
             await self._trail.start(QueryStart(run.id, "", run.principal.id, run.query))
+        started = time.monotonic()
         try:
-            for candidate in await self._candidates(run, what):
+            candidates = await self._candidates(run, what)
+            until = started + max(candidate.endpoint.limits.total for candidate in candidates)
+            for candidate in candidates:
                 endpoint, began = candidate.endpoint, time.monotonic()
+                if run.attempts and began >= until:
+                    break
                 self._fleet.book.begin(endpoint)
                 try:
-                    async with self._placement.admitted(candidate, aside=run.aside), aclosing(ask(candidate)) as made:
+                    async with (
+                        self._placement.admitted(candidate, aside=run.aside, patience=until - began),
+                        aclosing(ask(_within(candidate, until - time.monotonic()))) as made,
+                    ):
                         async for item in made:
                             run.answers = candidate
                             yield item

@@ -51,6 +51,8 @@ class WireFormat(enum.StrEnum):
     OPENAI_CHAT = "openai_chat"
     ANTHROPIC = "anthropic"
     OLLAMA = "ollama"
+    OLLAMA_GENERATE = "ollama_generate"
+    RESPONSES = "openai_responses"
 
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -142,7 +144,7 @@ class Tool:
     """A function the model may call. ``schema`` is the JSON schema of its arguments.
 
     ``name`` is the whole name that a model sees, here and in every call; ``namespace`` the group that the Responses
-    format puts it in, which is then the beginning of the name.
+    format puts it in, which is then the beginning of the name. ``freeform``: its client wants a text, no arguments.
     """
 
     name: str
@@ -150,6 +152,7 @@ class Tool:
     schema: Mapping[str, Json] = field(default_factory=_nothing)
     extras: Mapping[str, Json] = field(default_factory=_nothing)
     namespace: str = ""
+    freeform: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +190,10 @@ class ChatRequest:
         tool_choice: ``auto``, ``none``, ``required``, or the name of a tool as ``tool:NAME``; "" when not given.
         response_format: the OpenAI ``response_format`` object, or None.
         reasoning_effort: ``low``, ``medium``, ``high`` and the like; "" when not given.
+        thinking: False when the client wants none of it, in a format that says so beside the effort.
         stream: whether the client reads a stream.
         raw: the client's bytes when they may be forwarded as they are.
+        only: what of it no other format can carry, in words; "" when it may be translated.
         category: forced by the caller, else None.
         file_context: the user's file and cursor, or None.
         session_id: the session of ours that this belongs to, or "".
@@ -211,8 +216,10 @@ class ChatRequest:
     stop: tuple[str, ...] = ()
     response_format: Mapping[str, Json] | None = None
     reasoning_effort: str = ""
+    thinking: bool = True
     stream: bool = True
     raw: RawBody | None = None
+    only: str = ""
     category: TaskCategory | None = None
     file_context: FileContext | None = None
     session_id: str = ""
@@ -323,9 +330,10 @@ class RawHead:
 
 @dataclass(frozen=True, slots=True)
 class RawChunk:
-    """Raw lane: bytes to hand on as they are."""
+    """Raw lane: bytes to hand on as they are; with the last of them ``answer``, where whoever serves it may keep it."""
 
     data: bytes
+    answer: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ words of an overflow; ``status`` False for servers before /api/status; ``cloud``
 It counts in ``reloads`` how often a request with another window made it load a model anew.
 
 Omitted: pulling, creating, copying and deleting models, blobs, the Responses and Anthropic routes,
-``/api/embeddings``, web search, templates of ``/api/generate``, CORS, the wait while a model loads. It never proxies: a
+``/api/embeddings``, web search, images of ``/api/generate``, CORS, the wait while a model loads. It never proxies: a
 model of another machine whose cloud is not switched off is answered with 502.
 """
 
@@ -53,6 +53,7 @@ DIED = "model runner has unexpectedly stopped, this may be due to resource limit
 NAMES = {"chat": "completion", "embeddings": "embedding", "fim": "insert"}
 
 Handler = Callable[[Request], Awaitable[Response]]
+Shape = Callable[[dict[str, object], dict[str, object]], dict[str, object]]
 
 
 class Runners:
@@ -205,10 +206,11 @@ def app(fake: Fake) -> ASGIApp:
         })  # fmt: skip
 
     async def generate(request: Request) -> Response:
-        """Without a prompt: a load, or an unload; with one, a text that is gone on with or filled in, streamed."""
+        """Without a prompt: a load, or an unload; with one, an answer, or a text that is gone on with or filled in."""
         body = await request.json()
         fake.seen.append(body)
-        if (refused := await _refusal(fake, body, fake.take_fault())) is not None:
+        fault = fake.take_fault()
+        if (refused := await _refusal(fake, body, fault)) is not None:
             return refused
         model = named(body.get("model"))
         if isinstance(model, Response):
@@ -217,11 +219,14 @@ def app(fake: Fake) -> ASGIApp:
             return JSONResponse({"model": body["model"], "response": "", **_loaded(runners, model, body)})
         if body.get("suffix") and "fim" not in model.capabilities:
             return failed(f"registry.ollama.ai/library/{model.id} does not support insert", 400)
+        if body.get("raw") and any(body.get(key) for key in ("template", "system", "context")):
+            return failed("raw mode does not support template, system, or context", 400)
+        if body.get("think") and "thinking" not in model.capabilities:
+            return failed(f'"{model.id}" does not support thinking', 400)
         runners.use(model, body)
-        told = {"model": body["model"], "created_at": "2026-11-25T09:39:36Z"}
-        rows = [told | {"response": word, "done": False} for word in WORDS]
-        end = {key: value for key, value in _end(body).items() if key != "message"} | {"response": ""}
-        return Response("".join(json.dumps(row) + "\n" for row in (*rows, end)), media_type="application/x-ndjson")
+        if body.get("stream", True):
+            return StreamingResponse(_lines(fake, body, fault, _generated), media_type="application/x-ndjson")
+        return JSONResponse(_generated(_whole(body), body))
 
     async def chat(request: Request) -> Response:
         body = await request.json()
@@ -328,7 +333,7 @@ def _messages(body: dict[str, object]) -> list[dict[str, object]]:
         return [{"content": "", "tool_calls": [{"id": f"call_ntz96zo{f['index']}", "function": f} for f in functions]}]
     if body.get("format"):
         return [{"content": STRUCTURED}]
-    thoughts = () if body.get("think") is False else THOUGHT
+    thoughts = () if body.get("think") is False or body.get("raw") or body.get("suffix") else THOUGHT
     return [*({"content": "", "thinking": thought} for thought in thoughts), *({"content": word} for word in WORDS)]
 
 
@@ -348,6 +353,26 @@ def _end(body: dict[str, object]) -> dict[str, object]:
     }
 
 
+def _generated(line: dict[str, object], body: dict[str, object]) -> dict[str, object]:
+    """A line of ``/api/chat`` as ``/api/generate`` has it; the tokens so far come last, but not of raw text."""
+    said = {key: value for key, value in line.items() if key not in ("message", "done")}
+    message = line["message"]
+    assert isinstance(message, dict)
+    told = {"response": message["content"]} | ({"thinking": message["thinking"]} if message.get("thinking") else {})
+    tokens = {"context": [1, 2, 3]} if line["done"] and not body.get("raw") else {}
+    return {
+        "model": said.pop("model"),
+        "created_at": said.pop("created_at"),
+        **told,
+        "done": line["done"],
+        **said,
+    } | tokens
+
+
+def _as_it_is(line: dict[str, object], body: dict[str, object]) -> dict[str, object]:
+    return line
+
+
 def _whole(body: dict[str, object]) -> dict[str, object]:
     pieces = _messages(body)
     message: dict[str, object] = {"role": "assistant", "content": "".join(str(piece["content"]) for piece in pieces)}
@@ -358,9 +383,9 @@ def _whole(body: dict[str, object]) -> dict[str, object]:
     return _end(body) | {"message": message}
 
 
-async def _lines(fake: Fake, body: dict[str, object], fault: str) -> AsyncIterator[bytes]:
+async def _lines(fake: Fake, body: dict[str, object], fault: str, shape: Shape = _as_it_is) -> AsyncIterator[bytes]:
     def line(value: dict[str, object]) -> bytes:
-        return json.dumps(value).encode() + b"\n"
+        return json.dumps(shape(value, body) if "message" in value else value).encode() + b"\n"
 
     words = 0
     try:

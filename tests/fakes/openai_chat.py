@@ -226,6 +226,8 @@ async def rerank(request: Request, fake: Fake, dialect: Dialect) -> Response:
     """POST of documents to rank: the longer, the more relevant."""
     if not fake.has_key(fake.headers[-1], *dialect.key_headers):
         return dialect.unauthorized(fake)
+    if (refused := await refusal(fake, dialect, fake.take_fault())) is not None:
+        return refused
     body = await request.json()
     ranked = sorted(enumerate(body["documents"]), key=lambda row: -len(row[1]))
     results = [

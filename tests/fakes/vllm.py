@@ -1,14 +1,15 @@
 """vLLM 0.33 (facts/services.md section 6; recorded from 0.32: tests/recordings/vllm).
 
 ``options``: ``adapter`` is the id of a LoRA row; ``asleep`` and ``dead`` are states of the engine, which the front
-end's list does not show; ``no_tool_parser``: it was started without a parser of tool calls.
+end's list does not show; ``no_tool_parser``: it was started without a parser of tool calls;
+``responses`` False: a build before that route.
 
 Of /v1/messages it knows what 0.32 knows (its source); ``options`` ``blocks`` are the kinds of blocks that it knows, for
 older ones.
 
-Omitted: the Responses, Cohere and pooling routes, counting in the Anthropic format, streamed usage statistics, several
-engines, and all but three of the metrics. One process here both generates and embeds: the real one has the paths of
-either.
+Omitted: the Cohere and pooling routes, all of Responses that ``responses_chat`` names, counting in Anthropic's format,
+streamed usage statistics, several engines, and all but three of the metrics. One process here both generates and
+embeds: the real one has the paths of either.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from tests.fakes import anthropic_chat, openai_chat
+from tests.fakes import anthropic_chat, openai_chat, responses_chat
 from tests.fakes.base import PROMPT_TOKENS, Fake, served
 from tests.fakes.openai_chat import Dialect
 
@@ -117,6 +118,9 @@ def app(fake: Fake) -> ASGIApp:
         answer = await anthropic_chat.messages(request, fake, DIALECT, strict)
         return anthropic_chat.own_errors(answer) if answer.status_code not in (200, 401) else answer
 
+    async def responses(request: Request) -> Response:
+        return await responses_chat.responses(request, fake, DIALECT)
+
     async def embeddings(request: Request) -> Response:
         return await openai_chat.embeddings(request, fake, DIALECT)
 
@@ -170,6 +174,7 @@ def app(fake: Fake) -> ASGIApp:
             Route("/v1/models", models),
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/messages", messages, methods=["POST"]),
+            *([Route("/v1/responses", responses, methods=["POST"])] if fake.options.get("responses", True) else []),
             Route("/v1/embeddings", embeddings, methods=["POST"]),
             Route("/v1/completions", completions, methods=["POST"]),
             Route("/v1/rerank", rerank, methods=["POST"]),

@@ -24,6 +24,7 @@ from tests.fakes import FAKES, llamacpp, ollama, vllm
 from tests.fakes.base import ANSWER_TOKENS, PROMPT_TOKENS, Fake, FakeModel
 from tests.fakes.base import running as serving
 from tests.servers import LlamaServer
+from tests.wire.legal import sse
 from turnout.api import load_any
 from turnout.build import open_router
 from turnout.gateway import completions
@@ -49,6 +50,12 @@ class Pair:
 PAIRS = {
     "anthropic-llamacpp": Pair(llamacpp, "/v1/messages"),
     "anthropic-vllm": Pair(vllm, "/v1/messages"),
+    "responses": Pair(
+        vllm,
+        "/v1/responses",
+        {"model": MODEL, "input": "Say hello", "instructions": "Be brief.", "max_output_tokens": 50},
+        {"store": False},
+    ),
     "ollama": Pair(
         ollama,
         "/api/chat",
@@ -56,6 +63,26 @@ PAIRS = {
         {"model": f"{MODEL}:latest:local", "truncate": False, "options": {"num_ctx": 8192}},
         "application/x-ndjson",
     ),
+    "generate": Pair(
+        ollama,
+        "/api/generate",
+        {"model": MODEL, "prompt": "Say hello", "system": "Be brief.", "template": "{{ .Prompt }}", "context": [1, 2]},
+        {"model": f"{MODEL}:latest:local", "truncate": False, "options": {"num_ctx": 8192}},
+        "application/x-ndjson",
+    ),
+    "generate-raw": Pair(
+        ollama,
+        "/api/generate",
+        {"model": MODEL, "prompt": "def add(", "raw": True},
+        {"model": f"{MODEL}:latest:local", "truncate": False, "options": {"num_ctx": 8192}},
+        "application/x-ndjson",
+    ),
+}
+LINES = ("/api/chat", "/api/generate")  # of JSON
+SIGNS = {
+    "/api/chat": b'"content":""',
+    "/api/generate": b'"response":""',
+    "/v1/responses": b"event: response.in_progress",
 }
 ALL = pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
 STREAMED = pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
@@ -69,7 +96,8 @@ def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @asynccontextmanager
 async def gateway(*urls: str, patience: float = 5.0) -> AsyncIterator[str]:
     custom = [{"name": f"s{n}", "endpoint": url, "priority": n, "max_retries": 0} for n, url in enumerate(urls)]
-    loaded = load_any({"custom_endpoints": custom, "discovery": {"enabled": False}})
+    # A busy machine takes longer to be told what a server is than a user would wait for it.
+    loaded = load_any({"custom_endpoints": custom, "discovery": {"enabled": False, "timeout": 10_000}})
     async with AsyncExitStack() as stack:
         router = await stack.enter_async_context(open_router(loaded))
         _, url = await stack.enter_async_context(running(create_app(router, patience=patience)))
@@ -91,6 +119,13 @@ async def post(url: str, path: str, body: object) -> tuple[int, dict[str, str], 
         return reply.status, dict(reply.headers), await reply.read()
 
 
+@asynccontextmanager
+async def ollama_client_of(url: str) -> AsyncIterator[ollama_client.AsyncClient]:
+    client = ollama_client.AsyncClient(host=url)
+    yield client
+    await client._client.aclose()
+
+
 @ALL
 @STREAMED
 async def test_bytes_go_up_with_the_named_edits_and_come_down_as_they_are(pair: Pair, stream: bool) -> None:
@@ -101,7 +136,9 @@ async def test_bytes_go_up_with_the_named_edits_and_come_down_as_they_are(pair: 
         status, headers, said = await post(url, pair.path, body)
     assert (status, headers["x-turnout-endpoint"]) == (200, "s0")
     assert headers["Content-Type"] == (pair.type if stream else "application/json")
-    assert fake.seen == [body | pair.sent]
+    (sent,) = fake.seen
+    assert [{k: v for k, v in sent.items() if k != "request_id"}] == [body | pair.sent]
+    assert str(sent.get("request_id", "resp_")).startswith("resp_")
     assert ("POST", pair.path) in fake.requests
     direct = Fake()
     async with serving(pair.server.app(direct), server_header=pair.server.SERVER_HEADER) as server:
@@ -126,7 +163,8 @@ async def test_usage_is_counted_and_the_query_is_in_the_audit_log(pair: Pair, st
         async with aiohttp.ClientSession() as session, session.get(f"{url}/metrics") as reply:
             lines = [line for line in (await reply.text()).splitlines() if line.startswith("turnout_tokens_total")]
     counted = {line.partition('token_type="')[2].partition('"')[0]: float(line.split()[-1]) for line in lines}
-    assert (counted["input"], counted["output"]) == (PROMPT_TOKENS, ANSWER_TOKENS)
+    side = pair.body.get("raw")  # whose tokens are in the log alone (docs/gateway.md)
+    assert (counted["input"], counted["output"]) == ((0, 0) if side else (PROMPT_TOKENS, ANSWER_TOKENS))
     log = (tmp_path / "data" / "audit.log").read_text("utf-8").splitlines()
     (end,) = [row for line in log if (row := json.loads(line))["phase"] == "end"]
     assert (end["tokens_in"], end["tokens_out"], end["error"]) == (PROMPT_TOKENS, ANSWER_TOKENS, None)
@@ -144,13 +182,17 @@ async def test_a_failure_before_the_first_word_has_its_status(pair: Pair, fault:
         got, _, said = await post(url, pair.path, pair.body | {"stream": stream})
     answer = json.loads(said)
     assert got == FAULTS[fault], answer
-    if pair.path == "/api/chat":
+    if pair.path in LINES:
         assert list(answer) == ["error"]
+    elif pair.path == "/v1/responses":
+        assert answer["error"]["code"] == CODES.get(fault, "nonsense")
     else:
         assert (answer["type"], answer["error"]["code"]) == ("error", CODES.get(fault, "nonsense"))
 
 
-@pytest.mark.parametrize("pair", [PAIRS["anthropic-vllm"], PAIRS["ollama"]], ids=["vllm", "ollama"])
+@pytest.mark.parametrize(
+    "pair", [PAIRS["anthropic-vllm"], PAIRS["responses"], PAIRS["ollama"]], ids=["vllm", "responses", "ollama"]
+)
 @STREAMED
 async def test_a_busy_server_is_503_with_a_wait(pair: Pair, stream: bool) -> None:
     async with before(pair, Fake(fault="busy")) as url:
@@ -170,12 +212,12 @@ async def test_a_stream_that_breaks_ends_with_the_formats_own_error_and_is_not_r
     bad, other = Fake(fault="drop"), Fake()
     async with before(pair, bad, other) as url:
         status, _, said = await post(url, pair.path, pair.body | {"stream": True})
-    assert status == 200
+    assert status == 200, said
     assert b"add(a, b):" in said or b"Adding" in said
-    last = said.splitlines()[-1] if pair.path == "/api/chat" else said.rstrip().splitlines()[-1].partition(b"data: ")[2]
-    error = json.loads(last)["error"]
+    last = said.splitlines()[-1] if pair.path in LINES else said.rstrip().splitlines()[-1].partition(b"data: ")[2]
+    error = json.loads(last)["error"] if pair.path != "/v1/responses" else json.loads(last)["response"]["error"]
     assert "in the middle of its answer" in (error if isinstance(error, str) else error["message"])
-    assert isinstance(error, str) or error["code"] == "stream_broken"
+    assert isinstance(error, str) or error["code"] in ("stream_broken", "server_error")
     assert (len(bad.seen), other.seen) == (1, [])
 
 
@@ -187,7 +229,8 @@ async def test_what_a_server_cannot_do_is_asked_of_the_next_one(pair: Pair, stre
         status, headers, said = await post(url, pair.path, pair.body | {"stream": stream})
     assert (status, headers["x-turnout-endpoint"]) == (200, "s1")
     assert DIED not in said
-    assert good.seen == [pair.body | {"stream": stream} | pair.sent]
+    (sent,) = good.seen
+    assert {k: v for k, v in sent.items() if k != "request_id"} == pair.body | {"stream": stream} | pair.sent
 
 
 DIED = b"died"
@@ -199,7 +242,12 @@ async def test_an_error_under_200_after_words_ends_the_stream(pair: Pair) -> Non
         status, headers, said = await post(url, pair.path, pair.body | {"stream": True})
     assert status == 200
     # Words and error may come in one piece: then nothing had been handed on, and the other server answered.
-    assert b"stream_broken" in said or b"broke off" in said or headers["x-turnout-endpoint"] == "s1"
+    assert (
+        b"stream_broken" in said
+        or b"broke off" in said
+        or b"response.failed" in said
+        or headers["x-turnout-endpoint"] == "s1"
+    )
 
 
 @ALL
@@ -218,15 +266,29 @@ async def test_signs_of_life_are_the_formats_own_between_its_events(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(completions, "KEEP_ALIVE_SECONDS", 0.05)
-    wanted = b'"content":""' if pair.path == "/api/chat" else b"event: ping"
+    wanted = SIGNS.get(pair.path, b"event: ping")
     async with before(pair, Fake(fault="stall"), patience=0.05) as url, aiohttp.ClientSession() as session:
         said = b""
         async with session.post(url + pair.path, json=pair.body | {"stream": True}) as reply, asyncio.timeout(5):
             while said.count(wanted) < 2:
                 said += await reply.content.readany()
-    whole = said.splitlines() if pair.path == "/api/chat" else [p for p in said.split(b"\n\n") if p]
+    whole = said.splitlines() if pair.path in LINES else [p for p in said.split(b"\n\n") if p]
     for one in whole:
-        json.loads(one if pair.path == "/api/chat" else one.partition(b"data: ")[2])
+        json.loads(one if pair.path in LINES else one.partition(b"data: ")[2])
+
+
+async def test_a_stream_that_waits_and_then_passes_through_has_one_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What keeps a client's patience before the server's first word is of the answer that comes."""
+    fake = Fake(fault="stall")
+    monkeypatch.setattr(completions, "KEEP_ALIVE_SECONDS", 0.05)
+    async with before(PAIRS["responses"], fake, patience=0.0) as url, aiohttp.ClientSession() as session:
+        said, body = b"", {"model": "auto", "input": "Add", "stream": True}
+        async with session.post(f"{url}/v1/responses", json=body) as reply, asyncio.timeout(10):
+            while b"output_text.delta" not in said or said.count(b"event: response.in_progress") < 4:
+                said += await reply.content.readany()
+    rows = [row for row in sse(said[: said.rindex(b"\n\n") + 2]) if "response" in row]
+    assert len({row["response"]["id"] for row in rows}) == 1  # type: ignore[index]
+    assert rows[0]["type"] == "response.created"
 
 
 async def test_the_official_clients_read_what_comes_through() -> None:
@@ -245,11 +307,52 @@ async def test_the_official_clients_read_what_comes_through() -> None:
         assert (called.content[0].input, called.stop_reason) == ({"city": "Paris"}, "tool_use")  # type: ignore[union-attr]
         assert [path for method, path in fake.requests if method == "POST"] == ["/v1/messages"] * 2
     async with before(PAIRS["ollama"], Fake()) as url:
-        client_of = ollama_client.AsyncClient(host=url)
-        parts = [part async for part in await client_of.chat(MODEL, QUESTION, stream=True)]
-        await client_of._client.aclose()
+        async with ollama_client_of(url) as client:
+            parts = [part async for part in await client.chat(MODEL, QUESTION, stream=True)]
     assert "".join(part.message.content or "" for part in parts) == ANSWER
     assert (parts[-1].done_reason, parts[-1].prompt_eval_count) == ("stop", PROMPT_TOKENS)
+
+
+async def test_what_only_an_ollama_can_be_told_goes_past_servers_that_cannot() -> None:
+    """A template, and the tokens of an earlier answer: translated they would be lost."""
+    other, fake = Fake(), Fake()
+    async with (
+        serving(vllm.app(other)) as first,
+        serving(ollama.app(fake), server_header=ollama.SERVER_HEADER) as second,
+        gateway(first, second) as url,
+    ):
+        for more in ({"template": "{{ .Prompt }}"}, {"context": [1, 2]}, {"raw": True, "images": ["aGk="]}):
+            body = {"model": MODEL, "prompt": "Say hello", "stream": False, **more}
+            status, headers, said = await post(url, "/api/generate", body)
+            assert (status, headers["x-turnout-endpoint"]) == (200, "s1"), said
+            assert more.items() <= fake.seen[-1].items()
+        async with ollama_client_of(url) as client:
+            parts = [part async for part in await client.generate(MODEL, "Hi", context=[1, 2], stream=True)]
+    assert other.seen == []
+    assert (parts[-1].context, parts[-1].prompt_eval_count) == ([1, 2, 3], PROMPT_TOKENS)
+
+
+async def test_where_no_ollama_is_that_is_said() -> None:
+    fake = Fake()
+    async with serving(vllm.app(fake)) as server, gateway(server) as url:
+        for more, told in (
+            ({"template": "{{ .Prompt }}"}, "has no means to take 'template' of /api/generate"),
+            ({"context": [1], "raw": True, "system": "x"}, "'system' of /api/generate and 'context' of"),
+            ({"context": [1], "model": "auto"}, "context is one model's own"),
+            ({"context": [1], "raw": True, "model": "coding:latest"}, "context is one model's own"),
+        ):
+            status, _, said = await post(url, "/api/generate", {"model": MODEL, "prompt": "x", **more})
+            assert (status, told in json.loads(said)["error"]) == (400, True), said
+    assert fake.seen == []
+
+
+async def test_a_question_to_generate_is_translated_for_others() -> None:
+    fake = Fake()
+    async with serving(vllm.app(fake)) as server, gateway(server) as url:
+        body = {"model": MODEL, "prompt": "Say hello", "system": "Be brief.", "stream": False}
+        _, _, said = await post(url, "/api/generate", body)
+    assert json.loads(said)["response"] == ANSWER
+    assert [row["role"] for row in fake.seen[0]["messages"]] == ["system", "user"]  # type: ignore[attr-defined]
 
 
 # Where the other lane is taken.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import aiohttp
@@ -15,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from tests.fakes import FAKES
+from tests.fakes import FAKES, vllm
 from tests.fakes.base import Fake
 from tests.fakes.base import running as serving
 from tests.fakes.llm import openai_app
@@ -50,6 +51,10 @@ async def test_the_real_model_answers_whole_streamed_and_on(llama: LlamaServer) 
         final = events[-1].response  # type: ignore[union-attr]
         text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
         assert text == final.output_text == whole.output_text
+        quiet = await client.responses.create(
+            model="smol", input="Say hello", max_output_tokens=8, reasoning={"effort": "none"}
+        )
+        assert quiet.output_text
         on = await client.responses.create(
             model="smol", input="Again", previous_response_id=final.id, max_output_tokens=8
         )
@@ -251,6 +256,104 @@ async def test_nobody_sees_what_is_kept_for_another(monkeypatch: pytest.MonkeyPa
         named = [{"type": "item_reference", "id": first.output[0].id}]
         with pytest.raises(openai.NotFoundError):
             await client.responses.create(model="auto", input=named)  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def before_vllm(*fakes: Fake) -> AsyncIterator[tuple[str, openai.AsyncOpenAI]]:
+    """A client of a gateway in front of servers that speak this format."""
+    async with AsyncExitStack() as stack:
+        urls = [await stack.enter_async_context(serving(vllm.app(fake))) for fake in fakes]
+        url = await stack.enter_async_context(gateway(*urls))
+        yield url, await stack.enter_async_context(client_of(url))
+
+
+def posted(fake: Fake) -> list[str]:
+    return [path for method, path in fake.requests if method == "POST" and path != "/tokenize"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_what_passes_through_is_kept_shown_and_gone_on_from(stream: bool) -> None:
+    fake = Fake()
+    async with before_vllm(fake) as (_, client):
+        answer = await client.responses.create(model="auto", input="Add", stream=stream, extra_body={"min_p": 0.1})  # type: ignore[call-overload]
+        events = [event async for event in answer] if stream else []
+        first = events[-1].response if stream else answer
+        assert (await client.responses.retrieve(first.id)).output_text == first.output_text
+        on = await client.responses.create(model="auto", input="On", previous_response_id=first.id)
+        named = [{"type": "item_reference", "id": first.output[0].id}, {"role": "user", "content": "On"}]
+        await client.responses.create(model="auto", input=named)  # type: ignore[arg-type]
+        await client.responses.delete(first.id)
+    assert posted(fake) == ["/v1/responses", "/v1/chat/completions", "/v1/chat/completions"]
+    assert (fake.seen[0]["store"], fake.seen[0]["min_p"], fake.seen[0]["request_id"]) == (False, 0.1, first.id)
+    assert [row["role"] for row in fake.seen[1]["messages"]] == ["user", "assistant", "user"]  # type: ignore[attr-defined]
+    assert on.previous_response_id == first.id
+
+
+async def test_the_clients_own_reader_of_streams_takes_what_passes_through() -> None:
+    async with before_vllm(Fake()) as (_, client):
+        async with client.responses.stream(model="auto", input="Add", reasoning={"effort": "low"}) as stream:
+            kinds = [event.type async for event in stream]
+            final_one = await stream.get_final_response()
+        cut = await client.responses.create(model="auto", input="Add", stream=True, max_output_tokens=2)
+        ends = [event.type async for event in cut]
+    assert final_one.output_text == "def add(a, b):\n    return a + b"
+    assert [item.type for item in final_one.output] == ["reasoning", "message"]
+    assert (kinds[0], kinds[-1], ends[-1]) == ("response.created", "response.completed", "response.incomplete")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_what_passes_through_and_must_not_be_stored_is_not(stream: bool) -> None:
+    async with before_vllm(Fake()) as (_, client):
+        answer = await client.responses.create(model="auto", input="Add", stream=stream, store=False)  # type: ignore[call-overload]
+        first = [event async for event in answer][-1].response if stream else answer
+        with pytest.raises(openai.NotFoundError):
+            await client.responses.retrieve(first.id)
+
+
+async def test_an_id_that_a_server_has_chosen_takes_nobodys_place() -> None:
+    """Another answer of the caller's would be gone, or be another's words."""
+    fake = Fake(options={"own_ids": True})
+    async with before_vllm(fake) as (_, client):
+        first = await client.responses.create(model="auto", input="Add")
+        with pytest.raises(openai.NotFoundError):
+            await client.responses.retrieve(first.id)
+
+
+def item(role: str, *texts: str) -> dict[str, object]:
+    return {"role": role, "content": [{"type": "output_text", "text": text} for text in texts]}
+
+
+CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+TRANSLATED: dict[str, dict[str, object]] = {
+    "tools": {"tools": [WEATHER]},
+    "two that lead": {"input": [item("developer", "a"), item("developer", "b"), item("user", "c")]},
+    "a system message that does not lead": {"input": [item("user", "a"), item("system", "b")]},
+    "an answer of two parts": {"input": [item("user", "a"), item("assistant", "b", "c"), item("user", "d")]},
+    "a call": {"input": [item("user", "a"), CALL, {"type": "function_call_output", "call_id": "c", "output": "x"}]},
+    "a proof": {"input": [item("user", "a"), {"type": "reasoning", "summary": [], "encrypted_content": "x"}]},
+    "a summary": {"reasoning": {"effort": "low", "summary": "auto"}},
+    "background": {"background": True},
+    "a time of day": {"instructions": "Now: 2026-11-25T12:34:56Z."},
+}
+
+
+@pytest.mark.parametrize("asked", TRANSLATED.values(), ids=TRANSLATED)
+async def test_what_such_a_server_would_get_wrong_is_translated(asked: dict[str, object]) -> None:
+    fake = Fake()
+    async with before_vllm(fake) as (url, _), aiohttp.ClientSession() as session:
+        async with session.post(f"{url}/v1/responses", json={"model": "auto", "input": "Add", **asked}) as reply:
+            assert reply.status == 200, await reply.text()
+    assert posted(fake) == ["/v1/chat/completions"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_build_before_the_route_is_asked_by_translation(stream: bool) -> None:
+    fake = Fake(options={"responses": False})
+    async with before_vllm(fake) as (_, client):
+        answer = await client.responses.create(model="auto", input="Add", stream=stream)  # type: ignore[call-overload]
+        first = [event async for event in answer][-1].response if stream else answer
+        assert (await client.responses.retrieve(first.id)).output_text == "def add(a, b):\n    return a + b"
+    assert posted(fake) == ["/v1/responses", "/v1/chat/completions"]
 
 
 def kept_answer(name: str, text: str = "") -> bytes:

@@ -32,7 +32,9 @@ def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @asynccontextmanager
-async def gateway(*servers: str | tuple[object, Fake], audit: Path | None = None, slots: int = 0) -> AsyncIterator[str]:
+async def gateway(
+    *servers: str | tuple[object, Fake], audit: Path | None = None, slots: int = 0, total: int = 0
+) -> AsyncIterator[str]:
     """A gateway in front of URLs and fakes (a dialect's module, its state), the first preferred."""
     async with AsyncExitStack() as stack:
         urls = []
@@ -42,7 +44,7 @@ async def gateway(*servers: str | tuple[object, Fake], audit: Path | None = None
                 header = getattr(kind, "SERVER_HEADER", "uvicorn")
                 server = await stack.enter_async_context(serving(kind.app(fake), server_header=header))  # type: ignore[attr-defined]
             urls.append(server)
-        more = {"slots": slots} if slots else {}
+        more = ({"slots": slots} if slots else {}) | ({"total_timeout": total} if total else {})
         custom = [{"name": f"s{n}", "endpoint": url, "priority": n, **more} for n, url in enumerate(urls)]
         logs = {"security": {"audit_log_path": str(audit)}} if audit else {}
         router = await stack.enter_async_context(
@@ -203,6 +205,32 @@ async def test_a_client_that_leaves_frees_the_server() -> None:
         fake.fault = ""
         async with session.post(f"{url}/v1/completions", json=body) as reply:
             assert reply.status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", {"input": "a"}),
+        ("/v1/rerank", {"query": "a", "documents": ["b"]}),
+        ("/v1/completions", {"prompt": "a"}),
+    ],
+)
+async def test_servers_that_hang_have_one_time_together(path: str, body: dict[str, object]) -> None:
+    """As a chat has, and not five minutes each for a first byte and two more to wait for a place."""
+    fakes = [Fake(fault="hang") for _ in range(3)]
+    async with (
+        asyncio.timeout(30),
+        gateway(*((vllm, fake) for fake in fakes), slots=1, total=1000) as url,
+        aiohttp.ClientSession() as session,
+    ):
+        both = [session.post(url + path, json={"model": MODEL, **body}) for _ in range(2)]
+        first, second = await asyncio.gather(*both)
+        answers = [await first.json(), await second.json()]
+    assert first.status == 504
+    assert answers[0]["error"]["code"] == "timeout"
+    assert second.status in (503, 504)  # whoever waits for a place is told that the server is busy
+    asked = sum(path in (where for _, where in fake.requests) for fake in fakes)
+    assert 0 < asked < 3, "those that come when the time is over are not asked"
 
 
 async def test_a_side_request_waits_for_a_slot_as_a_chat_does() -> None:

@@ -64,6 +64,7 @@ WEATHER = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
     },
 }
+FLAT_WEATHER = {"type": "function", **WEATHER["function"]}  # type: ignore[dict-item]
 ASK_WEATHER = [{"role": "user", "content": "What is the weather in Paris?"}]
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 
@@ -94,6 +95,11 @@ def openai_chat(name: str, model: str, messages: object = HELLO, **more: object)
     """A chat completion that is short and the same each time."""
     body = {"model": model, "messages": messages, "max_tokens": 8, "temperature": 0, **more}
     return Ask(name, "/v1/chat/completions", body)
+
+
+def responses(name: str, **fields: object) -> Ask:
+    """A Responses request."""
+    return Ask(name, "/v1/responses", {"model": "smol", "temperature": 0, "max_output_tokens": 8, **fields})
 
 
 def openai_chats(model: str) -> tuple[Ask, ...]:
@@ -263,6 +269,10 @@ MLX_READY = (
     Ask("embeddings", "/v1/embeddings", {"model": "/tmp/rec/smol", "input": "hello"}),
 )
 MLX_TOOLS = tuple(ask for ask in openai_chats("/tmp/rec/smol") if ask.name.startswith("tools"))
+VLLM_NO_PARSER = (
+    openai_chat("tools", "smol", ASK_WEATHER, tools=[WEATHER], max_tokens=40),
+    responses("responses tools", input="What is the weather in Paris?", tools=[FLAT_WEATHER], max_output_tokens=60),
+)
 VLLM_READY = (
     *(ask for ask in PROBES if ask.path != "/openapi.json"),
     *(get(path) for path in ("/metrics", "/load", "/ping")),
@@ -294,6 +304,12 @@ VLLM_READY = (
     ),
     openai_chat("answer too long", "smol", max_tokens=5000),
     openai_chat("answer does not fit", "smol", max_tokens=1000),
+    responses("responses", input="Say hello."),
+    responses("responses stream", input="Say hello.", stream=True, max_output_tokens=40),
+    responses("responses cut", input="Say hello.", stream=True, max_output_tokens=4, request_id="resp_ours"),
+    responses("responses cut by it", input="a " * 2500, truncation="auto", max_output_tokens=4),
+    responses("responses proof", input=[{"type": "reasoning", "summary": [], "encrypted_content": "x"}]),
+    responses("responses tools", input="What is the weather in Paris?", tools=[FLAT_WEATHER], max_output_tokens=60),
     openai_chat("effort", "smol", reasoning_effort="high"),
     Ask("no messages", "/v1/chat/completions", {"model": "smol"}),
     Ask("tokenize", "/tokenize", {"model": "smol", "messages": HELLO}),
@@ -398,6 +414,7 @@ STATES: dict[str, dict[str, tuple[Ask, ...]]] = {
         "busy": (replace(openai_chat("busy", "smol", max_tokens=200), burst=4),),
         "dead": VLLM_DEAD,
         "pooling": VLLM_POOLING,
+        "no-parser": VLLM_NO_PARSER,
     },
     "openwebui": {"no-key": UI_NO_KEY, "external": UI_EXTERNAL, "local": UI_LOCAL, "alone": UI_ALONE},
     "dasllama": {"ready": (*PROBES[1:], *openai_chats("smollm2-135m-q8_0.gguf"))},

@@ -23,6 +23,7 @@ from turnout.types import (
     Usage,
     UsageReport,
 )
+from turnout.wire.freeform import arguments_of
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=20)
 NAME = st.from_regex(r"[a-z_]{1,8}", fullmatch=True)
@@ -238,6 +239,10 @@ _GRAMMAR: dict[str, dict[str, str]] = {
         "response.function_call_arguments.delta": "function_call",
         "response.function_call_arguments.done": "item said",
     },
+    "custom_tool_call": {
+        "response.custom_tool_call_input.delta": "custom_tool_call",
+        "response.custom_tool_call_input.done": "item said",
+    },
     "item said": {"response.output_item.done": "between"},
     "end": {},
 }
@@ -283,7 +288,7 @@ class _Responses:
         if self.state == "end" and status != "failed":
             usage = response["usage"]
             self.events.append(UsageReport(Usage(usage["input_tokens"], usage["output_tokens"])))
-            calls = any(item["type"] == "function_call" for item in self.done)
+            calls = any(item["type"] in ("function_call", "custom_tool_call") for item in self.done)
             reasons = {"max_output_tokens": "length", "content_filter": "content_filter"}
             whole = "tool_calls" if calls else "stop"
             reason = reasons[response["incomplete_details"]["reason"]] if status == "incomplete" else whole
@@ -295,11 +300,11 @@ class _Responses:
         ids = [item[key] for item in self.done for key in ("id", "call_id") if key in item]
         assert self.item["id"]
         assert self.item["id"] not in ids
-        if self.item["type"] == "function_call":
+        if self.item["type"] in ("function_call", "custom_tool_call"):
             assert self.item["call_id"] not in ids
             assert self.item["call_id"]
             assert self.item["name"]
-            assert self.item["arguments"] == ""
+            assert self.item["arguments" if self.item["type"] == "function_call" else "input"] == ""
             self.events.append(ToolCallDelta(len(self.done), self.item["call_id"], self.item["name"]))
 
     def _inside(self, kind: str, row: dict[str, object]) -> None:
@@ -311,6 +316,10 @@ class _Responses:
                 self.events.append(ReasoningDelta(row["delta"]))
             case "function_call_arguments.delta":
                 self.events.append(ToolCallDelta(len(self.done), arguments=row["delta"]))
+            case "custom_tool_call_input.delta":
+                self.events.append(ToolCallDelta(len(self.done), arguments=arguments_of(row["delta"])))
+            case "custom_tool_call_input.done":
+                assert row["input"] == said
             case "content_part.added" | "reasoning_summary_part.added":
                 assert row["part"]["text"] == ""
             case "content_part.done" | "reasoning_summary_part.done":
@@ -337,6 +346,8 @@ class _Responses:
             case "reasoning":
                 assert "".join(part["text"] for part in item["summary"]) == said
                 self.events.append(ReasoningDelta("", item.get("encrypted_content", "")))
+            case "custom_tool_call":
+                assert (item["input"], item["call_id"]) == (said, self.item["call_id"])
             case _:
                 assert (item["arguments"], item["call_id"]) == (said, self.item["call_id"])
         self.done.append(item)

@@ -10,11 +10,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.wire.legal import cuts
+from tests.recordings import reply
+from tests.wire.legal import cuts, sse
 from turnout.errors import NonsenseError, ServerFailedError, UsageError
 from turnout.hygiene import REMINDER, REMINDER_END, tidy
 from turnout.types import ChatRequest, Finish, Message, RawBody, Text, TextDelta, Usage, UsageReport, WireFormat
-from turnout.wire import anthropic, base, ollama, ollama_server, openai_chat, scan, scan_anthropic, scan_ollama
+from turnout.wire import (
+    anthropic,
+    base,
+    ollama,
+    ollama_server,
+    openai_chat,
+    scan,
+    scan_anthropic,
+    scan_ollama,
+    scan_responses,
+)
 from turnout.wire.passing import Edits, Prepare
 
 OPENAI, ANTHROPIC, OLLAMA = WireFormat.OPENAI_CHAT, WireFormat.ANTHROPIC, WireFormat.OLLAMA
@@ -203,6 +214,15 @@ def test_a_time_of_day_goes_from_the_bytes_too(spoken):
     assert spoken is ANTHROPIC or body["messages"][0] == {"role": "system", "x": 1}
 
 
+def test_a_time_of_day_goes_from_what_generate_has_for_one():
+    sent = {"prompt": "at 12:34", "template": "{{ .Prompt }}", "context": [1]}
+    request = ollama_server.parse_generate(json.dumps({"model": "m", "system": "2026-11-25 12:34", **sent}).encode())
+    raw = tidy(request).raw
+    assert raw is not None
+    assert json.loads(raw.body) == {"model": "m", "system": "2026-11-25", **sent}
+    assert request.only == "'template' of /api/generate and 'context' of /api/generate"
+
+
 def test_system_messages_of_claude_code_join_the_leading_one_or_become_reminders():
     call = {"type": "tool_use", "id": "t", "name": "Read", "input": {}}
     result = {"type": "tool_result", "tool_use_id": "t", "content": "x", "cache_control": {"type": "ephemeral"}}
@@ -310,6 +330,82 @@ def test_what_a_server_says_after_its_last_line_is_no_part_of_the_answer(points)
     parser = ollama.StreamParser()
     events = [event for piece in cuts(LINES + more, points) for event in parser.feed(piece)] + parser.close()
     assert events == [TextDelta("hi"), UsageReport(Usage(31, 5)), Finish("length")]
+
+
+RESPONSES = {"plain": "responses-stream", "cut": "responses-cut"}
+
+
+@pytest.mark.parametrize("name", RESPONSES)
+@given(points=st.lists(st.integers(0, 10**6), max_size=8))
+def test_a_recorded_response_passes_unchanged_but_for_the_name_of_a_cut_ones_end(name, points):
+    recorded = reply("vllm", "0.32.0", "ready", RESPONSES[name]).body
+    one = scan_responses.Scanner(stream=True)
+    passed = [one.feed(piece) for piece in cuts(recorded, points)]
+    said = b"".join(passed) + one.close()
+    assert all(piece.endswith(b"\n\n") for piece in passed if piece), "whole events alone are handed on"
+    last = sse(recorded)[-1]["response"]
+    ended = f"response.{last['status']}".encode()
+    assert said == recorded.replace(b"response.completed", ended)
+    assert (one.finish, one.done, one.answered) == ("length" if name == "cut" else "stop", True, True)
+    assert one.usage == Usage(last["usage"]["input_tokens"], last["usage"]["output_tokens"])
+    assert json.loads(one.answer) == last
+    assert (name == "cut") == (last["id"] == "resp_ours"), "the request names the id of its answer"
+    assert [row["sequence_number"] for row in sse(said)] == list(range(len(sse(said))))
+
+
+def test_a_recorded_whole_response_is_read():
+    recorded = reply("vllm", "0.32.0", "ready", "responses").body
+    one = scan_responses.Scanner(stream=False)
+    assert (one.feed(recorded), one.answer) == (recorded, recorded)
+    assert (one.finish, one.answered, one.usage) == ("length", True, Usage(33, 8))
+    other = scan_responses.Scanner(stream=False)
+    other.feed(b'{"output":[{"type":"message"}],"status":"completed"}')
+    assert (other.answered, other.answer) == (True, b""), "what has no id cannot be kept"
+
+
+def test_why_vllm_is_not_sent_tools_nor_left_to_cut_a_prompt():
+    """Recorded: without a parser of tool calls its chat refuses, and this route answers the call as prose; with
+    truncation auto the prompt loses its beginning without a word."""
+    assert reply("vllm", "0.32.0", "no-parser", "tools").status == 400
+    (item,) = json.loads(reply("vllm", "0.32.0", "no-parser", "responses-tools").body)["output"]
+    assert (item["type"], "<tool_call>" in item["content"][0]["text"]) == ("message", True)
+    cut = json.loads(reply("vllm", "0.32.0", "ready", "responses-cut-by-it").body)
+    assert cut["usage"]["input_tokens"] < 1024 < 2500
+    sent = fields(scan_responses.prepare(b'{"truncation":"auto","store":true,"input":"x"}', Edits("there"))[0])
+    assert sent == {"model": b'"there"', "store": b"false", "input": b'"x"'}
+
+
+@given(UNKNOWN, SPACED, st.one_of(st.none(), st.integers(1, 99)))
+def test_what_nobody_knows_of_a_response_goes_up_byte_for_byte(unknown, spaced, most):
+    sent = {"input": [USER | unknown], "max_output_tokens": 50, **unknown, "stream": True}
+    body = json.dumps(sent, separators=spaced).encode()
+    before, after = fields(body), fields(scan_responses.prepare(body, Edits("there", max_tokens=most))[0])
+    named = {"model", "store", "max_output_tokens"}
+    assert {k: v for k, v in after.items() if k not in named} == {k: v for k, v in before.items() if k not in named}
+    assert after["max_output_tokens"] == str(min(50, most or 50)).encode()
+
+
+@pytest.mark.parametrize(
+    "said_so",
+    [
+        event(type="response.failed", response={"status": "failed", "error": {"message": "boom"}}),
+        event(type="error", message="boom", code="x"),
+        b'event: error\ndata: {"error":{"message":"boom","code":500}}\n\n',
+    ],
+)
+def test_a_failure_in_the_middle_of_a_response_is_one(said_so):
+    one = scan_responses.Scanner(stream=True)
+    with pytest.raises(ServerFailedError, match="boom"):
+        one.feed(event(type="response.created", response={"status": "in_progress", "error": None}) + said_so)
+
+
+def test_what_a_model_writes_is_no_end_of_a_response():
+    one = scan_responses.Scanner(stream=True)
+    words = event(type="response.output_text.delta", delta='"response.completed" "error" {"type": "response.failed"}')
+    assert one.feed(words) == words
+    assert not one.done
+    assert not one.begins(event(type="response.in_progress", response={"output": []}))
+    assert one.begins(event(type="response.output_item.added", item={}))
 
 
 def test_a_head_alone_is_no_beginning():

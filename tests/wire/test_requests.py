@@ -11,12 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from turnout.backends import BY_KIND
 from turnout.errors import TurnoutError, UsageError
 from turnout.hygiene import tidy
 from turnout.types import (
     ChatRequest,
     Image,
     Message,
+    Model,
     Reasoning,
     Text,
     Tool,
@@ -215,7 +217,9 @@ def test_claude_code_request_reaches_a_server_whole_and_in_order():
     rows = json.loads(openai_chat.render_request(request, "m", stream=True))["messages"]
     assert [row["role"] for row in rows] == ["system", "user", "assistant", "tool", "user"]
     assert [part["type"] for part in rows[4]["content"]] == ["image_url", "text"]
+    assert rows[3]["content"] == "[the tool failed] broken"
     native = json.loads(ollama.render_request(request, "m", stream=True, num_ctx=None))["messages"]
+    assert native[3]["content"] == "[the tool failed] broken"
     assert [row["role"] for row in native] == ["system", "user", "assistant", "tool", "user"]
     assert (native[3]["tool_name"], native[4]["images"]) == ("Read", ["QUJD"])
 
@@ -249,6 +253,35 @@ def test_what_an_anthropic_client_says_of_form_and_effort_is_kept():
     assert (native["format"], native["think"], native["options"]["top_k"]) == (SCHEMA, "high", 40)
     plain = json.loads(openai_chat.render_request(anthropic.parse_request(body()), "m", stream=True))
     assert not {"response_format", "reasoning_effort", "top_k", "parallel_tool_calls"} & set(plain)
+
+
+NO_THINKING: list[dict[str, object]] = [
+    {"thinking": {"type": "disabled"}},
+    {"thinking": {"type": "disabled"}, "output_config": {"effort": "high"}},
+]
+
+
+@pytest.mark.parametrize("said", NO_THINKING)
+@pytest.mark.parametrize("kind", sorted(BY_KIND))
+def test_who_wants_no_thinking_is_heard_where_a_servers_switch_is_known_and_nothing_else_is_sent(said, kind):
+    backend, model = BY_KIND[kind], Model("m", capabilities=frozenset({"chat", "thinking"}))
+    sent = json.loads(backend.render(anthropic.parse_request(body(**said)), model, 4096))
+    switched = kind in ("llamacpp", "vllm", "sglang", "mlx")
+    assert sent.get("chat_template_kwargs") == ({"enable_thinking": False} if switched else None)
+    assert sent.get("think") == (False if kind == "ollama" else None)
+    assert "reasoning_effort" not in sent
+
+
+def test_the_switch_is_not_turned_for_others_nor_over_what_was_chosen():
+    adaptive, model = anthropic.parse_request(body(thinking={"type": "adaptive"})), Model("m")
+    assert "chat_template_kwargs" not in json.loads(BY_KIND["vllm"].render(adaptive, model, 0))
+    assert "think" not in json.loads(BY_KIND["ollama"].render(adaptive, model, 0))
+    off = anthropic.parse_request(body(thinking={"type": "disabled"}))
+    assert "think" not in json.loads(BY_KIND["ollama"].render(off, Model("m", capabilities=frozenset({"chat"})), 0))
+    none = openai_chat.parse_request(body(reasoning_effort="none", chat_template_kwargs={"a": 1}))
+    sent = json.loads(BY_KIND["llamacpp"].render(none, model, 0))
+    assert sent["chat_template_kwargs"] == {"enable_thinking": False, "a": 1}
+    assert json.loads(BY_KIND["lmstudio"].render(none, model, 0))["reasoning_effort"] == "none"
 
 
 def test_tools_that_only_anthropics_service_runs_are_not_offered_to_a_model():

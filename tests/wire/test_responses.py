@@ -200,6 +200,84 @@ def test_a_namespaced_call_comes_back_with_its_namespace_and_is_understood_again
     ]
 
 
+PATCH = "*** Begin Patch\n*** Add File: hello.py\n+print('hello')\n*** End Patch\n"
+# As Codex 0.169 sends it for a model whose metadata say freeform, its grammar cut short.
+APPLY_PATCH = {
+    "type": "custom",
+    "name": "apply_patch",
+    "description": "This is a FREEFORM tool, so do not wrap the patch in JSON.",
+    "format": {"type": "grammar", "syntax": "lark", "definition": "start: begin_patch hunk+ end_patch"},
+}
+
+
+def test_a_custom_tool_is_a_function_of_one_text_whose_grammar_the_model_is_told():
+    request = parsed(tools=[APPLY_PATCH], tool_choice={"type": "custom", "name": "apply_patch"})
+    (row,) = json.loads(openai_chat.render_request(request, "m", stream=True))["tools"]
+    assert row["function"]["name"] == "apply_patch"
+    assert row["function"]["parameters"]["properties"].keys() == {"input"}
+    assert row["function"]["parameters"]["required"] == ["input"]
+    told = row["function"]["description"]
+    assert told.startswith("This is a FREEFORM tool")
+    assert "`input`" in told
+    assert told.endswith("grammar (lark):\nstart: begin_patch hunk+ end_patch")
+    assert request.tool_choice == "tool:apply_patch"
+    assert final([Finish()], request)["tool_choice"] == {"type": "custom", "name": "apply_patch"}
+    allowed = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "custom", "name": "apply_patch"}]}
+    assert len(parsed(tools=[APPLY_PATCH, *FUNCTIONS], tool_choice=allowed).tools) == 1
+
+
+def test_what_codex_sends_back_of_a_custom_call():
+    """Recorded from Codex 0.169 after it had run the call."""
+    call = {"type": "custom_tool_call", "id": "ctc_1", "status": "completed", "call_id": "call_1",
+            "name": "apply_patch", "input": PATCH}  # fmt: skip
+    output = {"type": "custom_tool_call_output", "id": "ctco_1", "call_id": "call_1", "output": "Exit code: 0"}
+    request = parsed(tools=[APPLY_PATCH], input=[USER, call, output])
+    assert request.messages[1:] == (
+        Message(
+            "assistant",
+            (ToolCall("call_1", "apply_patch", json.dumps({"input": PATCH}, separators=(",", ":")), "ctc_1"),),
+        ),
+        Message("tool", (ToolResult("call_1", "Exit code: 0"),)),
+    )
+    with pytest.raises(UsageError, match="a custom tool's input is not a string"):
+        parsed(input=[USER, call | {"input": {"a": 1}}])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (json.dumps({"input": PATCH}), PATCH),
+        (json.dumps({"patch": PATCH}), PATCH),
+        (json.dumps(PATCH), PATCH),
+        (PATCH, PATCH),
+        ("", ""),
+        ("{}", ""),
+        ('{"input": 5}', '{"input": 5}'),
+        ('{"a": "x", "b": "y"}', '{"a": "x", "b": "y"}'),
+        ("[1]", "[1]"),
+        ('{"input":"*** Begin', '{"input":"*** Begin'),
+    ],
+)
+def test_a_models_text_is_found_however_it_wrote_it(arguments, text):
+    request = parsed(tools=[APPLY_PATCH])
+    calls = [ToolCallDelta(0, "c", "apply_patch", arguments[:9]), ToolCallDelta(0, arguments=arguments[9:])]
+    (item,) = final([*calls, Finish("tool_calls")], request)["output"]
+    assert (item["type"], item["call_id"], item["name"], item["input"]) == (
+        "custom_tool_call",
+        "c",
+        "apply_patch",
+        text,
+    )
+
+
+def test_a_custom_tool_may_stand_in_a_namespace():
+    request = parsed(tools=[{"type": "namespace", "name": "edit", "tools": [APPLY_PATCH]}])
+    event = ToolCallDelta(0, "c", "edit__apply_patch", '{"input":"x"}')
+    (item,) = final([event, Finish("tool_calls")], request)["output"]
+    assert (item["namespace"], item["name"], item["input"]) == ("edit", "apply_patch", "x")
+    assert parsed(input=[USER, item]).messages[1].tool_calls[0].name == "edit__apply_patch"
+
+
 def test_two_tools_of_one_full_name_are_refused():
     with pytest.raises(UsageError, match="two tools are called 'mcp__files__read'"):
         parsed(tools=[NAMESPACE, {"type": "function", "name": "mcp__files__read"}])

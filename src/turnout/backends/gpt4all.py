@@ -11,6 +11,7 @@ from turnout.backends.base import Identity, Inspection, dict_of, first_owner, js
 from turnout.backends.openai_compatible import OpenAICompatible
 from turnout.errors import BackendError, EndpointDownError, ServerFailedError
 from turnout.types import ChatRequest, Endpoint, Health, Json, Message, Model, message
+from turnout.wire.base import result_text
 
 if TYPE_CHECKING:
     from turnout.guard.network import HttpClient, Reply
@@ -90,5 +91,5 @@ class Gpt4All(OpenAICompatible):
 
 def _plain(messages: Sequence[Message]) -> tuple[Message, ...]:
     """Text and three roles are all that a message may have: what a tool gave back is told as the user's words."""
-    told = [(m.role, "\n".join(t for t in (*(r.content for r in m.tool_results), m.text) if t)) for m in messages]
+    told = [(m.role, "\n".join(t for t in (*(result_text(r) for r in m.tool_results), m.text) if t)) for m in messages]
     return tuple(message("user" if role == "tool" else role, text) for role, text in told if text)

@@ -9,6 +9,7 @@ import re
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from turnout.backends import base
@@ -33,7 +34,7 @@ from turnout.types import (
     UsageReport,
     WireFormat,
 )
-from turnout.wire import scan, scan_anthropic, scan_ollama
+from turnout.wire import scan, scan_anthropic, scan_ollama, scan_responses
 from turnout.wire.base import Completion
 from turnout.wire.passing import Edits, Prepare, Scanner
 
@@ -44,7 +45,8 @@ ERROR_BYTES = 64_000
 WHOLE_ANSWER_BYTES = 64_000_000
 # Something that a model says: text, reasoning, or a call.
 _WORD = re.compile(
-    rb'"(?:content|reasoning|reasoning_content|thinking|text|partial_json)"\s*:\s*"(?!")|"tool_calls"\s*:\s*\[\s*\{'
+    rb'"(?:content|reasoning|reasoning_content|thinking|text|partial_json|response|delta)"\s*:\s*"(?!")'
+    rb'|"tool_calls"\s*:\s*\[\s*\{'
 )
 _SILENCE: tuple[set[type], ...] = ({Finish}, {Finish, UsageReport})
 # Of all formats; the others are "stop".
@@ -60,9 +62,46 @@ _PREPARE: dict[WireFormat, Prepare] = {
     WireFormat.OPENAI_CHAT: scan.prepare,
     WireFormat.ANTHROPIC: scan_anthropic.prepare,
     WireFormat.OLLAMA: scan_ollama.prepare,
+    WireFormat.OLLAMA_GENERATE: scan_ollama.prepare,
+    WireFormat.RESPONSES: scan_responses.prepare,
 }
 # As a server answers whom it does not understand.
 _NOT_UNDERSTOOD = frozenset({400, 404, 405, 422, 501})
+
+
+def chat_lane(
+    client: HttpClient,
+    backend: Backend,
+    endpoint: Endpoint,
+    model: Model,
+    request: ChatRequest,
+    max_tokens: int | None,
+    window: int,
+) -> AsyncGenerator[Event, None]:
+    """The lane of a chat: the client's bytes where they may go to this server, else its own format.
+
+    Args:
+        request: as it is to be asked; ``raw`` is None where it had to be changed.
+        max_tokens: as ``raw_lane``.
+        window: in tokens, for servers that are told.
+
+    Raises:
+        RequestRefusedError: it cannot be translated, and this server does not take it as it is.
+    """
+    raw = request.raw
+    if raw is None or not backend.streams or not backend.takes(endpoint, raw.format):
+        require_translatable(request, backend, endpoint)
+        return event_lane(client, backend, endpoint, model, request, window)
+    passed = raw_lane(client, backend, endpoint, model, request, max_tokens, window)
+    if raw.format is backend.wire or request.only:
+        return passed
+    return native_lane(passed, partial(event_lane, client, backend, endpoint, model, request, window))
+
+
+def require_translatable(request: ChatRequest | Completion, backend: Backend, endpoint: Endpoint) -> None:
+    """Raises RequestRefusedError when the request holds what only its own format has."""
+    if request.only:
+        raise backend.cannot(f"take {request.only}", endpoint)
 
 
 def event_lane(
@@ -80,7 +119,10 @@ def event_lane(
 def text_lane(
     client: HttpClient, backend: Backend, endpoint: Endpoint, model: Model, asked: Completion, window: int
 ) -> AsyncGenerator[Event, None]:
-    """As ``event_lane``, for a text that is gone on with."""
+    """As ``chat_lane``, for a text that is gone on with."""
+    if asked.raw is not None and backend.takes(endpoint, asked.raw.format):
+        return raw_lane(client, backend, endpoint, model, asked, window=window)
+    require_translatable(asked, backend, endpoint)
     return _events(client, backend, endpoint, backend.completion(endpoint, asked, model, window))
 
 
@@ -136,7 +178,7 @@ async def raw_lane(
     backend: Backend,
     endpoint: Endpoint,
     model: Model,
-    request: ChatRequest,
+    request: ChatRequest | Completion,
     max_tokens: int | None = None,
     window: int = 0,
 ) -> AsyncGenerator[Event, None]:
@@ -160,7 +202,7 @@ async def raw_lane(
             if problem := _problem(backend, endpoint, whole, answered=scanner.answered):
                 raise problem
             yield RawHead(200, "application/json")
-            yield RawChunk(whole)
+            yield RawChunk(whole, scanner.answer)
         else:
             _require_stream(reply, endpoint, scanner.content_type)
             begun, held = False, b""
@@ -176,11 +218,11 @@ async def raw_lane(
                         reply.begin()
                         yield RawHead(200, scanner.content_type)
                     _see_whether_it_moves(reply, held)
-                    yield RawChunk(held)
+                    yield RawChunk(held, scanner.answer)
                     held = b""
                 held += scanner.close()
                 if held and begun:
-                    yield RawChunk(held)
+                    yield RawChunk(held, scanner.answer)
             except BackendError as error:
                 _raise_unless(scanner.done or bool(scanner.finish), error, backend, endpoint, begun)
             if not begun:

@@ -52,6 +52,7 @@ class LlamaCpp(OpenAICompatible):
     key_headers = ("Authorization", "X-Api-Key")
     probes = ("/v1/models", "/tools")
     reranks = True
+    template_switch = True
 
     def identify(self, replies: Mapping[str, Reply]) -> Identity | None:
         """By the Server header, else by the owner named in the model list with what only its rows have."""
@@ -118,7 +119,7 @@ class LlamaCpp(OpenAICompatible):
         reply = await client.fetch(
             "POST",
             client.request_url(base.at_root(endpoint).url, "/v1/chat/completions/input_tokens?autoload=false"),
-            body=openai_chat.render_request(request, model.id, stream=False),
+            body=openai_chat.render_request(self.switched(request), model.id, stream=False),
             headers=base.auth_headers(self, endpoint) | {"Content-Type": "application/json"},
             timeout=2.0,
             max_bytes=100_000,

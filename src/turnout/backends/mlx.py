@@ -35,6 +35,7 @@ class Mlx(OpenAICompatible):
     default_slots = 1
     structures = False
     probes = ("/v1/models", "/")
+    template_switch = True
 
     def identify(self, replies: Mapping[str, Reply]) -> Identity | None:
         """By Python's own HTTP server, a "Not Found" that is called JSON, and a list without an owner or a body."""

@@ -55,7 +55,7 @@ class Ollama(Backend):
     takes_window = True
     wire = WireFormat.OLLAMA
     # Its Anthropic and OpenAI routes can neither be told a window nor be kept from dropping messages without a word.
-    native = frozenset({WireFormat.OLLAMA})
+    native = frozenset({WireFormat.OLLAMA, WireFormat.OLLAMA_GENERATE})
     from_root = True
     probes = ("/", "/api/version", "/api/status", "/api/tags")
 
@@ -124,6 +124,10 @@ class Ollama(Backend):
         """The native chat."""
         return endpoint.chat_path or "/api/chat"
 
+    def native_path(self, endpoint: Endpoint, spoken: WireFormat) -> str:
+        """The native chat, or what goes on with a prompt."""
+        return "/api/generate" if spoken is WireFormat.OLLAMA_GENERATE else self.chat_path(endpoint)
+
     def told_window(self, model: Model, window: int) -> int | None:
         """``num_ctx``."""
         return _num_ctx(model, window)
@@ -131,6 +135,8 @@ class Ollama(Backend):
     def render(self, request: ChatRequest, model: Model, window: int) -> bytes:
         """``num_ctx`` is the same in every request to a model: a changing one reloads it. An effort is for models that
         think: to another it would be an error here, and has no meaning anywhere else."""
+        if not request.thinking:
+            request = replace(request, reasoning_effort="none")
         if request.reasoning_effort and model.capabilities and "thinking" not in model.capabilities:
             request = replace(request, reasoning_effort="")
         return wire.render_request(request, _sent(model), stream=True, num_ctx=_num_ctx(model, window))

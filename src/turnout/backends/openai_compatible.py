@@ -26,6 +26,8 @@ class OpenAICompatible(Backend):
     Attributes:
         fills: its ``/v1/completions`` takes a ``suffix``; others drop it without a word.
         reranks: it has ``/v1/rerank``.
+        template_switch: it hands ``chat_template_kwargs`` to the model's template, where ``enable_thinking`` is the
+            switch; a template without it takes no notice.
     """
 
     kind = "openai"
@@ -35,6 +37,7 @@ class OpenAICompatible(Backend):
     probes: tuple[str, ...] = ("/v1/models",)
     fills = False
     reranks = False
+    template_switch = False
 
     def identify(self, replies: Mapping[str, Reply]) -> Identity | None:
         """A JSON list of models, or a JSON refusal of the key: the protocol, not the product."""
@@ -57,8 +60,9 @@ class OpenAICompatible(Backend):
         return endpoint.chat_path or default
 
     def native_path(self, endpoint: Endpoint, spoken: WireFormat) -> str:
-        """Anthropic's path stands beside the protocol's own."""
-        return self.beside(endpoint, "messages") if spoken is WireFormat.ANTHROPIC else self.chat_path(endpoint)
+        """Those of Anthropic's format and of Responses stand beside the protocol's own."""
+        name = {WireFormat.ANTHROPIC: "messages", WireFormat.RESPONSES: "responses"}.get(spoken)
+        return self.beside(endpoint, name) if name else self.chat_path(endpoint)
 
     async def inspect(self, client: HttpClient, endpoint: Endpoint, timeout: float) -> Inspection:
         """The model list is the health check."""
@@ -84,7 +88,15 @@ class OpenAICompatible(Backend):
 
     def render(self, request: ChatRequest, model: Model, window: int) -> bytes:
         """The window is the server's own affair here."""
-        return openai_chat.render_request(request, model.id, stream=self.streams)
+        return openai_chat.render_request(self.switched(request), model.id, stream=self.streams)
+
+    def switched(self, request: ChatRequest) -> ChatRequest:
+        """The request with the server's own switch where no thinking is wanted."""
+        if not self.template_switch or (request.thinking and request.reasoning_effort != "none"):
+            return request
+        given = dict_of(request.extras.get("chat_template_kwargs"))
+        extras = {**request.extras, "chat_template_kwargs": {"enable_thinking": False, **given}}
+        return replace(request, reasoning_effort="", extras=extras)
 
     def parser(self) -> base.StreamParser:
         """A fresh parser."""

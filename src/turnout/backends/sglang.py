@@ -28,6 +28,7 @@ class SgLang(OpenAICompatible):
     title = "SGLang"
     default_urls = ("http://127.0.0.1:30000",)
     probes = ("/v1/models", "/", "/ready")
+    template_switch = True
 
     def identify(self, replies: Mapping[str, Reply]) -> Identity | None:
         """By the owner named in its model list, by its greeting, else by what it refuses without a key and what not."""
@@ -76,7 +77,7 @@ class SgLang(OpenAICompatible):
     async def count_tokens(self, client: HttpClient, endpoint: Endpoint, request: ChatRequest, model: Model) -> int:
         """By ``/tokenize``, which renders messages as for a chat completion."""
         fields = ("tools", "tool_choice", "reasoning_effort", "chat_template_kwargs")
-        return await tokenized(client, self, endpoint, request, model, fields)
+        return await tokenized(client, self, endpoint, self.switched(request), model, fields)
 
 
 def _unauthorized(reply: Reply) -> bool:

@@ -32,10 +32,11 @@ class Vllm(OpenAICompatible):
     kind = "vllm"
     title = "vLLM"
     default_urls = ("http://127.0.0.1:8000",)
-    native = frozenset({WireFormat.OPENAI_CHAT, WireFormat.ANTHROPIC})
+    native = frozenset({WireFormat.OPENAI_CHAT, WireFormat.ANTHROPIC, WireFormat.RESPONSES})
     probes = ("/v1/models", "/version")
     fills = True
     reranks = True
+    template_switch = True
 
     def identify(self, replies: Mapping[str, Reply]) -> Identity | None:
         """By the owner named in its model list, else by how it refuses the list and tells its version all the same."""
@@ -77,7 +78,7 @@ class Vllm(OpenAICompatible):
 
     async def count_tokens(self, client: HttpClient, endpoint: Endpoint, request: ChatRequest, model: Model) -> int:
         """By ``/tokenize``, which the engine takes no part in."""
-        return await tokenized(client, self, endpoint, request, model, ("tools", "chat_template_kwargs"))
+        return await tokenized(client, self, endpoint, self.switched(request), model, ("tools", "chat_template_kwargs"))
 
 
 _Samples: TypeAlias = list[tuple[str, str, str]]

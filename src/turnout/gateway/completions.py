@@ -216,8 +216,10 @@ class ChatAnswer(Generic[A]):
         except TurnoutError as error:
             await refusal(error, self.format)(scope, receive, send)
             return
-        raw = [event.data for event in collected if isinstance(event, RawChunk)]
-        body = b"".join(raw) if raw else self._render(collected, route)
+        raw = [event for event in collected if isinstance(event, RawChunk)]
+        body = b"".join(event.data for event in raw) if raw else self._render(collected, route)
+        if raw and raw[-1].answer:
+            self.format.renderer(self.asked, _new_id()).feed(raw[-1])
         length = (b"content-length", str(len(body)).encode())
         headers = [(b"content-type", _JSON), length, *route_headers(route)]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -301,7 +303,10 @@ class _Stream:
             self._route = event.route
         elif isinstance(event, RawHead):
             self._raw = True
+            self._renderer.feed(event)
         elif isinstance(event, RawChunk):
+            if event.answer:
+                self._renderer.feed(event)
             self._whole_event = event.data.endswith(self._event_end)
             await self._write(event.data)
         elif not self._raw and (data := self._renderer.feed(event)):

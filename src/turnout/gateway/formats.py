@@ -19,7 +19,7 @@ class Renderer(Protocol):
     """Events as the bytes of one streamed answer."""
 
     def feed(self, event: Event) -> bytes:
-        """The bytes of one event, b"" when it has none."""
+        """The bytes of one event, b"" when it has none, as those have none that pass through."""
 
     def keep_alive(self) -> bytes:
         """What keeps a client waiting, between events."""

@@ -16,8 +16,9 @@ from turnout.errors import TurnoutError, UsageError
 from turnout.gateway.completions import ChatEndpoint, principal_of
 from turnout.gateway.formats import RESPONSES, ChatFormat, Renderer
 from turnout.gateway.refusal import HttpError, refusal
-from turnout.types import ChatRequest, Event, Json
+from turnout.types import ChatRequest, Event, Json, RawBody, RawChunk, WireFormat
 from turnout.wire import base, openai_responses
+from turnout.wire.passing import top_of
 
 MAX_KEPT = 256
 MAX_KEPT_BYTES = 32_000_000
@@ -121,7 +122,7 @@ class _Exchange:
     """One request and its answer, which is kept unless ``store`` is false."""
 
     def __init__(self, kept: Kept) -> None:
-        self._kept = kept
+        self._kept, self._id = kept, uuid.uuid4().hex
         self._items: list[Json] = []
 
     def parse(self, body: bytes) -> ChatRequest:
@@ -137,7 +138,13 @@ class _Exchange:
             kept = self._kept.get(base.text_field(previous, "previous_response_id"))
             earlier = msgspec.json.decode(kept.items)
         self._items = [*earlier, *(self._item(item) for item in openai_responses.input_items(data))]
-        return openai_responses.request_of({**data, "input": self._items})
+        chat = openai_responses.request_of({**data, "input": self._items})
+        return replace(chat, raw=self._raw(body)) if openai_responses.passes(data) else chat
+
+    def _raw(self, body: bytes) -> RawBody:
+        """The client's bytes, with the id that the answer is to have: it is kept by one that no server has chosen."""
+        named = msgspec.json.encode({**top_of(body), "request_id": f"resp_{self._id}"})
+        return RawBody(WireFormat.RESPONSES, named)
 
     def _item(self, item: dict[str, Json]) -> Json:
         refers = item.get("type") == "item_reference"
@@ -145,10 +152,9 @@ class _Exchange:
 
     def renderer(self, chat: ChatRequest, _: str) -> Renderer:
         """A renderer, which keeps the answer when it ends."""
-        request_id = uuid.uuid4().hex
         if _stored(chat):
-            return _Keeping(chat, request_id, self.keep)
-        return openai_responses.StreamRenderer(chat, chat.model, request_id)
+            return _Keeping(chat, self._id, self.keep)
+        return openai_responses.StreamRenderer(chat, chat.model, self._id)
 
     def whole(self, events: Sequence[Event], chat: ChatRequest, model: str, request_id: str) -> bytes:
         """As ``openai_responses.render_response``."""
@@ -169,6 +175,12 @@ class _Keeping(openai_responses.StreamRenderer):
     def __init__(self, chat: ChatRequest, request_id: str, keep: Callable[[bytes], None]) -> None:
         super().__init__(chat, chat.model, request_id)
         self._keep = keep
+
+    def feed(self, event: Event) -> bytes:
+        """As ever; of an answer that passes through, the whole comes here with its last bytes."""
+        if isinstance(event, RawChunk) and base.object_or_nothing(event.answer).get("id") == self.id:
+            self._keep(event.answer)
+        return super().feed(event)
 
     def close(self) -> bytes:
         """Kept before the client hears of the end, since it may go on at once."""

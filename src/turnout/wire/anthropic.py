@@ -49,9 +49,9 @@ _ERROR_TYPE = {
 def parse_request(body: bytes) -> ChatRequest:
     """Read a client's request.
 
-    Of ``output_config`` the effort and the schema are kept. Fields that only Anthropic's own service knows (thinking,
-    context_management, metadata, betas) have no effect on most local servers and are not translated; to a server that
-    speaks this format they go as they are.
+    Of ``output_config`` the effort and the schema are kept, of ``thinking`` that there is to be none. Fields that only
+    Anthropic's own service knows (context_management, metadata, betas) have no effect on most local servers and are not
+    translated; to a server that speaks this format they go as they are.
 
     Raises:
         UsageError: it is not a messages request, with what is wrong.
@@ -62,6 +62,7 @@ def parse_request(body: bytes) -> ChatRequest:
         raise UsageError("messages is missing or empty")
     head = _system(data.get("system"))
     messages = [_system(row.get("content")) if row.get("role") == "system" else _message(row) for row in rows]
+    thinking = as_text(as_dict(data.get("thinking")).get("type")) != "disabled"
     stop, wanted = data.get("stop_sequences"), as_dict(data.get("output_config"))
     return ChatRequest(
         own_history=True,
@@ -74,7 +75,8 @@ def parse_request(body: bytes) -> ChatRequest:
         top_p=base.number_field(data, "top_p"),
         stop=tuple(as_text(s) for s in stop) if isinstance(stop, list) else (),
         response_format=_form(as_dict(wanted.get("format"))),
-        reasoning_effort=_EFFORT.get(as_text(wanted.get("effort")), ""),
+        reasoning_effort=_EFFORT.get(as_text(wanted.get("effort")), "") if thinking else "",
+        thinking=thinking,
         stream=base.flag_field(data, "stream"),
         extras=_extras(data),
         raw=RawBody(WireFormat.ANTHROPIC, body) if _passes(rows, data) else None,

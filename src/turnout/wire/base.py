@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 import msgspec
 
 from turnout.errors import NonsenseError, ServerFailedError, UsageError
-from turnout.types import NOTHING, Event, Json, TextDelta
+from turnout.types import NOTHING, Event, Json, RawBody, TextDelta, ToolResult
 
 MAX_LINE_BYTES = 16_000_000
 MOST_ROWS = 20_000  # in a list of a request, of messages for one: more, each of a word, take seconds to be counted
+FAILED = "[the tool failed] "
 # Who answers, for how long and with what, and what is looked at before it is passed on.
 _ONE_SPELLING = frozenset(
     {
@@ -42,6 +43,8 @@ class Completion:
     stop: tuple[str, ...] = ()
     stream: bool = False
     extras: Mapping[str, Json] = field(default_factory=lambda: NOTHING)
+    raw: RawBody | None = None
+    only: str = ""
 
 
 def decode_object(body: bytes) -> dict[str, Json]:
@@ -273,6 +276,11 @@ def joined(events: Iterable[Event]) -> tuple[str, list[Mapping[str, Json]]]:
     """The text of an answer, and what was told of its tokens."""
     said = [event for event in events if isinstance(event, TextDelta)]
     return "".join(event.text for event in said), [row for event in said for row in event.logprobs]
+
+
+def result_text(result: ToolResult) -> str:
+    """What a tool gave back, for formats that have no other place for its having failed."""
+    return FAILED + result.content if result.is_error else result.content
 
 
 def arguments_text(value: Json) -> str:

@@ -125,7 +125,7 @@ def _rows(message: Message, names: Mapping[str, str]) -> list[dict[str, object]]
     results: list[dict[str, object]] = [
         {
             "role": "tool",
-            "content": r.content,
+            "content": base.result_text(r),
             "tool_name": r.name or names.get(r.call_id, ""),
             "tool_call_id": r.call_id,
         }

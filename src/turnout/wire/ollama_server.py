@@ -135,19 +135,29 @@ def parse_request(body: bytes) -> ChatRequest:
 
 
 def parse_generate(body: bytes) -> ChatRequest:
-    """Read ``/api/generate`` as the chat of one turn that it is.
+    """Read ``/api/generate`` as the chat of one turn that it is, but for a template and a context of its own.
 
     Raises:
-        UsageError: it is not such a request, or wants a template or a context of its own.
+        UsageError: it is not such a request.
     """
     data = base.decode_object(body)
-    for key in ("template", "context"):
-        if data.get(key):
-            raise UsageError(f"{key} is not supported here", hint="use /api/chat, which has the model's own template")
+    _require_owner_of_context(data)
     system = as_text(data.get("system"))
     parts = [Text(text_field(data.get("prompt") or "", "prompt")), *_images(data.get("images"))]
     head = (Message("system", (Text(system),)),) if system else ()
-    return _request(data, [*head, Message("user", tuple(part for part in parts if part != Text("")))])
+    messages = [*head, Message("user", tuple(part for part in parts if part != Text("")))]
+    return _request(data, messages, RawBody(WireFormat.OLLAMA_GENERATE, body), _untranslatable(data, "template"))
+
+
+def _require_owner_of_context(data: Mapping[str, Json]) -> None:
+    """``context`` is an earlier answer's tokens, which mean something to its model alone."""
+    if data.get("context") and (model_name(data.get("model")) or "auto") in VIRTUAL_MODELS:
+        raise UsageError("context is one model's own", hint="name the model that made it, or use /api/chat")
+
+
+def _untranslatable(data: Mapping[str, Json], *keys: str) -> str:
+    """What only an Ollama can be told, in words."""
+    return " and ".join(f"'{key}' of /api/generate" for key in (*keys, "context") if data.get(key))
 
 
 def parse_text(body: bytes) -> Completion:
@@ -157,9 +167,8 @@ def parse_text(body: bytes) -> Completion:
         UsageError: it is not such a request.
     """
     data = base.decode_object(body)
-    for key in ("images", "system", "template", "context"):
-        if data.get(key):
-            raise UsageError(f"{key} does not go with raw or suffix")
+    _require_owner_of_context(data)
+    _images(data.get("images"))
     options = as_dict(data.get("options"))
     return Completion(
         prompt=text_field(data.get("prompt") or "", "prompt"),
@@ -170,11 +179,13 @@ def parse_text(body: bytes) -> Completion:
         top_p=base.number_field(options, "top_p"),
         stop=_stop(options.get("stop")),
         stream=_streams(data),
+        raw=RawBody(WireFormat.OLLAMA_GENERATE, body),
+        only=_untranslatable(data, "images", "system", "template"),
         extras=_extras(data, options),
     )
 
 
-def _request(data: Mapping[str, Json], messages: Sequence[Message], raw: RawBody | None = None) -> ChatRequest:
+def _request(data: Mapping[str, Json], messages: Sequence[Message], raw: RawBody, only: str = "") -> ChatRequest:
     options = as_dict(data.get("options"))
     think = data.get("think")
     if think is not None and not isinstance(think, bool | str):
@@ -196,6 +207,7 @@ def _request(data: Mapping[str, Json], messages: Sequence[Message], raw: RawBody
         reasoning_effort=effort,
         stream=_streams(data),
         raw=raw,
+        only=only,
         extras=extras,
     )
 

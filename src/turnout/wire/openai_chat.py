@@ -249,7 +249,7 @@ def _rows(message: Message) -> list[dict[str, object]]:
 
 def _result_row(result: ToolResult) -> dict[str, object]:
     named: dict[str, object] = {"name": result.name} if result.name else {}
-    return {"role": "tool", "tool_call_id": result.call_id, "content": result.content, **named}
+    return {"role": "tool", "tool_call_id": result.call_id, "content": base.result_text(result), **named}
 
 
 def _content_value(parts: Sequence[Part]) -> object:

@@ -1,7 +1,8 @@
 """OpenAI Responses, as its server (facts/agents.md, sections 3, 4 and 7; Codex speaks nothing else).
 
 What is lost on the way to a model:
-    - hosted tools (``web_search`` and the like) and the records of their calls, custom tools;
+    - hosted tools (``web_search`` and the like) and the records of their calls; of custom tools that their text must
+      match a grammar (the model is told);
     - ids of items that are no calls, annotations, ``detail`` of images, ``phase``, the description of a namespace;
     - where a system or developer item stood: all of them lead, in their order, after ``instructions``;
     - which item a consecutive assistant text came in: items of one turn become one message;
@@ -32,7 +33,7 @@ from turnout.types import (
     ToolCall,
     ToolResult,
 )
-from turnout.wire import base
+from turnout.wire import base, freeform
 from turnout.wire.base import as_dict, as_text, objects, text_field
 from turnout.wire.openai_chat import image_of
 from turnout.wire.responses_answer import StreamRenderer, render_error, render_response
@@ -42,6 +43,7 @@ __all__ = [
     "StreamRenderer",
     "input_items",
     "parse_request",
+    "passes",
     "render_error",
     "render_response",
     "request_of",
@@ -68,6 +70,7 @@ _HOSTED_ITEMS = frozenset(
         "mcp_list_tools", "mcp_approval_request", "mcp_approval_response", "tool_search_call", "tool_search_output",
     }
 )  # fmt: skip
+_CALLABLE = ("function", "custom")  # by the client, when the model says so
 _TOOL_FIELDS = frozenset({"type", "name", "description", "parameters"})
 
 
@@ -125,6 +128,39 @@ def _extras(data: Mapping[str, Json]) -> dict[str, Json]:
     return extras | ({"top_logprobs": most} if most else {})
 
 
+def passes(data: Mapping[str, Json]) -> bool:
+    """Whether the client's own bytes may go to a server that speaks this format.
+
+    Not what such a server (vLLM 0.32: its source, and recorded) gets wrong without a word: started without a parser of
+    tool calls it answers them as prose, of an assistant's message it reads one part, several system messages stand
+    where they stood, and it sums up no thoughts.
+    """
+    if as_dict(data.get("reasoning")).get("summary") or any(
+        data.get(key) for key in ("tools", "background", "previous_response_id", "previous_input_messages")
+    ):
+        return False
+    items = input_items(data)
+    system = [place for place, item in enumerate(items) if item.get("role") in ("system", "developer")]
+    alone = not system or (system == [0] and not data.get("instructions"))
+    return alone and all(_is_read_whole(item) for item in items)
+
+
+def _is_read_whole(item: Mapping[str, Json]) -> bool:
+    content = item.get("content")
+    match as_text(item.get("type")) or "message":
+        case "message" if item.get("role") == "assistant":
+            if not isinstance(content, list):
+                return True
+            return len(content) == 1 and as_text(as_dict(content[0]).get("type")) in ("output_text", "text")
+        case "message":
+            return True
+        case "reasoning":
+            texts = content or item.get("summary")
+            return isinstance(texts, list) and len(texts) == 1 and not item.get("encrypted_content")
+        case _:
+            return False
+
+
 def input_items(data: Mapping[str, Json]) -> list[dict[str, Json]]:
     """The input as items, which it also is as a plain string.
 
@@ -154,11 +190,10 @@ class _Conversation:
             case "reasoning":
                 self._say(_reasoning(item))
             case "function_call":
-                arguments = base.arguments_text(item.get("arguments"))
-                call_id, item_id = as_text(item.get("call_id")), as_text(item.get("id"))
-                call = ToolCall(call_id, _full_name(item), arguments, item_id, as_text(item.get("namespace")))
-                self._say([call])
-            case "function_call_output":
+                self._call(item, base.arguments_text(item.get("arguments")))
+            case "custom_tool_call":
+                self._call(item, freeform.arguments_of(text_field(item.get("input", ""), "a custom tool's input")))
+            case "function_call_output" | "custom_tool_call_output":
                 self._output(item)
             case hosted if hosted in _HOSTED_ITEMS:
                 pass
@@ -177,6 +212,10 @@ class _Conversation:
                 self._say(parts)
             case role:
                 raise UsageError(f"a message has the role {role[:40]!r}")
+
+    def _call(self, item: Mapping[str, Json], arguments: str) -> None:
+        call_id, item_id = as_text(item.get("call_id")), as_text(item.get("id"))
+        self._say([ToolCall(call_id, _full_name(item), arguments, item_id, as_text(item.get("namespace")))])
 
     def _say(self, parts: list[Part]) -> None:
         if self._images:
@@ -240,11 +279,11 @@ def _reasoning(item: Mapping[str, Json]) -> list[Part]:
 def _tools(data: Mapping[str, Json]) -> list[Tool]:
     tools: list[Tool] = []
     for row in objects(data.get("tools"), "tools"):
-        if row.get("type") == "function":
+        if row.get("type") in _CALLABLE:
             tools.append(_tool(row, ""))
         elif row.get("type") == "namespace":
             rows = objects(row.get("tools"), "a namespace's tools")
-            tools += [_tool(inner, as_text(row.get("name"))) for inner in rows if inner.get("type") == "function"]
+            tools += [_tool(inner, as_text(row.get("name"))) for inner in rows if inner.get("type") in _CALLABLE]
     grouped = {tool.name for tool in tools if tool.namespace}
     if twice := next((n for n in grouped if sum(tool.name == n for tool in tools) > 1), ""):
         raise UsageError(f"two tools are called {twice[:80]!r}", hint="a tool in a namespace is called NAMESPACE__NAME")
@@ -254,9 +293,12 @@ def _tools(data: Mapping[str, Json]) -> list[Tool]:
 def _tool(row: Mapping[str, Json], namespace: str) -> Tool:
     if not as_text(row.get("name")):
         raise UsageError("a tool has no name")
+    name = _whole(namespace, as_text(row.get("name")))
+    if row.get("type") == "custom":
+        return Tool(name, freeform.description_of(row), freeform.SCHEMA, namespace=namespace, freeform=True)
     extras = {key: value for key, value in row.items() if key not in _TOOL_FIELDS and value is not None}
     schema = as_dict(row.get("parameters"))
-    return Tool(_whole(namespace, as_text(row.get("name"))), as_text(row.get("description")), schema, extras, namespace)
+    return Tool(name, as_text(row.get("description")), schema, extras, namespace)
 
 
 def _full_name(row: Mapping[str, Json]) -> str:
@@ -272,7 +314,7 @@ def _tool_choice(value: Json) -> str:
     match as_text(choice.get("type")):
         case "":
             return as_text(value)
-        case "function":
+        case "function" | "custom":
             return f"tool:{_full_name(choice)}"
         case "allowed_tools":
             return as_text(choice.get("mode"))

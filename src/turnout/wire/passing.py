@@ -45,6 +45,7 @@ class Scanner(Protocol):
         finish: why it ended, in the format's own word; "" before its end.
         answered: an answer was seen, and no error in its place.
         done: the end was seen.
+        answer: the whole answer once it was seen, in formats of which it may be kept; b"" in all others.
     """
 
     stream: bool
@@ -53,6 +54,7 @@ class Scanner(Protocol):
     finish: str
     answered: bool
     done: bool
+    answer: bytes
 
     def feed(self, chunk: bytes) -> bytes:
         """The bytes to hand on. Raises NonsenseError, and ServerFailedError for an error under 200."""

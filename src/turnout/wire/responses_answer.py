@@ -13,13 +13,14 @@ from turnout.types import (
     Finish,
     FinishReason,
     Json,
+    RawHead,
     ReasoningDelta,
     TextDelta,
     ToolCallDelta,
     Usage,
     UsageReport,
 )
-from turnout.wire import openai_chat
+from turnout.wire import freeform, openai_chat
 from turnout.wire.base import as_dict, encode, joined, new_id
 from turnout.wire.openai_chat import collect_calls, overflow_text, status_of
 
@@ -29,7 +30,7 @@ _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"
 
 @dataclass(slots=True)
 class _Item:
-    """An item under way: a message, reasoning (``part``: its summary has begun), or a call."""
+    """An item under way: a message, reasoning (``part``: its summary has begun), a call, or one of a custom tool."""
 
     kind: str
     id: str
@@ -58,6 +59,7 @@ class StreamRenderer:
     def __init__(self, chat: ChatRequest, model: str, request_id: str) -> None:
         self.id = f"resp_{request_id}"
         self._frame = _frame(chat, model, self.id)
+        self._freeform = {tool.name for tool in chat.tools if tool.freeform}
         self._groups = {tool.name: tool.namespace for tool in chat.tools if tool.namespace}
         self._number = 0
         self._done: list[dict[str, object]] = []
@@ -73,7 +75,7 @@ class StreamRenderer:
             case ToolCallDelta():
                 return self._call(event)
             case TextDelta() | ReasoningDelta():
-                if self._item is not None and self._item.kind == "call":
+                if self._item is not None and self._item.call is not None:
                     self._later.append(event)
                     return b""
                 return self._show(event)
@@ -82,6 +84,9 @@ class StreamRenderer:
                 return b""
             case Finish(reason):
                 self._finish = reason
+                return b""
+            case RawHead():  # the server's own, of the same id
+                self._number = max(1, self._number)
                 return b""
             case _:
                 return b""
@@ -123,16 +128,24 @@ class StreamRenderer:
                 return self._arguments(event.arguments)
             waiting = self._waiting.get(event.index)
             if waiting is None:
-                waiting = self._waiting[event.index] = _call_item(event)
+                waiting = self._waiting[event.index] = self._called(event)
             waiting.pieces.append(event.arguments)
             return b""
-        return self._begin(_call_item(event)) + self._arguments(event.arguments)
+        return self._begin(self._called(event)) + self._arguments(event.arguments)
+
+    def _called(self, event: ToolCallDelta) -> _Item:
+        named = ToolCallDelta(event.index, event.call_id or new_id("call_"), event.name, namespace=event.namespace)
+        if event.name in self._freeform:
+            return _Item("custom", event.item_id or new_id("ctc_"), named)
+        return _Item("call", event.item_id or new_id("fc_"), named)
 
     def _arguments(self, text: str) -> bytes:
         if not text:
             return b""
         item = self._open
         item.pieces.append(text)
+        if item.kind == "custom":  # its text is known when the arguments are whole
+            return b""
         return self._event("response.function_call_arguments.delta", **self._place(), delta=text)
 
     @property
@@ -166,6 +179,12 @@ class StreamRenderer:
                 name = self._name(item)["name"]
                 done = "response.function_call_arguments.done"
                 data += self._event(done, **self._place(), name=name, arguments=item.text)
+            case "custom":
+                said = freeform.text_of(text)
+                data = (
+                    self._event("response.custom_tool_call_input.delta", **self._place(), delta=said) if said else b""
+                )
+                data += self._event("response.custom_tool_call_input.done", **self._place(), input=said)
             case _:
                 pass
         shown = self._shown(item, "incomplete" if cut else "completed")
@@ -188,6 +207,9 @@ class StreamRenderer:
             case _:
                 assert item.call is not None
                 head = {"id": item.id, "type": "function_call", "status": status, "call_id": item.call.call_id}
+                if item.kind == "custom":
+                    said = freeform.text_of(item.text) if whole else ""
+                    return {**head, "type": "custom_tool_call", **self._name(item), "input": said}
                 return {**head, **self._name(item), "arguments": item.text if whole else ""}
 
     def _name(self, item: _Item) -> dict[str, object]:
@@ -255,11 +277,6 @@ class StreamRenderer:
         return self._response("completed", usage=usage)
 
 
-def _call_item(event: ToolCallDelta) -> _Item:
-    named = ToolCallDelta(event.index, event.call_id or new_id("call_"), event.name, namespace=event.namespace)
-    return _Item("call", event.item_id or new_id("fc_"), named)
-
-
 def _text_part(text: str, logprobs: Sequence[Mapping[str, Json]] = ()) -> dict[str, object]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs)}
 
@@ -296,7 +313,10 @@ def _frame(chat: ChatRequest, model: str, response_id: str) -> dict[str, object]
 
 def _choice_value(chat: ChatRequest) -> object:
     name = chat.tool_choice.removeprefix("tool:")
-    return {"type": "function", "name": name} if name != chat.tool_choice else name or "auto"
+    if name == chat.tool_choice:
+        return name or "auto"
+    custom = any(tool.freeform and tool.name == name for tool in chat.tools)
+    return {"type": "custom" if custom else "function", "name": name}
 
 
 def _usage_value(usage: Usage) -> dict[str, object]:

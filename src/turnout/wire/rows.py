@@ -50,6 +50,9 @@ def tidied(raw: RawBody, constant: Constant, remind: Remind) -> RawBody | None:
     """
     try:
         top = TOP.decode(raw.body)
+        if raw.format is WireFormat.OLLAMA_GENERATE:
+            system = constant(msgspec.json.decode(top["system"], type=str))
+            return replace(raw, body=msgspec.json.encode({**top, "system": system}))
         rows = [_read(one) for one in _ROWS.decode(top["messages"])]
         data: dict[str, object] = dict(top)
         if raw.format is WireFormat.ANTHROPIC:

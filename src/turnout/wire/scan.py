@@ -144,6 +144,7 @@ class Scanner:
     """
 
     content_type = "text/event-stream; charset=utf-8"
+    answer = b""
 
     def __init__(self, *, strip_usage: bool, stream: bool) -> None:
         self._strip, self.stream = strip_usage, stream

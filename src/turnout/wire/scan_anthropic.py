@@ -38,6 +38,7 @@ class Scanner:
     """Reads usage and stop reason while the events of an answer pass by unchanged. Whole events alone pass."""
 
     content_type = "text/event-stream; charset=utf-8"
+    answer = b""
 
     def __init__(self, *, stream: bool) -> None:
         self.stream = stream

@@ -1,4 +1,4 @@
-"""The raw lane of Ollama's chat: a client's bytes with a few named edits, and a scanner beside the answer."""
+"""The raw lane of Ollama's two formats: a client's bytes with a few named edits, and a scanner beside the answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from turnout.wire.passing import TOP, Edits, Pieces, exceeds, is_null, top_of
 # How long a model stays and what it drops of a prompt is not a client's to say (docs/wire.md).
 _DROPPED = frozenset({"keep_alive", "shift"})
 _MARK = re.compile(rb'"done"\s*:\s*true|"error"')
-_LINE = re.compile(rb'"(?:message|done)"')
+_LINE = re.compile(rb'"(?:message|response|done)"')
 
 
 def prepare(body: bytes, edits: Edits) -> tuple[bytes, Scanner]:
@@ -56,6 +56,7 @@ class Scanner:
     the last one of the answer."""
 
     content_type = "application/x-ndjson"
+    answer = b""
 
     def __init__(self, *, stream: bool) -> None:
         self.stream = stream
@@ -98,7 +99,7 @@ class Scanner:
         return bool(_LINE.search(held))
 
     def _read(self, data: dict[str, Json]) -> None:
-        self.answered = self.answered or bool(as_dict(data.get("message")))
+        self.answered = self.answered or bool(as_dict(data.get("message"))) or "response" in data
         if data.get("done") is not True:
             return
         self.done = True
