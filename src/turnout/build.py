@@ -27,7 +27,9 @@ from turnout.config import (
 from turnout.config_load import load_config
 from turnout.errors import ConfigError, EmbeddedError, GuardError
 from turnout.fleet import search
+from turnout.fleet.decisions import DecisionLog, decisions_path
 from turnout.fleet.discovery import targets
+from turnout.fleet.feedback import Feedback, feedback_path
 from turnout.fleet.host import HostInfo, detect_os, loopback_only, on_loopback
 from turnout.fleet.inventory import Inventory, endpoints_of, read_inventory
 from turnout.fleet.learned import Learned, keep_saving, learned_path
@@ -38,6 +40,8 @@ from turnout.guard.audit import AuditLog, Keeping, Seal, open_audit
 from turnout.guard.chain import head_path
 from turnout.guard.network import HttpClient, open_client
 from turnout.guard.signing import Signer
+from turnout.journal import Journal
+from turnout.journal import keep_on as journal_kept
 from turnout.residency import keep_warm
 from turnout.router import Router
 from turnout.routing.capabilities import load_table
@@ -104,6 +108,8 @@ async def open_router(
         stack.push_async_callback(asyncio.to_thread, learned.save)
         fleet = await stack.enter_async_context(_fleet(loaded, client, allow, bundled, learned))
         pins = partial(pins_or_none, pins_path(data_dir()))
+        journal = open_journal(loaded, audit)
+        stack.push_async_callback(asyncio.to_thread, journal.save)
         router = Router(
             client=client,
             config=config,
@@ -113,12 +119,14 @@ async def open_router(
             code=TextSearch(),
             audit=audit,
             store=store,
+            journal=journal,
         )
         if scan:
             await search.once(client, config, fleet, audit)
         await fleet.refresh(whole=whole)
         if watch:
             await stack.enter_async_context(keep_saving(learned))
+            await stack.enter_async_context(journal_kept(journal, router.forget_candidates))
             await _keep_watch(stack, router, search.keep_on(client, config, fleet, allow, audit), pins)
         yield router
 
@@ -297,6 +305,17 @@ def audit_head_path(loaded: LoadedConfig) -> Path:
     """Where the head of the audit log is kept. Raises ConfigError as ``audit_path``."""
     given = loaded.config.security.audit_head_path
     return beside(loaded, given) if given else head_path(signing_dir(), audit_path(loaded))
+
+
+def open_journal(loaded: LoadedConfig, audit: AuditLog | None) -> Journal:
+    """The decision log and what people said of answers."""
+    kept = DecisionLog(decisions_path(data_dir())) if loaded.config.routing.log_decisions else None
+
+    def note(event_type: str, *, principal: str, service: str) -> None:
+        if audit is not None:
+            audit.event(event_type, principal=principal, service=service)
+
+    return Journal(kept, Feedback(feedback_path(data_dir())), note)
 
 
 def _refusal_logger(audit: AuditLog | None) -> Callable[[GuardError], None]:
