@@ -21,12 +21,15 @@ import msgspec
 from turnout.files import lock_folder, unlock_folder
 
 FILE_BYTES, OLD_FILES = 8_000_000, 4
+MANY_HELD = 500_000  # bytes that are better written now
 MAX_HELD = 8_000_000  # bytes of lines that wait to be written; more than that in one pause is not kept
 MAX_LINE = 100_000  # bytes that a reader believes in
-MAX_SECONDS, MAX_SCORE, MAX_COUNT = 1e9, 1e4, 10**12
+MAX_SECONDS, MAX_SCORE, MAX_COUNT, LAST_TIME = 1e9, 1e4, 10**12, 2e11
 _BINARY = getattr(os, "O_BINARY", 0)
 
 log = logging.getLogger("turnout")
+
+NONE = 0.0  # the very object, since only that is left out of a line
 
 
 class Option(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -47,8 +50,8 @@ class Option(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     model: str
     at: str
     name: str = ""
-    score: float = 0.0
-    bonus: float = 0.0
+    score: float = NONE
+    bonus: float = NONE
     level: int = 0
     window: int = 0
     priority: int = 0
@@ -57,19 +60,19 @@ class Option(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     waiting: int = 0
     doubt: int = 0
     priced: bool = False
-    queue: float = 0.0
-    load: float = 0.0
-    prefill: float = 0.0
-    decode: float = 0.0
-    harm: float = 0.0
+    queue: float = NONE
+    load: float = NONE
+    prefill: float = NONE
+    decode: float = NONE
+    harm: float = NONE
     observed: bool = False
 
 
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What came of it: seconds until the answer began and until it was there, tokens, level, and an error's code."""
 
-    first: float = 0.0
-    total: float = 0.0
+    first: float = NONE
+    total: float = NONE
     tokens_in: int = 0
     tokens_out: int = 0
     cached: int = 0
@@ -138,17 +141,18 @@ class DecisionLog:
         self._held = 0
         self._told = False
 
-    def add(self, decision: Decision) -> None:
-        """Keep a decision for the next ``save``."""
+    def add(self, decision: Decision) -> bool:
+        """Keep a decision for the next ``save``. Whether that should be soon."""
         try:
             line = _ENCODER.encode(decision)
         except UnicodeEncodeError:  # a server's name with half a character in it
-            return
+            return False
         if self._held + len(line) > MAX_HELD:
             self._tell(f"more decisions come than can be written to {self._path}")
-            return
+            return True
         self._held += len(line)
         self._lines.append(line)
+        return self._held > MANY_HELD
 
     def save(self) -> None:
         """Append what was added. Blocking; what cannot be written is told once, and gone."""
@@ -225,6 +229,7 @@ def _sane(decision: Decision) -> bool:
         all(0.0 <= value <= MAX_SECONDS for value in seconds)
         and all(abs(value) <= MAX_SCORE for value in points)
         and all(0 <= value <= MAX_COUNT for value in counts)
+        and 0.0 <= decision.at <= LAST_TIME
         and -1 <= decision.chosen < len(decision.options)
     )
 

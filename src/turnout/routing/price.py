@@ -133,10 +133,12 @@ def price(candidate: Candidate, work: Work, at: Situation, speed: Speed, hardwar
     queue = max(queue, at.reading)
     load = 0.0 if candidate.model.resident is not False else its.load
     harm = STALLED * prefill * beside + at.pushed_out + at.lost / its.prefill
-    parts = [queue, load, prefill, decode * (1 + 0.2 * beside), harm]
-    if not (min(parts) >= 0.0 and sum(parts) <= MOST_SECONDS):  # also of what is no number
-        parts = [min(MOST_SECONDS, max(0.0, seconds)) for seconds in parts]
-    return Price(*parts, observed=bool(speed.prefill and speed.decode))
+    found = Price(queue, load, prefill, decode * (1 + 0.2 * beside), harm, bool(speed.prefill and speed.decode))
+    parts = (found.queue, found.load, found.prefill, found.decode, found.harm)
+    if min(parts) >= 0.0 and sum(parts) <= MOST_SECONDS:
+        return found
+    queue, load, prefill, decode, harm = (min(MOST_SECONDS, max(0.0, s)) for s in parts)  # 0.0 of what is no number
+    return Price(queue, load, prefill, decode, harm, found.observed)
 
 
 def likely_back(idle: float) -> float:
