@@ -73,11 +73,11 @@ def replay(log: Iterable[Decision | None], policy: Policy, config: RouterConfig,
         config: lists; limits count for nothing, since who broke one is no option.
         table: knows the names on lists.
     """
-    config = _under(policy, config)
+    config = under(policy, config)
     lines = list(log)
     found = [decision for decision in lines if decision is not None]
     open_ones = [d for d in found if d.category in tuple(TaskCategory) and len(d.options) > 1]
-    picks = [(d, d.options[0], again(d, policy, config, table)) for d in open_ones]
+    picks = [(d, d.options[0], again(d, config, table)) for d in open_ones]
     priced = [(logged, pick) for _, logged, pick in picks if logged.priced and pick.priced]
     timed = [
         (d.outcome.total, seconds)
@@ -102,9 +102,15 @@ def replay(log: Iterable[Decision | None], policy: Policy, config: RouterConfig,
     )
 
 
-def again(decision: Decision, policy: Policy, config: RouterConfig, table: CapabilityTable) -> Option:
-    """The option that a policy chooses, by the very code that the router decides with; where the conversation was, and
-    whether it was a small request beside one, count for nothing."""
+def again(decision: Decision, config: RouterConfig, table: CapabilityTable) -> Option:
+    """The option that the configuration's policy chooses, by the very code that the router decides with; where the
+    conversation was, and whether it was a small request beside one, count for nothing.
+
+    Args:
+        decision: with a category and an option.
+        config: as ``under`` makes it.
+        table: knows the names on lists.
+    """
     category = TaskCategory(decision.category)
     fitting = [o for o in decision.options if o.level < 2] or list(decision.options)
     pool = {id(c): (c, o) for o in fitting for c in (_candidate(o, category),)}
@@ -114,11 +120,11 @@ def again(decision: Decision, policy: Policy, config: RouterConfig, table: Capab
     if not ranked:
         return fitting[0]
     if selection.policy in EAGER:
-        ranked = list(by_value(ranked, category, policy, decision.difficulty))
+        ranked = list(by_value(ranked, category, selection.policy, decision.difficulty))
     return pool[id(ranked[0].candidate)][1]
 
 
-def _under(policy: Policy, config: RouterConfig) -> RouterConfig:
+def under(policy: Policy, config: RouterConfig) -> RouterConfig:
     """The configuration with this policy in effect for every kind of work."""
     routing = msgspec.structs.replace(config.routing, policy=policy, memory_limit_gb=None)
     lists = config.task_routing if policy == "lists" else {}
