@@ -87,7 +87,7 @@ def _show(policy: str, found: Replay) -> None:
     ]
     table(("measure", "value"), observed)
     if found.damaged:
-        note(f"{found.damaged} lines are no decisions, and are left out")
+        note(f"lines that are no decisions, left out: {found.damaged}")
 
 
 def _share(number: int, of: int) -> str:
