@@ -1,4 +1,4 @@
-"""Every decision is kept with its candidates and what came of it, and feedback moves a score (SEL-4, SEL-5)."""
+"""Every decision is kept with its candidates and what came of it, and feedback moves a score."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What became of each decision: the decision log, and what people say of answers (SPEC SEL-4).
+"""What became of each decision: the decision log, and what people say of answers.
 
 ``Journal`` writes from the pipeline's own record of a request, on the event loop but without a file: a task saves what
 was collected, and whoever closes the router saves the rest.
