@@ -651,7 +651,7 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         by(
             FALL + "test_who_leaves_is_in_the_audit_log_with_the_server_that_was_asked",
             FALL + "test_the_duration_of_the_answer_is_that_of_the_whole_answer",
-            code=("turnout.router:Router._execute", "turnout.router:_record_of"),
+            code=("turnout.router:Router._execute", "turnout.outcome:record_of"),
         ),
     ),
     (

@@ -44,7 +44,7 @@ from turnout.journal import Journal
 from turnout.journal import keep_on as journal_kept
 from turnout.residency import keep_warm
 from turnout.router import Router
-from turnout.routing.capabilities import load_table
+from turnout.routing.capabilities import CapabilityTable, load_table
 from turnout.types import Endpoint, Health
 
 if TYPE_CHECKING:
@@ -108,27 +108,37 @@ async def open_router(
         stack.push_async_callback(asyncio.to_thread, learned.save)
         fleet = await stack.enter_async_context(_fleet(loaded, client, allow, bundled, learned))
         pins = partial(pins_or_none, pins_path(data_dir()))
-        journal = open_journal(loaded, audit)
-        stack.push_async_callback(asyncio.to_thread, journal.save)
         router = Router(
             client=client,
             config=config,
-            table=load_table(Path(config.routing.models_file) if config.routing.models_file else None),
+            table=_table(config),
             fleet=fleet,
             pins=pins,
             code=TextSearch(),
             audit=audit,
             store=store,
-            journal=journal,
+            journal=await stack.enter_async_context(_journal(loaded, audit)),
         )
         if scan:
             await search.once(client, config, fleet, audit)
         await fleet.refresh(whole=whole)
         if watch:
-            await stack.enter_async_context(keep_saving(learned))
-            await stack.enter_async_context(journal_kept(journal, router.forget_candidates))
             await _keep_watch(stack, router, search.keep_on(client, config, fleet, allow, audit), pins)
         yield router
+
+
+def _table(config: RouterConfig) -> CapabilityTable:
+    return load_table(Path(config.routing.models_file) if config.routing.models_file else None)
+
+
+@asynccontextmanager
+async def _journal(loaded: LoadedConfig, audit: AuditLog | None) -> AsyncIterator[Journal]:
+    """The journal; what it collected is saved at the end."""
+    journal = open_journal(loaded, audit)
+    try:
+        yield journal
+    finally:
+        await asyncio.to_thread(journal.save)
 
 
 def _fleet(loaded: LoadedConfig, client: HttpClient, allow: AllowList, bundled: _Bundled, learned: Learned) -> Fleet:
@@ -150,6 +160,8 @@ async def _keep_watch(
     pins: Callable[[], frozenset[Pin]],
 ) -> None:
     """The background loops of a Router that stays open."""
+    await stack.enter_async_context(keep_saving(router.fleet.learned))
+    await stack.enter_async_context(journal_kept(router.journal, router.forget_candidates))
     router.fleet.watch()
     await stack.enter_async_context(searching)
     await stack.enter_async_context(keep_warm(router.client, router.fleet, pins, router.forget_candidates))
