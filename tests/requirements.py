@@ -655,7 +655,7 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         by(
             FALL + "test_who_leaves_is_in_the_audit_log_with_the_server_that_was_asked",
             FALL + "test_the_duration_of_the_answer_is_that_of_the_whole_answer",
-            code=("turnout.router:Router._execute", "turnout.router:_record_of"),
+            code=("turnout.router:Router._execute", "turnout.outcome:record_of"),
         ),
     ),
     (
@@ -1289,6 +1289,42 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
             "routing/test_price.py::test_the_parts",
             "routing/test_price.py::test_what_others_lose_is_counted",
             code="turnout.routing.price:price",
+        ),
+    ),
+    (
+        "PRICE-1",
+        "every decision is kept with its candidates, what was expected of them and what came of it",
+        by(
+            "test_journal.py::test_a_decision_is_kept_with_its_candidates_and_what_came_of_it",
+            "test_journal.py::test_no_word_of_what_was_asked_or_answered_is_kept",
+            code=("turnout.journal:decision_of", "turnout.fleet.decisions:DecisionLog.save"),
+        ),
+    ),
+    (
+        "PRICE-1",
+        "another policy can be judged by what was kept",
+        by(
+            "routing/test_replay.py::test_the_figures_are_those_made_by_hand",
+            "routing/test_replay.py::test_the_policy_that_was_in_effect_would_do_it_again",
+            code=("turnout.routing.replay:replay", "turnout.routing.replay:again"),
+        ),
+    ),
+    (
+        "PRICE-1",
+        "prices are finite and never negative, whatever was observed",
+        by(
+            "routing/test_price.py::test_no_claim_of_a_server_makes_a_price_endless_or_negative",
+            "fleet/test_learned.py::test_whatever_was_observed_a_price_is_finite_and_more_tokens_never_cost_less",
+            code="turnout.routing.price:price",
+        ),
+    ),
+    (
+        "SEL-1",
+        "feedback moves a score slowly and not far, by whoever asked alone, and is in the audit log",
+        by(
+            "test_journal.py::test_feedback_moves_the_score_of_that_model_at_that_kind_of_work",
+            "test_journal.py::test_nobody_judges_what_another_has_asked",
+            code=("turnout.journal:Journal.feedback", "turnout.fleet.feedback:Feedback.vote"),
         ),
     ),
     (

@@ -165,7 +165,12 @@ async def test_nothing_is_stored_when_nothing_is_to_be(tmp_path: Path) -> None:
             await router.route("a")
             await router.route("b")
     assert users(app.state.fake.seen[1]) == ["a", "b"]
-    assert {path.name for path in (tmp_path / "data").iterdir()} <= {"audit.log", "audit.key", "learned.json"}
+    assert {path.name for path in (tmp_path / "data").iterdir()} <= {
+        "audit.log",
+        "audit.key",
+        "learned.json",
+        "decisions.jsonl",
+    }
 
 
 async def test_what_was_asked_to_be_compacted_goes_along_with_the_next_request(tmp_path: Path) -> None:

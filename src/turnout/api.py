@@ -252,6 +252,17 @@ class LocalLLMRouter:
             async for event in events:
                 yield event
 
+    async def feedback(self, request_id: str, *, good: bool, note: str = "") -> None:
+        """Say whether an answer was any good (``execute(...).route.request_id``); it moves the model's score a little.
+
+        Raises:
+            UsageError: no such request is in the decision log, or nothing was decided for it.
+            StorageError: it cannot be kept.
+        """
+        await self.initialize()
+        if self._router is not None:
+            await self._router.feedback(request_id, good=good, note=note)
+
 
 def parse_file_context(given: Mapping[str, object] | None) -> FileContext | None:
     """The owner's dict as a value.

@@ -27,7 +27,9 @@ from turnout.config import (
 from turnout.config_load import load_config
 from turnout.errors import ConfigError, EmbeddedError, GuardError
 from turnout.fleet import search
+from turnout.fleet.decisions import DecisionLog, decisions_path
 from turnout.fleet.discovery import targets
+from turnout.fleet.feedback import Feedback, feedback_path
 from turnout.fleet.host import HostInfo, detect_os, loopback_only, on_loopback
 from turnout.fleet.inventory import Inventory, endpoints_of, read_inventory
 from turnout.fleet.learned import Learned, keep_saving, learned_path
@@ -38,9 +40,11 @@ from turnout.guard.audit import AuditLog, Keeping, Seal, open_audit
 from turnout.guard.chain import head_path
 from turnout.guard.network import HttpClient, open_client
 from turnout.guard.signing import Signer
+from turnout.journal import Journal
+from turnout.journal import keep_on as journal_kept
 from turnout.residency import keep_warm
 from turnout.router import Router
-from turnout.routing.capabilities import load_table
+from turnout.routing.capabilities import CapabilityTable, load_table
 from turnout.types import Endpoint, Health
 
 if TYPE_CHECKING:
@@ -107,20 +111,34 @@ async def open_router(
         router = Router(
             client=client,
             config=config,
-            table=load_table(Path(config.routing.models_file) if config.routing.models_file else None),
+            table=_table(config),
             fleet=fleet,
             pins=pins,
             code=TextSearch(),
             audit=audit,
             store=store,
+            journal=await stack.enter_async_context(_journal(loaded, audit)),
         )
         if scan:
             await search.once(client, config, fleet, audit)
         await fleet.refresh(whole=whole)
         if watch:
-            await stack.enter_async_context(keep_saving(learned))
             await _keep_watch(stack, router, search.keep_on(client, config, fleet, allow, audit), pins)
         yield router
+
+
+def _table(config: RouterConfig) -> CapabilityTable:
+    return load_table(Path(config.routing.models_file) if config.routing.models_file else None)
+
+
+@asynccontextmanager
+async def _journal(loaded: LoadedConfig, audit: AuditLog | None) -> AsyncIterator[Journal]:
+    """The journal; what it collected is saved at the end."""
+    journal = open_journal(loaded, audit)
+    try:
+        yield journal
+    finally:
+        await asyncio.to_thread(journal.save)
 
 
 def _fleet(loaded: LoadedConfig, client: HttpClient, allow: AllowList, bundled: _Bundled, learned: Learned) -> Fleet:
@@ -142,6 +160,8 @@ async def _keep_watch(
     pins: Callable[[], frozenset[Pin]],
 ) -> None:
     """The background loops of a Router that stays open."""
+    await stack.enter_async_context(keep_saving(router.fleet.learned))
+    await stack.enter_async_context(journal_kept(router.journal, router.forget_candidates))
     router.fleet.watch()
     await stack.enter_async_context(searching)
     await stack.enter_async_context(keep_warm(router.client, router.fleet, pins, router.forget_candidates))
@@ -297,6 +317,17 @@ def audit_head_path(loaded: LoadedConfig) -> Path:
     """Where the head of the audit log is kept. Raises ConfigError as ``audit_path``."""
     given = loaded.config.security.audit_head_path
     return beside(loaded, given) if given else head_path(signing_dir(), audit_path(loaded))
+
+
+def open_journal(loaded: LoadedConfig, audit: AuditLog | None) -> Journal:
+    """The decision log and what people said of answers."""
+    kept = DecisionLog(decisions_path(data_dir())) if loaded.config.routing.log_decisions else None
+
+    def note(event_type: str, *, principal: str, service: str) -> None:
+        if audit is not None:
+            audit.event(event_type, principal=principal, service=service)
+
+    return Journal(kept, Feedback(feedback_path(data_dir())), note)
 
 
 def _refusal_logger(audit: AuditLog | None) -> Callable[[GuardError], None]:

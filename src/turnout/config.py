@@ -173,6 +173,13 @@ class RoutingConfig(Section, frozen=True, kw_only=True):
         Annotated[float, Meta(gt=0, le=1e6, extra={"unit": "GB"})] | None,
         Meta(description="Models that need more memory are left out."),
     ] = None
+    log_decisions: Annotated[
+        bool,
+        Meta(
+            description="Keep in the data directory what each request could have been answered by and what came of "
+            "it, for `turnout eval replay` and `turnout feedback`; never what was asked."
+        ),
+    ] = True
 
 
 class SerenaConfig(Section, frozen=True, kw_only=True):

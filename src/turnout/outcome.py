@@ -1,7 +1,8 @@
-"""How a plan ended, in words: who failed, why, and which failure decided. Pure."""
+"""How a plan ended, in words: who failed, why, and which failure decided. Pure, but for the clock."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 
@@ -42,6 +43,12 @@ def tried_of(attempts: Sequence[AttemptRecord], between: str) -> list[str]:
         if a.error is not None
     )
     return [f"{text} ({tries} tries)" if tries > 1 else text for text, tries in failures.items()]
+
+
+def record_of(attempt: Attempt, error: BackendError | None, began: float) -> AttemptRecord:
+    """An attempt that began at a moment of ``time.monotonic`` and has ended now."""
+    model, endpoint = attempt.candidate.model, attempt.candidate.endpoint
+    return AttemptRecord(attempt.level, model.id, endpoint.name, error, time.monotonic() - began, attempt.wait)
 
 
 def broken(error: BackendError, received: str, attempts: Sequence[AttemptRecord]) -> StreamBrokenError:

@@ -25,13 +25,11 @@ from turnout.routing.classifier import ClassificationResult
 from turnout.routing.fallback import Ranked
 from turnout.routing.patience import expected_first_byte
 from turnout.routing.price import ANSWER, DISK, EAGER, NO_PRICE, UNKNOWN_BYTES, Situation, Work, pace, price, value
-from turnout.routing.select import Selection, same_model
+from turnout.routing.select import Selection, by_value
 from turnout.types import (
     VIRTUAL_MODELS,
     Candidate,
     ChatRequest,
-    FallbackLevel,
-    TaskCategory,
     Usage,
 )
 
@@ -41,8 +39,6 @@ if TYPE_CHECKING:
 
 
 BYTES_PER_TOKEN = 4
-# What a step of an endpoint's priority is worth where time and quality are weighed, and how many steps count.
-PRIORITY_POINTS, PRIORITY_MOST = 1.0, 10
 BELIEVED_PREFILL, LEAST_PREFILL = 5000.0, 200  # tokens a second, tokens
 # Tokens a second that a server may have read and written: one that counts nonsense is not the fastest for long.
 MOST_PREFILL, MOST_DECODE = 100_000.0, 10_000.0
@@ -81,14 +77,16 @@ class Placement:
         key = _key(request, tenant)
         category = task.category if task else None
         difficulty = task.difficulty if task else 0.5
-        ranked = self._priced(request, key, selection.ranked)
+        work = work_of(request)
+        ranked = self._priced(work, key, selection.ranked)
+        selection = replace(selection, ranked=ranked, work=work)
         if len(ranked) < 2:
-            return replace(selection, ranked=ranked), key
+            return selection, key
         if self.is_aside(request, tenant) and request.model in VIRTUAL_MODELS:
             return replace(selection, ranked=self._small_first(ranked, selection.smallest)), b""
         weighs = selection.policy in EAGER
         if weighs:
-            ranked = self._by_value(ranked, category, selection.policy, difficulty)
+            ranked = by_value(ranked, category, selection.policy, difficulty)
         else:
             ranked = self._free_first(ranked)
 
@@ -99,31 +97,23 @@ class Placement:
         ranked = self._affinity.order(key, ranked, worth, in_loop=in_tool_loop(request), margin=margin)
         return replace(selection, ranked=ranked), key
 
-    def _priced(self, request: ChatRequest, key: bytes, ranked: tuple[Ranked, ...]) -> tuple[Ranked, ...]:
-        work = work_of(request)
-        learned = self._fleet.learned
-        return tuple(
-            replace(
-                r,
-                price=price(
-                    r.candidate,
-                    work,
-                    self._situation(key, r.candidate),
-                    learned.speed(r.candidate.endpoint, r.candidate.model),
-                    learned.hardware(r.candidate.endpoint),
-                ),
-            )
-            for r in ranked
-        )
+    def _priced(self, work: Work, key: bytes, ranked: tuple[Ranked, ...]) -> tuple[Ranked, ...]:
+        learned, found = self._fleet.learned, []
+        for r in ranked:
+            candidate, at = r.candidate, self._situation(key, r.candidate)
+            speed = learned.speed(candidate.endpoint, candidate.model)
+            its = price(candidate, work, at, speed, learned.hardware(candidate.endpoint))
+            found.append(replace(r, price=its, at=at))
+        return tuple(found)
 
     def _situation(self, key: bytes, candidate: Candidate) -> Situation:
         running, waiting = self._admission.load(candidate.endpoint.url)
         status, slots = self._status(candidate), self._limit(candidate)
         if status is not None:
             running, waiting = max(running, status.busy or 0), max(waiting, status.waiting or 0)
-        reading = self._read_in(candidate.endpoint.url)
+        reading, doubt = self._read_in(candidate.endpoint.url), self._fleet.book.rank(candidate.endpoint)
         if not key:
-            return Situation(running, waiting, slots, reading)
+            return Situation(running, waiting, slots, reading, doubt=doubt)
         return Situation(
             running,
             waiting,
@@ -133,6 +123,7 @@ class Placement:
             self._pushed_out(candidate, status),
             self._affinity.lost(key, candidate, slots),
             self._service.get(candidate.endpoint.url, 0.0),
+            doubt,
         )
 
     def _pushed_out(self, candidate: Candidate, status: EndpointStatus | None) -> float:
@@ -145,28 +136,6 @@ class Placement:
         disk = self._fleet.learned.hardware(candidate.endpoint).disk or DISK
         url = candidate.endpoint.url
         return max(self._affinity.needed(url, m.id) * (m.size or UNKNOWN_BYTES) / disk for m in loaded)
-
-    def _by_value(
-        self, ranked: tuple[Ranked, ...], category: TaskCategory | None, policy: str, difficulty: float
-    ) -> tuple[Ranked, ...]:
-        """What is worth most first: its score, less what its time costs."""
-        book, least = self._fleet.book, min(r.candidate.endpoint.priority for r in ranked)
-
-        def place(r: Ranked) -> tuple[int, float]:
-            worth = r.bonus + value(r.candidate, r.price or NO_PRICE, category, policy, difficulty)
-            behind = min(PRIORITY_MOST, r.candidate.endpoint.priority - least) * PRIORITY_POINTS
-            return book.rank(r.candidate.endpoint), behind - worth
-
-        order = sorted(ranked, key=place)
-        best = order[0].candidate
-        return tuple(
-            replace(
-                r,
-                level=FallbackLevel.PRIMARY if same_model(r.candidate, best) else FallbackLevel.FALLBACK,
-                reason=f"{r.reason}, about {r.price.seconds:.2g} s" if r.price is not None else r.reason,
-            )
-            for r in order
-        )
 
     def is_aside(self, request: ChatRequest, tenant: str) -> bool:
         """A title, a commit message: a request without tools beside a conversation that uses them."""

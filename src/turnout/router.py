@@ -38,7 +38,8 @@ from turnout.guard.audit import AuditLog
 from turnout.guard.records import QueryEnd, QueryStart
 from turnout.guard.trail import Trail
 from turnout.hygiene import tidy
-from turnout.outcome import broken, failed, reason_of, route_to, tried_of
+from turnout.journal import Journal, Voted
+from turnout.outcome import broken, failed, reason_of, record_of, route_to, tried_of
 from turnout.placement import Placement
 from turnout.request import answer_room, capabilities_of, check, classify, enrich, query_of
 from turnout.residency import the_one, unload, warm
@@ -55,7 +56,6 @@ from turnout.summary import Summarizer
 from turnout.types import (
     VIRTUAL_MODELS,
     Attempt,
-    AttemptRecord,
     Candidate,
     ChatRequest,
     Event,
@@ -99,11 +99,12 @@ class Router:
         code: CodeProvider,
         audit: AuditLog | None,
         store: SessionStore | None,
+        journal: Journal,
     ) -> None:
         self.client, self._config, self._table, self.fleet = client, config, table, fleet
-        self._code, self._store = code, store
+        self._code, self._store, self.journal = code, store, journal
         self._trail = Trail(audit) if audit is not None else None
-        self._selector, self._pins = Selector(config, table, pins), pins
+        self._selector, self._pins = Selector(config, table, pins, journal.votes), pins
         limit = config.context.summary_timeout / 1000
         writer = Summarizer(client, fleet, table, lambda: self._selector.pool(self.catalog), limit, self._tell_summary)
         self._fitter = Fitter(client, config.context, fleet, writer, Decided(store))
@@ -140,6 +141,12 @@ class Router:
     def capabilities_of(self, model: Model) -> frozenset[str]:
         """What is known of a model whose server does not tell what it can do; empty when nobody knows."""
         return self._table.rate(model).capabilities
+
+    async def feedback(self, request_id: str, principal: Principal = LOCAL, *, good: bool, note: str = "") -> Voted:
+        """Count whether an answer was any good; it moves the model's score a little. Raises as ``Journal.feedback``."""
+        voted = await self.journal.feedback(request_id, principal, good=good, note=note)
+        self.forget_candidates()
+        return voted
 
     def forget_candidates(self) -> None:
         """Rate the served models anew for the next request."""
@@ -223,6 +230,7 @@ class Router:
             request = enrich(request, context, self._agent(request).context_format)
             selection = self._select(request, run.task, principal)
             selection, run.place = self._placement.order(request, principal.id, selection, run.task)
+            run.selection = selection
             for notice in self._notices(request, run.task, context):
                 yield notice
             async with aclosing(self._in_pieces(request, self._execute(run, request, selection))) as events:
@@ -235,6 +243,7 @@ class Router:
             raise
         finally:
             self._audit_end(run)
+            self.journal.ended(run)
         if problem := await self._record(run):
             yield Notice("not_recorded", problem)
 
@@ -423,7 +432,7 @@ class Router:
                 raise
             finally:
                 begun = len(run.attempts) > tried
-                run.attempts[tried:] = [_record_of(attempt, ended, began)]
+                run.attempts[tried:] = [record_of(attempt, ended, began)]
             book.attempt(endpoint, ended)
             if ended is None:
                 return
@@ -484,7 +493,7 @@ class Router:
         return chat_lane(self.client, backend, endpoint, candidate.model, sent, fit.max_tokens, candidate.window)
 
     def _heads(self, run: Run, request: ChatRequest, attempt: Attempt, fit: Fit, began: float) -> Sequence[Event]:
-        run.attempts.append(_record_of(attempt, None, began))
+        run.attempts.append(record_of(attempt, None, began))
         fitted = fit.fitted
         run.compacted = fitted.changed
         candidate = attempt.candidate
@@ -575,8 +584,3 @@ async def _in_its_time(attempt: Attempt) -> Attempt:
     seconds = attempt.wait * random.uniform(1.0, 1.25)  # noqa: S311
     await asyncio.sleep(seconds)
     return replace(attempt, wait=seconds)
-
-
-def _record_of(attempt: Attempt, error: BackendError | None, began: float) -> AttemptRecord:
-    model, endpoint = attempt.candidate.model, attempt.candidate.endpoint
-    return AttemptRecord(attempt.level, model.id, endpoint.name, error, time.monotonic() - began, attempt.wait)

@@ -46,6 +46,7 @@ class Run:
     error: str = "cancelled"
     compacted: bool = False  # what was sent to the model that answers
     refusals: Refusals = field(default_factory=Refusals)
+    selection: Selection | None = None
     place: bytes = b""  # what its conversation is known by
 
     @property

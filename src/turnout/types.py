@@ -471,6 +471,7 @@ class Candidate:
         evicts: the pinned model that loading this one may push out, or "".
         active: billions of parameters that a token passes, 0 when nobody knows.
         bytes, read_bytes: of its weights, and of those that are read for a token of an answer; 0 when nobody knows.
+        feedback: what moved its score in a category, in words.
     """
 
     endpoint: Endpoint
@@ -484,6 +485,7 @@ class Candidate:
     active: float = 0.0
     bytes: float = 0.0
     read_bytes: float = 0.0
+    feedback: Mapping[TaskCategory, str] = field(default_factory=dict)
 
     @property
     def label(self) -> str:

@@ -11,10 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from turnout.context.calibration import SIZE, prior, to_json
 from turnout.fleet.learned import MAX_ENTRIES, WINDOW_HOLDS, Hardware, Learned, LearnedWindow, Speed
-from turnout.types import Endpoint, Model
+from turnout.routing.price import Situation, Work, price
+from turnout.types import Candidate, Endpoint, Model
 
 BOX = Endpoint("box", "openai", "http://127.0.0.1:1")
 HIDDEN = Model("m", window=8192, window_source="guessed")
@@ -87,12 +90,47 @@ def test_speed_follows_what_is_seen_smoothly() -> None:
 
 
 @pytest.mark.parametrize("speed", ['{"prefill": -5}', '{"prefill": 1e300}', '{"decode": 1e-300}', '{"load": -0.1}'])
-def test_speeds_that_cannot_be_are_not_read(tmp_path: Path, speed: str) -> None:
+def test_speeds_that_cannot_be_are_not_read(tmp_path: Path, speed: str, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "learned.json").write_text(
         f'{{"speeds": {{"http://127.0.0.1:1\\nm": {speed}}}, "hardware": {{"http://127.0.0.1:1": {{"compute": -1}}}}}}'
     )
     learned = Learned(tmp_path / "learned.json")
     assert (learned.speed(BOX, HIDDEN), learned.hardware(BOX)) == (Speed(), Hardware())
+    learned.learn_window(BOX, HIDDEN, 2000)
+    learned.save()
+    assert [r.message for r in caplog.records] == [
+        f"2 speeds in {tmp_path / 'learned.json'} cannot be, and are learned again"
+    ], "once"
+
+
+observed = st.floats(allow_nan=True, allow_infinity=True)
+observations = st.lists(st.tuples(observed, observed, observed), max_size=12)
+
+
+@given(observations, observations, st.integers(0, 10**9), st.integers(0, 10**6), st.sampled_from([None, True, False]))
+def test_whatever_was_observed_a_price_is_finite_and_more_tokens_never_cost_less(
+    speeds: list[tuple[float, float, float]],
+    hardware: list[tuple[float, float, float]],
+    prompt: int,
+    answer: int,
+    resident: bool | None,
+) -> None:
+    learned = Learned()
+    for prefill, load, decode in speeds:
+        learned.learn_speed(BOX, HIDDEN, prefill=prefill, load=load, decode=decode)
+    for compute, bandwidth, disk in hardware:
+        learned.learn_hardware(BOX, compute=compute, bandwidth=bandwidth, disk=disk)
+    candidate = Candidate(BOX, replace(HIDDEN, resident=resident), "", 8192, "known", {})
+    at = Situation(running=2, waiting=1, slots=2)
+    less, more = (
+        price(candidate, work, at, learned.speed(BOX, HIDDEN), learned.hardware(BOX))
+        for work in (Work(prompt, answer), Work(prompt + 1000, answer + 10))
+    )
+    for found in (less, more):
+        parts = (found.queue, found.load, found.prefill, found.decode, found.harm, found.seconds, found.weighed)
+        assert all(math.isfinite(part) and part >= 0.0 for part in parts)
+    assert more.seconds >= less.seconds
+    assert more.weighed >= less.weighed
 
 
 def test_two_processes_keep_what_each_has_learned(tmp_path: Path) -> None:
@@ -117,6 +155,7 @@ def test_a_damaged_file_is_learned_anew(tmp_path: Path, body: bytes, caplog: pyt
     assert "learned again" in caplog.text
     learned.learn_window(BOX, HIDDEN, 2000)
     learned.save()
+    assert len(caplog.records) == 1
     assert Learned(path).windowed(BOX, HIDDEN).window == 2000
 
 

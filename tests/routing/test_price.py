@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turnout.fleet.learned import Hardware, Speed
-from turnout.routing.price import COMPUTE, Price, Situation, Work, likely_back, price, value
+from turnout.routing.price import COMPUTE, MOST_SECONDS, Price, Situation, Work, likely_back, price, value
 from turnout.types import Candidate, Endpoint, Model, TaskCategory
 
 CODING = TaskCategory.CODING
@@ -95,6 +96,38 @@ def test_a_price_is_never_negative_and_more_to_do_never_costs_less(at: Situation
     assert more.weighed >= less.weighed - 1e-9
     busier = price(COLD, Work(prompt, 100), replace(at, waiting=at.waiting + 1), speed, NONE)
     assert busier.seconds >= less.seconds - 1e-9
+
+
+anything = st.floats(allow_nan=True, allow_infinity=True)
+counts = st.integers(-(10**18), 10**18)
+
+
+@given(
+    st.builds(Situation, counts, counts, counts, anything, counts, anything, anything, anything),
+    st.builds(Speed, anything, anything, anything),
+    st.builds(Hardware, anything, anything, anything),
+    st.tuples(anything, anything, anything),
+    st.integers(0, 10**12),
+    st.booleans(),
+)
+def test_no_claim_of_a_server_makes_a_price_endless_or_negative(
+    at: Situation,
+    speed: Speed,
+    hardware: Hardware,
+    sizes: tuple[float, float, float],
+    prompt: int,
+    resident: bool,
+) -> None:
+    active, size, read = sizes
+    model = replace(LOADED.model, resident=resident, size=0)
+    candidate = replace(LOADED, model=model, active=active, bytes=size, read_bytes=read)
+    less, more = (price(candidate, Work(n, n), at, speed, hardware) for n in (prompt, prompt + 1000))
+    for found in (less, more):
+        parts = (found.queue, found.load, found.prefill, found.decode, found.harm)
+        assert all(0.0 <= part <= MOST_SECONDS for part in parts)
+        assert math.isfinite(value(candidate, found, CODING, "balanced"))
+    assert more.prefill >= less.prefill
+    assert more.decode >= less.decode
 
 
 @given(seconds, seconds)

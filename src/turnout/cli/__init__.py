@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("decide", "Show which model a question would go to, with every candidate and why; runs nothing."),
     "classify": ("decide", "Show what kind of work a question is, and what spoke for it."),
     "eval": ("evaluate", "Measure what Turnout decides on examples of your own."),
+    "feedback": ("feedback", "Say whether an answer was any good; without a request, list the last ones."),
     "discover": ("fleet", "Look for local LLM servers and show the state of each."),
     "models": ("models", "List the models that the local servers offer."),
     "top": ("top", "Show live what is loaded where, who waits, tokens per second and changes of state."),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from turnout.cli.output import json_option, loaded_config, print_json, table
+from turnout.cli.replay import replay
 from turnout.errors import UsageError
 from turnout.types import TaskCategory
 
@@ -27,6 +28,9 @@ def eval() -> None:  # noqa: A001 - the command's name
 
     Nothing is asked of any server.
     """
+
+
+eval.add_command(replay)
 
 
 @eval.command()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -26,6 +25,7 @@ LEAST_WINDOW, MOST_WINDOW = 128, 100_000_000
 MAX_ENTRIES = {"windows": 2000, "speeds": 2000, "counts": 250, "hardware": 1000}  # of counts one takes 14 kB
 SMOOTHING, MOST_SEEN = 0.25, 4  # the share of the newest observation, from the one on that it counts no more
 FAR = 4.0  # times
+LEAST, MOST = 1e-6, 1e18  # of what can be observed: a speed or seconds
 UNCHANGED = 0.05  # what differs by less from what is known is no news
 SAVE_EVERY = 60.0  # seconds
 
@@ -102,7 +102,8 @@ class Learned:
 
     def __init__(self, path: Path | None = None, *, clock: Callable[[], float] = time.time) -> None:
         self._path, self._clock = path, clock
-        self._kept = _read(path) if path is not None else _Kept()
+        self._told = False
+        self._kept = self._read(path) if path is not None else _Kept()
         self._changed: set[tuple[str, str]] = set()
 
     def windowed(self, endpoint: Endpoint, model: Model) -> Model:
@@ -187,6 +188,13 @@ class Learned:
         _put(self._kept, section, key, value)
         self._changed.add((section, key))
 
+    def _read(self, path: Path) -> _Kept:
+        kept, problem = _read(path)
+        if problem and not self._told:
+            log.warning("%s", problem)
+        self._told = bool(problem)
+        return kept
+
     def save(self) -> None:
         """Write what is new into the file, beside what others wrote. Blocking; what cannot be kept is learned again."""
         if self._path is None or not self._changed:
@@ -195,7 +203,7 @@ class Learned:
         try:
             folder = lock_folder(self._path.parent)
             try:
-                kept = _read(self._path)
+                kept = self._read(self._path)
                 for section, key in changed:
                     if key in getattr(self._kept, section):
                         _put(kept, section, key, getattr(self._kept, section)[key])
@@ -232,28 +240,25 @@ def _put(kept: _Kept, section: str, key: str, value: object) -> None:
         del entries[next(iter(entries))]
 
 
-def _read(path: Path) -> _Kept:
-    """The file; nothing when it is not there or damaged: all of it can be learned again."""
+def _read(path: Path) -> tuple[_Kept, str]:
+    """The file, and what is wrong with it; nothing of what is damaged: all of it can be learned again."""
     try:
-        return _believed(msgspec.json.decode(read_file(path), type=_Kept))
+        kept = msgspec.json.decode(read_file(path), type=_Kept)
     except FileNotFoundError:
-        return _Kept()
+        return _Kept(), ""
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        log.warning(
-            "what was learned in %s cannot be read, and is learned again: %s", path, " ".join(str(error).split())
-        )
-        return _Kept()
-
-
-def _believed(kept: _Kept) -> _Kept:
-    kept.speeds = {key: speed for key, speed in kept.speeds.items() if _sane(speed)}
-    kept.hardware = {url: hardware for url, hardware in kept.hardware.items() if _sane(hardware)}
-    return kept
+        said = " ".join(str(error).split())
+        return _Kept(), f"what was learned in {path} cannot be read, and is learned again: {said}"
+    speeds = {key: speed for key, speed in kept.speeds.items() if _sane(speed)}
+    hardware = {url: its for url, its in kept.hardware.items() if _sane(its)}
+    odd = len(kept.speeds) - len(speeds) + len(kept.hardware) - len(hardware)
+    kept.speeds, kept.hardware = speeds, hardware
+    return kept, f"{odd} speeds in {path} cannot be, and are learned again" if odd else ""
 
 
 def _sane(values: msgspec.Struct) -> bool:
     """Whether numbers are such as can be observed: a damaged file must not make a server free, or endless."""
-    return all(value == 0 or 1e-6 < value < 1e18 for value in msgspec.structs.astuple(values))
+    return all(value == 0 or LEAST <= value <= MOST for value in msgspec.structs.astuple(values))
 
 
 def _key(endpoint: Endpoint, model: Model) -> str:
@@ -268,7 +273,7 @@ def _news(known: Sequence[float], seen: Sequence[float]) -> bool:
 def _smoothed(last: float, new: float, seen: int) -> float:
     """The average after one more observation: of the first few each counts alike, later ones fade; one that is far off
     counts as if it were ``FAR`` times off, since a server that was busy with something else says little."""
-    if not new or not math.isfinite(new) or new < 0:
+    if not LEAST <= new <= MOST:  # also of 0.0, for not seen, and of what is no number
         return last
     if not last:
         return new

@@ -88,6 +88,7 @@ def create_app(
     app = Gateway(
         routes=[
             *(Route(path, endpoint, methods=["POST"]) for path, endpoint in CHAT.items()),
+            Route("/v1/feedback", side.feedback, methods=["POST"]),
             Route("/v1/responses/{id}", responses.kept_response, methods=["GET", "DELETE"]),
             Route("/v1/models", completions.list_models, methods=["GET"]),
             Route("/v1/models/{id:path}", completions.show_model, methods=["GET"]),

@@ -13,6 +13,7 @@ from turnout.gateway.completions import WhilePresent, read_body, route_headers
 from turnout.gateway.exchange import exchange_of
 from turnout.gateway.formats import ANTHROPIC, OPENAI_CHAT, ChatFormat
 from turnout.gateway.refusal import refusal
+from turnout.journal import vote_fields
 from turnout.router import Router
 from turnout.types import Principal, Route
 from turnout.wire import anthropic, openai_side
@@ -80,6 +81,16 @@ class _CountTokens(WholeEndpoint):
         return encode({"input_tokens": tokens}), route
 
 
+class _Feedback(WholeEndpoint):
+    """Whether an answer was any good; of one's own requests alone."""
+
+    async def answer(self, router: Router, body: bytes, who: Principal) -> tuple[bytes, Route | None]:
+        asked = openai_side.parse_feedback(body)
+        voted = await router.feedback(asked.request_id, who, good=asked.good, note=asked.note)
+        return encode({"request_id": asked.request_id, **vote_fields(voted)}), None
+
+
 embeddings = _Embeddings()
 rerank = _Rerank()
 count_tokens = _CountTokens()
+feedback = _Feedback()

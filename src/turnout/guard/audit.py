@@ -284,7 +284,8 @@ class AuditLog:
     def event(
         self, event_type: str, *, error: str = "", principal: str = "local", service: str = "", session_id: str = ""
     ) -> None:
-        """Write an event that is no query: ``security:<what>``, ``access``, ``config`` or ``edit``.
+        """Write an event that is no query: ``security:<what>``, ``access``, ``config``, ``edit`` or
+        ``feedback``.
 
         Raises:
             AuditError: the line cannot be written.

@@ -17,7 +17,7 @@ from turnout.errors import (
     ServerFailedError,
     StreamBrokenError,
 )
-from turnout.routing.price import NO_PRICE, Price
+from turnout.routing.price import NO_PRICE, Price, Situation
 from turnout.types import Attempt, Candidate, FallbackLevel
 
 FIRST_BACKOFF, BACKOFF_GROWTH, LONGEST_WAIT = 0.25, 2.0, 10.0
@@ -28,14 +28,15 @@ RETRY_SHARE, MOST_RETRIES = 0.2, 10.0  # of all requests; saved up to so many
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A candidate in its place: ``level`` 0 or 1, why it stands there, what the request takes there, and the points
-    that it has beyond its score."""
+    """A candidate in its place: ``level`` 0 or 1, why it stands there, what the request takes there, the points that it
+    has beyond its score, and what its endpoint was busy with."""
 
     candidate: Candidate
     level: FallbackLevel
     reason: str
     price: Price | None = None
     bonus: float = 0.0
+    at: Situation | None = None
 
 
 def plan_attempts(

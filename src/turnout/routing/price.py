@@ -25,6 +25,8 @@ IDLE = 600.0  # seconds after which every third conversation has come back, and 
 # Points of a score of 100 that the first second is worth; ten are worth as much as five and a half by themselves.
 WORTH_OF_TIME, LONGER = 2.0, 0.75
 EAGER = {"fast": 4.0, "balanced": 1.0}
+# What a speed or a size may be, and seconds: beyond it, nobody knows better than by the size, and no price is endless.
+LEAST, MOST, MOST_SECONDS = 1e-6, 1e18, 1e9
 EASY, HARD = 1.5, 0.7  # how much more time counts for an easy request, and how much less for a hard one
 
 
@@ -48,6 +50,7 @@ class Situation:
         pushed_out: seconds to load the model that has to go for this one, by how likely it is needed again.
         lost: tokens of another conversation that lose their place in the cache, by the same.
         service: seconds that a request takes there, on the average; 0.0 when nobody knows.
+        doubt: how far behind others the endpoint's health puts it; no matter of seconds.
     """
 
     running: int = 0
@@ -58,6 +61,7 @@ class Situation:
     pushed_out: float = 0.0
     lost: float = 0.0
     service: float = 0.0
+    doubt: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +105,19 @@ class Pace:
 
 def pace(candidate: Candidate, speed: Speed, hardware: Hardware) -> Pace:
     """How fast a candidate is: as observed, else by what its server did with other models, else by its size."""
-    active = candidate.active or UNKNOWN_ACTIVE
-    read = candidate.read_bytes or UNKNOWN_BYTES
-    size = candidate.model.size or candidate.bytes or UNKNOWN_BYTES
+    active = _sound(candidate.active, UNKNOWN_ACTIVE)
+    read = _sound(candidate.read_bytes, UNKNOWN_BYTES)
+    size = _sound(candidate.model.size or candidate.bytes, UNKNOWN_BYTES)
     return Pace(
-        speed.prefill or (hardware.compute or COMPUTE) / active,
-        speed.decode or (hardware.bandwidth or BANDWIDTH) / read,
-        speed.load or size / (hardware.disk or DISK),
+        _sound(speed.prefill, 0.0) or _sound(hardware.compute, COMPUTE) / active,
+        _sound(speed.decode, 0.0) or _sound(hardware.bandwidth, BANDWIDTH) / read,
+        _sound(speed.load, 0.0) or size / _sound(hardware.disk, DISK),
     )
+
+
+def _sound(value: float, otherwise: float) -> float:
+    """A speed or a size, if it can be one."""
+    return value if LEAST <= value <= MOST else otherwise
 
 
 def price(candidate: Candidate, work: Work, at: Situation, speed: Speed, hardware: Hardware) -> Price:
@@ -124,7 +133,12 @@ def price(candidate: Candidate, work: Work, at: Situation, speed: Speed, hardwar
     queue = max(queue, at.reading)
     load = 0.0 if candidate.model.resident is not False else its.load
     harm = STALLED * prefill * beside + at.pushed_out + at.lost / its.prefill
-    return Price(queue, load, prefill, decode * (1 + 0.2 * beside), harm, bool(speed.prefill and speed.decode))
+    found = Price(queue, load, prefill, decode * (1 + 0.2 * beside), harm, bool(speed.prefill and speed.decode))
+    parts = (found.queue, found.load, found.prefill, found.decode, found.harm)
+    if min(parts) >= 0.0 and sum(parts) <= MOST_SECONDS:
+        return found
+    queue, load, prefill, decode, harm = (min(MOST_SECONDS, max(0.0, s)) for s in parts)  # 0.0 of what is no number
+    return Price(queue, load, prefill, decode, harm, found.observed)
 
 
 def likely_back(idle: float) -> float:

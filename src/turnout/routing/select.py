@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from turnout.config import RouterConfig, TaskRouting
 from turnout.errors import NoServiceError, NoSuitableModelError, NotPermittedError
 from turnout.fleet.catalog import Catalog, EndpointStatus
+from turnout.fleet.feedback import Feedback, Votes, feedback_change, feedback_words
 from turnout.fleet.health import HealthBook
 from turnout.fleet.pins import Pin, evicted_by
 from turnout.routing.advice import ALL_MODELS, few_of
 from turnout.routing.capabilities import CapabilityTable, shipped_lists
 from turnout.routing.fallback import Ranked
 from turnout.routing.names import parse_model_name
+from turnout.routing.price import NO_PRICE, Work, value
 from turnout.types import VIRTUAL_MODELS, Candidate, FallbackLevel, Health, Principal, TaskCategory
 
 MAX_REMEMBERED = 256
 # What being of the family that an agent prefers counts, on the scale of 100, and what being the model that it names.
 PREFERRED, FIRST = 10.0, 1000.0
 PREFERENCE = "the model that the calling agent prefers"
+# What a step of an endpoint's priority is worth where time and quality are weighed, and how many steps count.
+PRIORITY_POINTS, PRIORITY_MOST = 1.0, 10
 MAX_NAMES, LONGEST_NAME = 4096, 1000  # that are remembered; characters: a client may ask for a name of megabytes
 # Claude Code's picker lists no other names (facts/agents.md section 7).
 PICKER_PREFIX = "claude-local-"
@@ -61,6 +65,8 @@ class Selection:
         smallest: the smallest usable model.
         policy: the policy that ranked.
         target: tokens that level 2 compacts to at most, 0 for the window's own.
+        needs: what was asked; None where nothing was selected.
+        work: what there is to do, where that was priced.
     """
 
     ranked: tuple[Ranked, ...]
@@ -69,10 +75,22 @@ class Selection:
     smallest: Candidate | None
     policy: str
     target: int = 0
+    needs: Needs | None = None
+    work: Work | None = None
 
 
-def candidates(catalog: Catalog, table: CapabilityTable, pins: frozenset[Pin] = frozenset()) -> tuple[Candidate, ...]:
-    """Every model of every endpoint that can serve, rated. ``pins``: models that no choice of ours may push out."""
+def candidates(
+    catalog: Catalog,
+    table: CapabilityTable,
+    pins: frozenset[Pin] = frozenset(),
+    feedback: Feedback | None = None,
+) -> tuple[Candidate, ...]:
+    """Every model of every endpoint that can serve, rated.
+
+    Args:
+        pins: models that no choice of ours may push out.
+        feedback: what people said of their answers.
+    """
     found = []
     for status in catalog.serving:
         for model in status.models:
@@ -82,6 +100,7 @@ def candidates(catalog: Catalog, table: CapabilityTable, pins: frozenset[Pin] = 
                 guess = rating.window
                 window, source = (min(guess, model.max_window) if model.max_window else guess), "guessed"
             active, size, read = table.weights_of(model)
+            votes = feedback.of(rating.canonical or model.id) if feedback is not None else {}
             found.append(
                 Candidate(
                     status.endpoint,
@@ -89,15 +108,21 @@ def candidates(catalog: Catalog, table: CapabilityTable, pins: frozenset[Pin] = 
                     rating.canonical,
                     window,
                     source,
-                    rating.scores,
+                    moved(rating.scores, votes) if votes else rating.scores,
                     rating.source,
                     evicts=evicted_by(model, status, pins),
                     active=active,
                     bytes=size,
                     read_bytes=read,
+                    feedback={c: feedback_words(votes[c]) for c in rating.scores if c in votes},
                 )
             )
     return tuple(found)
+
+
+def moved(scores: Mapping[TaskCategory, float], votes: Mapping[str, Votes]) -> Mapping[TaskCategory, float]:
+    """The scores after what people said, still from 0 to 100."""
+    return {c: min(100.0, max(0.0, s + feedback_change(votes.get(c, Votes())))) for c, s in scores.items()}
 
 
 def select(pool: Sequence[Candidate], needs: Needs, config: RouterConfig, table: CapabilityTable) -> Selection:
@@ -124,7 +149,7 @@ def select(pool: Sequence[Candidate], needs: Needs, config: RouterConfig, table:
         ranked, too_small = _say_minimum(ranked, too_small, below, minimum)
     policy = _policy(needs, config, routing)
     smallest = min((r.candidate for r in (*ranked, *too_small)), key=lambda c: _smallness(c, table), default=None)
-    return Selection(tuple(ranked), tuple(too_small), tuple(rejected), smallest, policy, minimum)
+    return Selection(tuple(ranked), tuple(too_small), tuple(rejected), smallest, policy, minimum, needs)
 
 
 def _say_minimum(
@@ -144,8 +169,14 @@ def _room(candidate: Candidate, needs: Needs) -> int:
 class Selector:
     """The selections of one configuration; what holds for many requests is made once for each state of the catalog."""
 
-    def __init__(self, config: RouterConfig, table: CapabilityTable, pins: Callable[[], frozenset[Pin]]) -> None:
-        self._config, self._table, self._pins = config, table, pins
+    def __init__(
+        self,
+        config: RouterConfig,
+        table: CapabilityTable,
+        pins: Callable[[], frozenset[Pin]],
+        feedback: Feedback | None = None,
+    ) -> None:
+        self._config, self._table, self._pins, self._feedback = config, table, pins, feedback
         self._pool: tuple[Candidate, ...] = ()
         self._ids: frozenset[str] = frozenset()
         self._meant: dict[str, tuple[Candidate, ...]] = {}
@@ -156,11 +187,14 @@ class Selector:
     def pool(self, catalog: Catalog) -> tuple[Candidate, ...]:
         """Every candidate of the catalog."""
         if catalog.generation != self._pool_of:
-            self._pool, self._remembered = candidates(catalog, self._table, self._pins()), {}
+            self._pool, self._remembered = self._rated(catalog), {}
             self._ids = frozenset(candidate.model.id for candidate in self._pool)
             self._meant = {}
             self._pool_of = catalog.generation
         return self._pool
+
+    def _rated(self, catalog: Catalog) -> tuple[Candidate, ...]:
+        return candidates(catalog, self._table, self._pins(), self._feedback)
 
     def knows(self, asked: str, catalog: Catalog) -> bool:
         """Whether some server has a model of that very id."""
@@ -408,11 +442,35 @@ def _by_score(pool: Iterable[Candidate], category: TaskCategory, family: str) ->
             c,
             FallbackLevel.PRIMARY if same_model(c, best) else FallbackLevel.FALLBACK,
             f"{category} score {c.scores.get(category, 0.0):.0f} ({c.score_source})"
+            + (f", {c.feedback[category]} counted" if category in c.feedback else "")
             + (f", {PREFERRED:.0f} more: the agent prefers {family}" if _is_of(family, c) else ""),
             bonus=PREFERRED if _is_of(family, c) else 0.0,
         )
         for c in order
     ]
+
+
+def by_value(
+    ranked: Sequence[Ranked], category: TaskCategory | None, policy: str, difficulty: float
+) -> tuple[Ranked, ...]:
+    """What is worth most first: its score, less what its time costs; those whose health is in doubt behind."""
+    least = min(r.candidate.endpoint.priority for r in ranked)
+
+    def place(r: Ranked) -> tuple[int, float]:
+        worth = r.bonus + value(r.candidate, r.price or NO_PRICE, category, policy, difficulty)
+        behind = min(PRIORITY_MOST, r.candidate.endpoint.priority - least) * PRIORITY_POINTS
+        return r.at.doubt if r.at is not None else 0, behind - worth
+
+    order = sorted(ranked, key=place)
+    best = order[0].candidate
+    return tuple(
+        replace(
+            r,
+            level=FallbackLevel.PRIMARY if same_model(r.candidate, best) else FallbackLevel.FALLBACK,
+            reason=f"{r.reason}, about {r.price.seconds:.2g} s" if r.price is not None else r.reason,
+        )
+        for r in order
+    )
 
 
 def _is_of(family: str, candidate: Candidate) -> bool:

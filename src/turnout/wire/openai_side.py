@@ -15,8 +15,10 @@ from turnout.wire.openai_chat import render_error
 
 __all__ = [
     "Embed",
+    "Judgement",
     "Rerank",
     "parse_embed",
+    "parse_feedback",
     "parse_rerank",
     "render_embed",
     "render_error",
@@ -43,6 +45,28 @@ class Rerank:
     documents: tuple[str, ...]
     top: int
     told: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What somebody says of an answer."""
+
+    request_id: str
+    good: bool
+    note: str
+
+
+def parse_feedback(body: bytes) -> Judgement:
+    """Read a client's verdict: ``request_id``, ``verdict`` (good or bad), and ``note`` when there is one.
+
+    Raises:
+        UsageError: it is none.
+    """
+    data = base.decode_object(body)
+    verdict = data.get("verdict")
+    if verdict not in ("good", "bad"):
+        raise UsageError("verdict is neither good nor bad")
+    return Judgement(text_field(data.get("request_id"), "request_id"), verdict == "good", as_text(data.get("note")))
 
 
 def parse_embed(body: bytes) -> Embed:
