@@ -40,7 +40,7 @@ from turnout.guard.network import HttpClient, open_client
 from turnout.guard.signing import Signer
 from turnout.residency import keep_warm
 from turnout.router import Router
-from turnout.routing.capabilities import load_table
+from turnout.routing.capabilities import CapabilityTable, load_table
 from turnout.types import Endpoint, Health
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ async def open_router(
         router = Router(
             client=client,
             config=config,
-            table=load_table(Path(config.routing.models_file) if config.routing.models_file else None),
+            table=_table(config),
             fleet=fleet,
             pins=pins,
             code=TextSearch(),
@@ -121,6 +121,12 @@ async def open_router(
             await stack.enter_async_context(keep_saving(learned))
             await _keep_watch(stack, router, search.keep_on(client, config, fleet, allow, audit), pins)
         yield router
+
+
+def _table(config: RouterConfig) -> CapabilityTable:
+    """The capability table; what is wrong in the user's file is told and estimated, and routing goes on."""
+    file = config.routing.models_file
+    return load_table(Path(file) if file else None, lambda error: log.warning("left out: %s", error))
 
 
 def _fleet(loaded: LoadedConfig, client: HttpClient, allow: AllowList, bundled: _Bundled, learned: Learned) -> Fleet:

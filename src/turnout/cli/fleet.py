@@ -141,15 +141,21 @@ def _catalog(loaded: LoadedConfig, *, scan: bool = False) -> Catalog:
         return asyncio.run(look(loaded, scan=scan))
 
 
-def rated_candidates(loaded: LoadedConfig, catalog: Catalog) -> tuple[CapabilityTable, tuple[Candidate, ...]]:
-    """The capability table, and every served model rated by it."""
+def capability_table(loaded: LoadedConfig) -> CapabilityTable:
+    """The capability table with the user's file; what is wrong in that is told on stderr and left out."""
     from pathlib import Path
 
     from turnout.routing.capabilities import load_table
-    from turnout.routing.select import candidates
 
     file = loaded.config.routing.models_file
-    rated_by = load_table(Path(file) if file else None)
+    return load_table(Path(file) if file else None, lambda error: note(f"Warning: left out: {error}"))
+
+
+def rated_candidates(loaded: LoadedConfig, catalog: Catalog) -> tuple[CapabilityTable, tuple[Candidate, ...]]:
+    """The capability table, and every served model rated by it."""
+    from turnout.routing.select import candidates
+
+    rated_by = capability_table(loaded)
     return rated_by, candidates(catalog, rated_by)
 
 
