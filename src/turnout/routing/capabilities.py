@@ -104,7 +104,7 @@ class CapabilityTable:
     ) -> None:
         self._rows = dict(rows)
         self.lines = lines
-        self._aliases = dict(aliases or {})
+        self.aliases = dict(aliases or {})
         self._by_series: dict[str, list[ModelCapability]] = {}
         for row in self._rows.values():
             self._by_series.setdefault(row.name.series, []).append(row)
@@ -113,7 +113,7 @@ class CapabilityTable:
 
     def extended(self, rows: Mapping[str, ModelCapability], aliases: Mapping[str, str]) -> CapabilityTable:
         """This table with rows that come before its own."""
-        return CapabilityTable(self._rows | dict(rows), self._aliases | dict(aliases), self.lines)
+        return CapabilityTable(self._rows | dict(rows), self.aliases | dict(aliases), self.lines)
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -151,7 +151,7 @@ class CapabilityTable:
     def _alias(self, server_id: str) -> str:
         """The canonical name that an alias means, wherever the id says that the model lies, or ""."""
         whole = server_id.lower().replace("\\", "/")
-        return self._aliases.get(whole) or self._aliases.get(whole.rpartition("/")[2], "")
+        return self.aliases.get(whole) or self.aliases.get(whole.rpartition("/")[2], "")
 
     def _row_of(self, name: ModelName) -> ModelCapability | None:
         """The row of a series, a size and the same words of its own."""
