@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
-from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
