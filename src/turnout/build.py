@@ -128,7 +128,9 @@ async def open_router(
 
 
 def _table(config: RouterConfig) -> CapabilityTable:
-    return load_table(Path(config.routing.models_file) if config.routing.models_file else None)
+    """The capability table; what is wrong in the user's file is told and estimated, and routing goes on."""
+    file = config.routing.models_file
+    return load_table(Path(file) if file else None, lambda error: log.warning("left out: %s", error))
 
 
 @asynccontextmanager

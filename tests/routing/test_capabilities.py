@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from pathlib import Path
 
 import pytest
 
 from turnout.errors import ConfigError
 from turnout.routing.capabilities import guess_window, load_table, memory_need, shipped_lists
+from turnout.routing.estimate import effective_size
+from turnout.routing.evidence import shipped_evidence
+from turnout.routing.why import scored
 from turnout.types import Model, TaskCategory
 
+ROOT, MADE = Path(__file__).parents[2], ("models.toml", "evidence.toml")
 CODING = TaskCategory.CODING
 OWNERS = {
     "deepseek-v3": ("deepseek", 1, 128_000, (99, 97, 96, 92)),
@@ -50,13 +56,13 @@ OWNERS = {
 
 
 @pytest.mark.parametrize("canonical", OWNERS)
-def test_the_owners_models_are_in_the_table_as_written(canonical: str) -> None:
+def test_the_owners_models_are_in_the_table(canonical: str) -> None:
     row = load_table().get(canonical)
     assert row is not None
-    family, tier, window, scores = OWNERS[canonical]
+    family, tier, window, _ = OWNERS[canonical]
     assert (row.family, row.tier, row.window) == (family, tier, window)
-    assert tuple(row.scores[category] for category in TaskCategory) == scores
-    assert row.source == "owner's table, January 2025"
+    opinions = {r.benchmark: r.value for r in shipped_evidence().results[canonical] if r.benchmark.startswith("owner")}
+    assert tuple(opinions[f"owner-{category}"] for category in TaskCategory) == OWNERS[canonical][3]
     rating = load_table().rate(Model(canonical))
     assert rating.scores == row.scores
     assert rating.source == row.source
@@ -64,7 +70,7 @@ def test_the_owners_models_are_in_the_table_as_written(canonical: str) -> None:
 
 def test_every_row_is_sound() -> None:
     table = load_table()
-    assert len(table.ids) >= 60 + len(OWNERS)
+    assert len(table.ids) >= 150
     for canonical in table.ids:
         row = table.get(canonical)
         assert row is not None
@@ -72,8 +78,58 @@ def test_every_row_is_sound() -> None:
         assert row.name.purpose == "chat"
         assert row.params > row.active >= 0
         assert row.tier in (1, 2, 3)
-        assert bool(row.scores) == bool(row.source)
-        assert all(0 <= score <= 100 for score in row.scores.values())
+        assert 2023 < row.year < 2027
+        assert row.source
+        assert set(row.scores) == set(TaskCategory)
+        assert all(1 <= score <= 99 for score in row.scores.values())
+
+
+def test_both_files_were_made_of_the_same_data_by_the_script() -> None:
+    """The facts of each row stand in train/models.toml alone: who changes it must run the script again."""
+    folder = ROOT / "src/turnout/routing"
+    digests = [re.findall(r"(\S+) SHA-256 ([0-9a-f]{64})", (folder / name).read_text()) for name in MADE]
+    assert digests[0] == digests[1]
+    assert [name for name, _ in digests[0]] == [
+        "model-evidence.jsonl",
+        "model-facts.jsonl",
+        "spec-models.json",
+        "train/models.toml",
+    ]
+    ours = (ROOT / "train/models.toml").read_bytes()
+    assert dict(digests[0])["train/models.toml"] == hashlib.sha256(ours).hexdigest()
+
+
+def test_every_score_can_be_computed_again_from_its_evidence() -> None:
+    table, evidence = load_table(), shipped_evidence()
+    for canonical in table.ids:
+        row = table.get(canonical)
+        assert row is not None
+        for category, score in row.scores.items():
+            assert score == pytest.approx(scored(evidence, table, row, category).score, abs=0.11), (canonical, category)
+
+
+def test_a_larger_model_of_a_series_is_not_worse_unless_results_say_so() -> None:
+    table, evidence = load_table(), shipped_evidence()
+    rows = [row for row in map(table.get, table.ids) if row]
+    for one in rows:
+        if evidence.results.get(one.id):
+            continue
+        size = effective_size(one.params, one.active)
+        for other in rows:
+            if other.name.series == one.name.series and effective_size(other.params, other.active) <= size:
+                assert all(one.scores[c] >= other.scores[c] for c in TaskCategory), (one.id, other.id)
+
+
+def test_measured_order_is_kept() -> None:
+    """aider polyglot: 59.6, 40.0 and 16.4 per cent; BigCodeBench full, instruct: 45.8, 37.6 and 8.8."""
+    table = load_table()
+    for names in (
+        ("qwen3-235b-a22b", "qwen3-32b", "qwen2.5-coder-32b"),
+        ("qwen2.5-72b-instruct", "qwen2.5-7b-instruct", "qwen2.5-0.5b-instruct"),
+    ):
+        scores = [table.rate(Model(name)).scores[CODING] for name in names]
+        assert scores == sorted(scores, reverse=True)
+        assert len(set(scores)) == len(scores)
 
 
 def test_the_shipped_lists_are_the_owners() -> None:
@@ -177,8 +233,9 @@ def test_what_the_server_hides_is_estimated_and_says_so() -> None:
 def test_a_category_without_a_result_is_estimated_and_says_so() -> None:
     rating = load_table().rate(Model("qwen2.5-coder:7b"))
     assert rating.canonical == "qwen2.5-coder-7b"
-    assert rating.source.startswith("BigCodeBench-Instruct 40.4")
-    assert "estimate" in rating.source
+    assert "aider" in rating.source
+    assert "BigCodeBench" in rating.source
+    assert rating.source.endswith("estimate: reasoning, analysis, documentation")
     assert set(rating.scores) == set(TaskCategory)
 
 
@@ -195,7 +252,7 @@ def test_a_build_is_not_as_good_as_its_model() -> None:
     altered = table.rate(Model("Qwen2.5-Coder-32B-Instruct-abliterated"))
     assert altered.canonical == ""
     assert altered.source.startswith("estimate: a finetune of qwen2.5-coder-32b")
-    assert 80 < altered.scores[CODING] < whole.scores[CODING]
+    assert whole.scores[CODING] - 10 < altered.scores[CODING] < whole.scores[CODING]
 
 
 @pytest.mark.parametrize("server_id", ["nomic-embed-text:latest", "bge-m3", "Qwen/Qwen3-Embedding-8B", "bge-reranker"])
@@ -273,7 +330,10 @@ def test_a_users_file_extends_and_overrides(tmp_path: Path) -> None:
     base = table.resolve("llama3:8b")
     assert base is not None
     assert base.id == "llama-3-8b-instruct", "a row for a finetune does not catch its base"
-    assert load_table().rate(Model("phi4:14b")).scores[CODING] == 82, "the shipped table is as it was"
+    assert load_table().rate(Model("phi4:14b")).scores[CODING] < 99, "the shipped table is as it was"
+    told: list[ConfigError] = []
+    assert load_table(file, told.append).ids == table.ids
+    assert told == []
 
 
 @pytest.mark.parametrize(
@@ -309,6 +369,34 @@ def test_a_mistake_in_a_users_file_is_named(tmp_path: Path, text: str, key: str,
     assert caught.value.key.startswith(key) if key else caught.value.key == ""
     assert hint in caught.value.hint
     assert "\n" not in str(caught.value)
+    told: list[ConfigError] = []
+    table = load_table(file, told.append)
+    assert str(told[0]) == str(caught.value)
+    assert table.rate(Model("phi4:14b")) == load_table().rate(Model("phi4:14b")), "the rest goes on"
+    assert all(1 <= score <= 99 for score in table.rate(Model("x-7b")).scores.values())
+
+
+def test_what_is_wrong_in_a_row_is_left_out_and_estimated(tmp_path: Path) -> None:
+    file = tmp_path / "models.toml"
+    file.write_text(
+        '[models."house-7b"]\nparams = 7\nwindow = 4096\nkind = "x"\n'
+        "scores = { coding = 140, reasoning = nan, analysis = 60 }\n"
+        '[models."wide-7b"]\nparams = 7\nwindow = 0\nscores = { coding = 90 }\n'
+        '[models."good-7b"]\nparams = 7\nwindow = 8192\nscores = { coding = 90 }\n'
+    )
+    told: list[ConfigError] = []
+    table = load_table(file, told.append)
+    assert [error.key for error in told] == [
+        "models.house-7b.kind",
+        "models.house-7b.scores.coding",
+        "models.house-7b.scores.reasoning",
+        "models.wide-7b.window",
+    ]
+    house = table.rate(Model("house-7b"))
+    assert house.scores[TaskCategory.ANALYSIS] == 60
+    assert house.scores[CODING] == load_table().rate(Model("house-7b")).scores[CODING]
+    assert table.get("wide-7b") is None
+    assert table.rate(Model("good-7b")).scores[CODING] == 90
 
 
 def test_a_users_file_that_is_not_there_is_named(tmp_path: Path) -> None:

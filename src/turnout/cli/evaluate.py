@@ -1,4 +1,4 @@
-"""``turnout eval classify``: how good the classifier is on labelled queries of your own."""
+"""``turnout eval``: how good the classifier and the choice of a model are on labelled queries of your own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SIDE, _EDGE = 300, 50  # of the plot, in pixels
 def eval() -> None:  # noqa: A001 - the command's name
     """Measure what Turnout decides on examples of your own.
 
-    Nothing is asked of any server.
+    No model is asked anything.
     """
 
 
@@ -54,24 +54,51 @@ def classify(config_file: str | None, file: str, policy: str | None, plot: str |
     from turnout.routing.classify import classify_task
     from turnout.routing.evaluate import evaluate
 
-    if plot is not None and Path(plot).suffix.lower() != ".svg":
-        raise UsageError(f"{plot}: a plot is an SVG image", hint="give it a name that ends in .svg")
-    rows = _read(Path(file))
+    _require_svg(plot)
+    rows = [labelled(row, where) for where, row in read_queries(Path(file))]
     used = policy or loaded_config(config_file).config.routing.classification
     found = evaluate([(label, classify_task(text, used)) for text, label in rows])
     if plot is not None:
-        _write(Path(plot), reliability_plot(found.bins))
+        write_plot(Path(plot), reliability_plot(found.bins))
     if as_json:
         print_json({"file": file, "policy": used, **_fields(found)})
         return
     _show(used, found)
 
 
-def _read(path: Path) -> list[tuple[str, Label]]:
-    """The queries of a file with their labels.
+@eval.command()
+@click.argument("file")
+@click.option("--live", is_flag=True, help="Over the servers that run now, not simulated ones; asks what they have.")
+@click.option("--fleets", type=click.IntRange(1, 100_000), default=1000, show_default=True, help="Simulated ones.")
+@click.option("--plot", metavar="FILE.svg", help="Also draw how much is lost in which share of the choices.")
+@json_option
+@click.pass_obj
+def route(config_file: str | None, file: str, live: bool, fleets: int, plot: str | None, as_json: bool) -> None:
+    """Show how often the best model that can serve is chosen for labelled queries.
+
+    FILE is as for `turnout eval classify`. A line may also have `tokens`, how long the prompt is with all that goes
+    with it, and `needs`, a list of tools and vision; where they are left out, simulated requests have them at random.
+
+    The classifier says what kind of work a query is, and the real selection chooses. What is true of a model is what
+    the capability table says for the label: this shows what wrong labels and hard limits cost, not how true the table
+    is, which docs/routing.md measures with results that the table has not seen.
+    """
+    from turnout.cli.evaluate_route import evaluate_route
+
+    _require_svg(plot)
+    evaluate_route(loaded_config(config_file), Path(file), fleets=0 if live else fleets, plot=plot, as_json=as_json)
+
+
+def _require_svg(plot: str | None) -> None:
+    if plot is not None and Path(plot).suffix.lower() != ".svg":
+        raise UsageError(f"{plot}: a plot is an SVG image", hint="give it a name that ends in .svg")
+
+
+def read_queries(path: Path) -> list[tuple[str, dict[str, Json]]]:
+    """The lines of a file, each with where it is.
 
     Raises:
-        UsageError: it cannot be read, is too large, holds none, or a line is not as ``classify`` says.
+        UsageError: it cannot be read, is too large, holds none, or a line is no JSON object.
     """
     from turnout.files import MAX_FILE_BYTES, read_file
 
@@ -84,21 +111,32 @@ def _read(path: Path) -> list[tuple[str, Label]]:
     if len(body) > MAX_FILE_BYTES:
         raise UsageError(f"{path}: it is larger than {MAX_FILE_BYTES:,} bytes", hint="split it by lines")
     lines = body.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    rows = [_row(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    rows = [
+        (f"{path}:{number}", _row(line, f"{path}:{number}")) for number, line in enumerate(lines, 1) if line.strip()
+    ]
     if not rows:
         raise UsageError(f"{path}: it holds no query", hint='a line is {"text": "...", "label": "coding"}')
     return rows
 
 
-def _row(line: bytes, where: str) -> tuple[str, Label]:
-    from turnout.routing.evaluate import Label
-
+def _row(line: bytes, where: str) -> dict[str, Json]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
         row = None
     if not isinstance(row, dict):
         raise UsageError(f"{where}: it is no JSON object in UTF-8", hint="put one query on each line, or take it out")
+    return row
+
+
+def labelled(row: dict[str, Json], where: str) -> tuple[str, Label]:
+    """A line's query with its label.
+
+    Raises:
+        UsageError: the line is not as ``classify`` says.
+    """
+    from turnout.routing.evaluate import Label
+
     text = row.get("text") or row.get("query")
     if not isinstance(text, str) or not text.strip():
         raise UsageError(f"{where}: it has no query", hint="put what is asked into `text`")
@@ -118,7 +156,12 @@ def _category(value: Json, key: str, where: str) -> TaskCategory:
     raise UsageError(f"{where}: `{key}` is no kind of work", hint=f"make it one of {names}")
 
 
-def _write(path: Path, text: str) -> None:
+def write_plot(path: Path, text: str) -> None:
+    """A plot where the user wants it.
+
+    Raises:
+        UsageError: it cannot be written there.
+    """
     try:
         path.write_text(text, "utf-8")
     except OSError as error:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from turnout.config import LoadedConfig, RouterConfig
+    from turnout.errors import ConfigError
     from turnout.fleet.catalog import Catalog, EndpointStatus
     from turnout.fleet.discovery import Explanation
     from turnout.routing.capabilities import CapabilityTable
@@ -141,15 +142,25 @@ def _catalog(loaded: LoadedConfig, *, scan: bool = False) -> Catalog:
         return asyncio.run(look(loaded, scan=scan))
 
 
-def rated_candidates(loaded: LoadedConfig, catalog: Catalog) -> tuple[CapabilityTable, tuple[Candidate, ...]]:
-    """The capability table, and every served model rated by it."""
+def capability_table(loaded: LoadedConfig, *, told: bool = False) -> CapabilityTable:
+    """The capability table with the user's file; what is wrong in that is left out, and said unless it is told."""
     from pathlib import Path
 
     from turnout.routing.capabilities import load_table
-    from turnout.routing.select import candidates
+
+    def tell(error: ConfigError) -> None:
+        if not told:
+            note(f"Warning: left out: {error}")
 
     file = loaded.config.routing.models_file
-    rated_by = load_table(Path(file) if file else None)
+    return load_table(Path(file) if file else None, tell)
+
+
+def rated_candidates(loaded: LoadedConfig, catalog: Catalog) -> tuple[CapabilityTable, tuple[Candidate, ...]]:
+    """The capability table, and every served model rated by it."""
+    from turnout.routing.select import candidates
+
+    rated_by = capability_table(loaded, told=True)  # by the router that made the catalog
     return rated_by, candidates(catalog, rated_by)
 
 

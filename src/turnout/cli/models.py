@@ -25,14 +25,31 @@ DEFAULT_QUANTIZATION, DEFAULT_WINDOW = "Q4_K_M", 16_384
 
 
 @click.group(invoke_without_command=True)
+@click.option("--capabilities", is_flag=True, help="List every model that is known instead, with its scores.")
+@click.option("--name", default="", metavar="PART", help="Of --capabilities, only those with PART in their name.")
+@click.option("--why", metavar="MODEL", help="Show how the scores of MODEL, any name, were computed.")
 @json_option
 @click.pass_context
-def models(context: click.Context, as_json: bool) -> None:
+def models(context: click.Context, capabilities: bool, name: str, why: str | None, as_json: bool) -> None:
     """List the models that the local servers offer.
 
-    The window is in tokens, with how it is known. Exits with 3 when no server can answer.
+    The window is in tokens, with how it is known. Exits with 3 when no server can answer. --capabilities and --why ask
+    no server.
     """
-    if context.invoked_subcommand is None:
+    if context.invoked_subcommand is not None:
+        if capabilities or name or why is not None:
+            raise UsageError("--capabilities, --name and --why belong to `turnout models` alone", hint="leave them out")
+    elif name and not capabilities:
+        raise UsageError("--name is a part of --capabilities", hint="give both")
+    elif why is not None:
+        from turnout.cli.capabilities import explain_model
+
+        explain_model(context.obj, why, as_json)
+    elif capabilities:
+        from turnout.cli.capabilities import list_capabilities
+
+        list_capabilities(context.obj, name, as_json)
+    else:
         from turnout.cli.fleet import list_models
 
         list_models(context.obj, as_json)
@@ -180,13 +197,11 @@ class _Need:
 
 
 def _of_table(loaded: LoadedConfig, window: int, quantization: str) -> list[_Need]:
-    from pathlib import Path
-
-    from turnout.routing.capabilities import load_table, memory_need
+    from turnout.cli.fleet import capability_table
+    from turnout.routing.capabilities import memory_need
     from turnout.types import Model, TaskCategory
 
-    file = loaded.config.routing.models_file
-    known = load_table(Path(file) if file else None)
+    known = capability_table(loaded)
     needs = []
     for name in known.ids:
         row = known.get(name)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.resources import files
@@ -15,37 +13,24 @@ from pathlib import Path
 import msgspec
 
 from turnout.errors import ConfigError
+from turnout.routing.estimate import (
+    Lines,
+    bits_of,
+    bounded,
+    effective_size,
+    estimate,
+    is_coder,
+    quantization_penalty,
+    spread,
+)
 from turnout.routing.names import ModelName, agrees, parse_model_name
+from turnout.routing.rows import Row, read_rows
 from turnout.types import Model, TaskCategory
 
 SMALLEST_GUESS = 8192
 # The owner's last resort where the name has no marker (SPEC SVC-5).
 _FAMILY_WINDOWS = {"qwen": 131_072, "deepseek": 128_000}
-_BITS = (
-    (r"[dt]?i?q1", 2.0),
-    (r"[dt]?i?q2|int2|2(?:\.\d+)?_?b", 2.8),
-    (r"[dt]?i?q3|3(?:\.\d+|_\d+)?_?b", 3.7),
-    (r"[dt]?i?q4|u?int4|4(?:\.\d+|_\d+)?_?b|awq|gptq|mxfp4|nvfp4|nf4|w4", 4.7),
-    (r"[dt]?i?q5|5(?:\.\d+|_\d+)?_?b", 5.6),
-    (r"[dt]?i?q6|6(?:\.\d+|_\d+)?_?b|mxfp6", 6.6),
-    (r"[dt]?i?q8|u?int8|8(?:\.\d+|_\d+)?_?b|fp8|w8|mxfp8", 8.5),
-    (r"b?fp?16", 16.0),
-    (r"fp?32", 32.0),
-)
-_COMMON_BITS = 4.7  # what local servers serve when they do not say
-_CODE_LINES = frozenset({"codellama", "codegemma", "codeqwen", "codestral", "devstral", "starcoder", "starcoder2"})
-# Least squares over the owner's scored models: score = constant + slope * log2(1 + billions), then what being made for
-# code changes. Experts count as the geometric mean of total and active parameters.
-_LINES_OF_SCORE = {
-    TaskCategory.CODING: (48.0, 6.0, 9.0),
-    TaskCategory.REASONING: (46.0, 7.4, -18.0),
-    TaskCategory.ANALYSIS: (44.0, 7.1, 1.0),
-    TaskCategory.DOCUMENTATION: (52.0, 6.0, -13.0),
-}
-# The owner's models of these families lie above or below that line by this much, on average.
-_FAMILY_OFFSETS = {"qwen": 3.0, "phi": 3.0, "deepseek": 2.0, "gemma": 2.0, "llama": 1.0, "mistral": -1.0, "yi": -4.0,
-                   "cohere": -6.0}  # fmt: skip
-_UNKNOWN_FAMILY = -5.0
+NO_LINES = Lines(40.0, 5.0, 0.0, 0.0, 0.0, 2024.5)
 _LONGEST_STRETCH = 4.4  # a window stretched further than the usual four times takes training: another model
 _FINETUNE = -4.0  # a finetune may be better or worse than its base; between equals the model that is known goes first
 _BASE_BUILD = -15.0  # a build without instruction tuning continues text, it does not answer
@@ -64,6 +49,7 @@ class ModelCapability:
         source: where the scores come from.
         capabilities: of ``chat, tools, vision, thinking, embeddings, fim``; empty when nobody says.
         sizes: every size in billions that names of it state.
+        released: year and month, for example ``2024-12``; "" when nobody says.
     """
 
     id: str
@@ -76,11 +62,18 @@ class ModelCapability:
     source: str = ""
     capabilities: frozenset[str] = frozenset()
     sizes: frozenset[float] = frozenset()
+    released: str = ""
 
     @property
     def family(self) -> str:
         """The family, for example ``qwen``."""
         return self.name.family
+
+    @property
+    def year(self) -> float:
+        """Of its release, with the middle of its month as a share; 0.0 when nobody says."""
+        year, _, month = self.released.partition("-")
+        return round(int(year) + (int(month) - 0.5) / 12, 2) if year else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,29 +92,28 @@ class Rating:
     capabilities: frozenset[str] = frozenset()
 
 
-class _Row(msgspec.Struct, forbid_unknown_fields=True):
-    params: float
-    window: int
-    active: float = 0.0
-    tier: int = 0
-    source: str = ""
-    scores: dict[TaskCategory, float] = {}
-    capabilities: tuple[str, ...] = ()
-    sizes: tuple[float, ...] = ()
-    aliases: tuple[str, ...] = ()
-
-
 class CapabilityTable:
-    """The rows, found by parsed name. ``aliases`` maps lower-case ids that a parser cannot know to canonical names."""
+    """The rows, found by parsed name. ``aliases`` maps lower-case ids that a parser cannot know to canonical names;
+    ``lines`` say what is expected of a model that is in no row."""
 
-    def __init__(self, rows: Mapping[str, ModelCapability], aliases: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        rows: Mapping[str, ModelCapability],
+        aliases: Mapping[str, str] | None = None,
+        lines: Lines = NO_LINES,
+    ) -> None:
         self._rows = dict(rows)
-        self._aliases = dict(aliases or {})
+        self.lines = lines
+        self.aliases = dict(aliases or {})
         self._by_series: dict[str, list[ModelCapability]] = {}
         for row in self._rows.values():
             self._by_series.setdefault(row.name.series, []).append(row)
         self._resolved: dict[str, ModelCapability | None] = {}
         self._rated: dict[Model, Rating] = {}
+
+    def extended(self, rows: Mapping[str, ModelCapability], aliases: Mapping[str, str]) -> CapabilityTable:
+        """This table with rows that come before its own."""
+        return CapabilityTable(self._rows | dict(rows), self.aliases | dict(aliases), self.lines)
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -152,10 +144,14 @@ class CapabilityTable:
             return None
         return row
 
+    def base_of(self, name: ModelName) -> ModelCapability | None:
+        """The row of what a finetune or an altered build was made from."""
+        return self._row_of(replace(name, derived=()))
+
     def _alias(self, server_id: str) -> str:
         """The canonical name that an alias means, wherever the id says that the model lies, or ""."""
         whole = server_id.lower().replace("\\", "/")
-        return self._aliases.get(whole) or self._aliases.get(whole.rpartition("/")[2], "")
+        return self.aliases.get(whole) or self.aliases.get(whole.rpartition("/")[2], "")
 
     def _row_of(self, name: ModelName) -> ModelCapability | None:
         """The row of a series, a size and the same words of its own."""
@@ -195,15 +191,12 @@ class CapabilityTable:
         row, name = self.resolve(model.id), parse_model_name(model.id)
         if name.purpose != "chat":
             return _not_for_chat(model, name)
-        like = row or self._row_of(replace(name, derived=()))
+        like = row or self.base_of(name)
         params, active = _parameters(model, name, like)
         quantization = model.quantization.lower() or name.quantization
-        estimate = _estimate(name, params, active, quantization)
-        change = _quantization_penalty(quantization) + (_BASE_BUILD if "base" in name.variants else 0.0)
-        change += _FINETUNE if like is not None and row is None else 0.0
-        scores = dict(estimate)
-        if like is not None:
-            scores |= {category: _bounded(score + change) for category, score in like.scores.items()}
+        build = build_of(name, quantization, finetune=row is None and (like is not None or bool(name.derived)))
+        change = sum(build.values())
+        scores = {c: bounded(score + change) for c, score in self.expected(name, params, active, like).items()}
         window = name.window or (like.window if like else 0) or guess_window(model.id)
         return Rating(
             row.id if row else "",
@@ -215,12 +208,23 @@ class CapabilityTable:
             model.capabilities or (row.capabilities if row else frozenset()),
         )
 
+    def expected(
+        self, name: ModelName, params: float, active: float, like: ModelCapability | None
+    ) -> dict[TaskCategory, float]:
+        """The scores of a row, and of every category that it has none for what size, age and family let expect."""
+        found = estimate(self.lines, name, params, active, like.year if like else 0.0)
+        if like is None:
+            return found
+        if (coding := like.scores.get(TaskCategory.CODING)) is not None:
+            found = spread(self.lines, coding, effective_size(params, active), is_coder(name))
+        return found | dict(like.scores)
+
     def weights_of(self, model: Model) -> tuple[float, float, float]:
         """Billions of parameters that a token passes, bytes of all weights, and of those read for a token; each 0.0
         where nobody knows."""
         rating = self.rate(model)
         active = rating.active or rating.params
-        bits = _bits(model.quantization or parse_model_name(model.id).quantization)
+        bits = bits_of(model.quantization or parse_model_name(model.id).quantization)
         total = float(model.size) or rating.params * 1e9 * bits / 8
         return active, total, total * active / rating.params if rating.params else total
 
@@ -265,13 +269,13 @@ def _parameters(model: Model, name: ModelName, like: ModelCapability | None) -> 
         return like.params, like.active
     total = model.parameters / 1e9 or name.size
     if not total and model.size:
-        total = model.size * 8 / _bits(model.quantization or name.quantization) / 1e9
+        total = model.size * 8 / bits_of(model.quantization or name.quantization) / 1e9
     return total, name.active
 
 
 def _source(row: ModelCapability | None, like: ModelCapability | None, change: float) -> str:
     if like is None or not like.scores:
-        return "estimate: from family, size and quantisation"
+        return "estimate: from size, age, family and quantisation"
     adjusted = f", {change:+.0f} for this build" if change else ""
     if row is None:
         return f"estimate: a finetune of {like.id}{adjusted}"
@@ -279,34 +283,14 @@ def _source(row: ModelCapability | None, like: ModelCapability | None, change: f
     return (row.source or "the user's table") + adjusted + rest
 
 
-def _bits(quantization: str) -> float:
-    lowered = quantization.lower().replace("-", "_")
-    return next((bits for pattern, bits in _BITS if re.match(pattern, lowered)), _COMMON_BITS)
-
-
-def _quantization_penalty(quantization: str) -> float:
-    """Below four bits a model loses quickly; down to four bits hardly anything."""
-    return min(0.0, (_bits(quantization) - 4.0) * 8.0) if quantization else 0.0
-
-
-def _estimate(name: ModelName, params: float, active: float, quantization: str) -> dict[TaskCategory, float]:
-    """Scores where there is no evidence: family, size and quantisation, on the scale of the owner's table."""
-    effective = math.sqrt(params * active) if active else params
-    change = _FAMILY_OFFSETS.get(name.family, 0.0 if name.family else _UNKNOWN_FAMILY)
-    change += _quantization_penalty(quantization) + (_BASE_BUILD if "base" in name.variants else 0.0)
-    change += _FINETUNE if name.family and name.derived else 0.0
-    coder = "coder" in name.series or "code" in name.series.split("-") or name.series in _CODE_LINES
-    # The owner scored nothing under 3 billion parameters; the line would flatter what is far smaller.
-    tiny = min(1.0, (effective / 3.0) ** 0.25) if effective else 0.8
-    growth = math.log2(1 + (effective or 3.0))
-    return {
-        category: _bounded((constant + slope * growth + (code if coder else 0.0) + change) * tiny)
-        for category, (constant, slope, code) in _LINES_OF_SCORE.items()
+def build_of(name: ModelName, quantization: str, *, finetune: bool) -> dict[str, float]:
+    """What a build adds to the score of its model, in points, by what it is."""
+    changes = {
+        f"weights of {bits_of(quantization):g} bits ({quantization})": quantization_penalty(quantization),
+        "a base build": _BASE_BUILD if "base" in name.variants else 0.0,
+        "a finetune by somebody else": _FINETUNE if finetune and name.family else 0.0,
     }
-
-
-def _bounded(score: float) -> float:
-    return max(1.0, min(99.0, round(score, 1)))
+    return {what: points for what, points in changes.items() if points}
 
 
 def guess_window(server_id: str) -> int:
@@ -332,7 +316,7 @@ def memory_need(params: float, quantization: str, window: int, active: float = 0
         window: tokens of context.
         active: billions of active parameters of a mixture of experts, 0 for a dense model.
     """
-    return int(params * 1e9 * _bits(quantization) / 8) + _cache_bytes(params, active, window)
+    return int(params * 1e9 * bits_of(quantization) / 8) + _cache_bytes(params, active, window)
 
 
 def _cache_bytes(params: float, active: float, window: int) -> int:
@@ -340,19 +324,21 @@ def _cache_bytes(params: float, active: float, window: int) -> int:
 
     Llama 3 8B has 128 KiB (here 113), Qwen2.5 32B 256 (226), Llama 3 70B 320 (335).
     """
-    effective = math.sqrt(params * active) if active else params
+    effective = effective_size(params, active)
     return int(window * 40_960 * math.sqrt(max(effective, 0.1)))
 
 
 @lru_cache(maxsize=1)
-def _builtin() -> tuple[dict[str, ModelCapability], dict[str, str], Mapping[TaskCategory, tuple[str, ...]]]:
+def _shipped() -> tuple[CapabilityTable, Mapping[TaskCategory, tuple[str, ...]]]:
     data = tomllib.loads((files("turnout.routing") / "models.toml").read_text("utf-8"))
-    rows = {key: msgspec.convert(row, _Row) for key, row in data["models"].items()}
+    rows = {key: msgspec.convert(row, Row) for key, row in data["models"].items()}
     lists = {TaskCategory(category): tuple(names) for category, names in data["lists"].items()}
-    return {key: _capability(key, row) for key, row in rows.items()}, _aliases(rows), lists
+    lines = msgspec.convert(data["lines"], Lines)
+    return CapabilityTable({key: capability(key, row) for key, row in rows.items()}, aliases_of(rows), lines), lists
 
 
-def _capability(key: str, row: _Row) -> ModelCapability:
+def capability(key: str, row: Row) -> ModelCapability:
+    """A row as it stands in a file, with its name parsed."""
     name = parse_model_name(key)
     sizes = frozenset({name.size or row.params, *row.sizes})
     return ModelCapability(
@@ -366,89 +352,37 @@ def _capability(key: str, row: _Row) -> ModelCapability:
         row.source,
         frozenset(row.capabilities),
         sizes,
+        row.released,
     )
 
 
-def _aliases(rows: Mapping[str, _Row]) -> dict[str, str]:
+def aliases_of(rows: Mapping[str, Row]) -> dict[str, str]:
+    """The canonical name of each alias."""
     return {alias.lower(): key for key, row in rows.items() for alias in row.aliases}
 
 
-def load_table(user_file: Path | None = None) -> CapabilityTable:
+def load_table(
+    user_file: Path | None = None, on_mistake: Callable[[ConfigError], None] | None = None
+) -> CapabilityTable:
     """The shipped table, extended or overridden by the user's file (the same TOML: ``[models."NAME"]``).
 
+    Args:
+        on_mistake: told of each mistake in the user's file; what is wrong is left out, and estimated.
+
     Raises:
-        ConfigError: the user's file cannot be read, or a key or value in it is wrong.
+        ConfigError: the user's file cannot be read, or a key or value in it is wrong, and nobody wants to be told.
     """
-    rows, aliases, _ = _builtin()
+    table, _ = _shipped()
     if user_file is None:
-        return _shipped()
-    own = _user_rows(user_file)
-    return CapabilityTable(rows | {key: _capability(key, row) for key, row in own.items()}, aliases | _aliases(own))
-
-
-@lru_cache(maxsize=1)
-def _shipped() -> CapabilityTable:
-    rows, aliases, _ = _builtin()
-    return CapabilityTable(rows, aliases)
-
-
-def _user_rows(path: Path) -> dict[str, _Row]:
-    file = str(path)
-    try:
-        data = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else error  # its text has the path once more
-        hint = 'routing.models_file names a TOML file with a table [models."NAME"] for each model'
-        raise ConfigError(f"the models file cannot be read: {why}", file=file, hint=hint) from error
-    wrong = next((key for key in data if key != "models"), "")
-    if wrong:
-        raise ConfigError("unknown key", file=file, key=wrong, hint='each model is a table [models."NAME"]')
-    models = data.get("models")
-    if not isinstance(models, dict) or not models:
-        raise ConfigError('no model: each is a table [models."NAME"]', file=file, key="models")
-    return {key: _user_row(file, key, row) for key, row in models.items()}
-
-
-def _user_row(file: str, key: str, row: object) -> _Row:
-    place = f"models.{key}"
-    try:
-        parsed = msgspec.convert(row, _Row)
-    except msgspec.ValidationError as error:
-        raise _row_error(file, place, str(error)) from error
-    numbers = {"params": parsed.params, "active": parsed.active, "window": float(parsed.window)}
-    numbers |= {"sizes": min(parsed.sizes, default=1.0), "tier": float(parsed.tier)}
-    for name, value in numbers.items():
-        allowed_zero = name in ("active", "tier")
-        if not (0 <= value < 1e9) or (value == 0 and not allowed_zero):
-            raise ConfigError(f"{value:g} is out of range", file=file, key=f"{place}.{name}", hint="above 0")
-    if parsed.tier > 3:
-        raise ConfigError(f"{parsed.tier} is out of range", file=file, key=f"{place}.tier", hint="1, 2 or 3")
-    for category, score in parsed.scores.items():
-        if not 0 <= score <= 100:
-            raise ConfigError(
-                f"{score:g} is out of range", file=file, key=f"{place}.scores.{category}", hint="0 to 100"
-            )
-    return parsed
-
-
-def _row_error(file: str, place: str, message: str) -> ConfigError:
-    """One line that names the key: where it is, and the nearest valid one."""
-    path = re.search(r" - at `(?:key in )?\$\.?([^`]*)`", message)
-    key = f"{place}.{path[1]}" if path and path[1] and path[1] != "..." else place
-    text = message.split(" - at `", maxsplit=1)[0]
-    if unknown := re.search(r"unknown field `([^`]+)`", message):
-        near = difflib.get_close_matches(unknown[1], _Row.__struct_fields__, 1, 0.5)
-        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(_Row.__struct_fields__)}"
-        return ConfigError("unknown key", file=file, key=f"{place}.{unknown[1]}", hint=hint)
-    if bad := re.search(r"Invalid enum value '([^']*)'", message):
-        near = difflib.get_close_matches(bad[1], list(TaskCategory), 1, 0.5)
-        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(TaskCategory)}"
-        return ConfigError("unknown category", file=file, key=f"{place}.scores.{bad[1]}", hint=hint)
-    if missing := re.search(r"required field `([^`]+)`", message):
-        return ConfigError(f"{missing[1]} is missing", file=file, key=place, hint="params and window are required")
-    return ConfigError(text, file=file, key=key)
+        return table
+    own, mistakes = read_rows(user_file)
+    for mistake in mistakes:
+        if on_mistake is None:
+            raise mistake
+        on_mistake(mistake)
+    return table.extended({key: capability(key, row) for key, row in own.items()}, aliases_of(own))
 
 
 def shipped_lists() -> Mapping[TaskCategory, tuple[str, ...]]:
     """The owner's lists for policy ``lists``."""
-    return _builtin()[2]
+    return _shipped()[1]
