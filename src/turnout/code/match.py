@@ -189,8 +189,9 @@ def _shifted(hunk: Hunk, lines: Sequence[str], at: int) -> Hunk | None:
     """The hunk with the file's indentation, None unless every line is off by the same."""
     pairs = [(a, b.rstrip()) for a, b in zip(hunk.before, lines[at:], strict=False) if a.strip()]
     first, there = pairs[0][0].rstrip(), pairs[0][1]
-    more, less = there.removesuffix(first), first.removesuffix(there)
-    if more.strip() or less.strip() or bool(more) == bool(less):
+    more = there[: -len(first)] if there.endswith(first) else ""
+    less = first[: -len(there)] if first.endswith(there) else ""
+    if more.strip() or less.strip() or not (more or less):
         return None
     for a, b in pairs:
         if f"{more}{a.rstrip()}" != f"{less}{b}":
