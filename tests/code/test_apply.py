@@ -230,6 +230,37 @@ async def test_a_file_that_changed_after_the_preview_is_not_overwritten(root: Pa
     assert contents(root) == OLD
 
 
+class _Meddles:
+    """An audit log that has somebody else save a file between the last look of the preview and the writing."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def edit(self, phase: str, *_: object, **__: object) -> None:
+        if phase == "start":
+            self.file.write_bytes(b"mine\n")
+
+
+async def test_a_file_that_is_saved_while_others_are_written_is_left_alone(root: Path) -> None:
+    edits = editor(root, audit=_Meddles(root / "b.txt"))
+    with pytest.raises(EditError, match=r"b\.txt was changed meanwhile"):
+        await edits.apply(await edits.preview(BOTH))
+    assert contents(root) == OLD | {"b.txt": b"mine\n"}
+
+
+async def test_a_file_that_is_saved_before_it_is_put_back_is_left_alone_and_named(root: Path) -> None:
+    async def check(paths: Sequence[str]) -> dict[str, list[Issue]]:
+        if not (root / "b.txt").exists():
+            (root / "a.txt").write_bytes(b"mine\n")
+            return {"a.txt": [Issue(1, "bad")]}
+        return {}
+
+    edits = editor(root, check=check)
+    with pytest.raises(EditError, match=r"left alone: a\.txt"):
+        await edits.apply(await edits.preview(BOTH))
+    assert contents(root) == OLD | {"a.txt": b"mine\n"}
+
+
 async def test_undo_leaves_alone_what_was_changed_since(root: Path) -> None:
     edits = editor(root)
     await edits.apply(await edits.preview(BOTH))
