@@ -22,7 +22,8 @@ from turnout.code.paths import checked
 from turnout.code.provider import Issue
 from turnout.code.semantic import issues_of
 from turnout.errors import AuditError, EditError, StorageError
-from turnout.guard.audit import AuditLog, open_audit, verify
+from turnout.guard.audit import AuditLog, open_audit
+from turnout.guard.chain import verify
 from turnout.types import Position
 
 BOTH = """\
