@@ -856,7 +856,10 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
     (
         "CODE-4",
         "previewed as a diff",
-        by(EDITS_CLI + "test_edit_asks_at_a_terminal", code="turnout.code.preview:FileChange.diff"),
+        by(
+            EDITS_CLI + "test_json_holds_the_diffs_and_why_nothing_was_written",
+            code="turnout.code.preview:FileChange.diff",
+        ),
     ),
     (
         "CODE-4",

@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from turnout.code.match import changed, closed, opened
@@ -53,10 +54,7 @@ class FileChange:
 
     def diff(self) -> list[str]:
         """The lines of a unified diff, its head included, without line breaks."""
-        old, new = _lines(self.before), _lines(self.after)
-        was = f"a/{self.path}" if self.before is not None else "/dev/null"
-        becomes = f"b/{self.path}" if self.after is not None else "/dev/null"
-        return list(difflib.unified_diff(old, new, was, becomes, lineterm=""))
+        return list(_diff_of(self))
 
     def counts(self) -> tuple[int, int]:
         """Lines that come and that go."""
@@ -148,14 +146,12 @@ class Draft:
         """A file's new content. Raises EditError: it is too large."""
         if len(data) > MAX_FILE_BYTES:
             raise EditError(f"it would have {len(data):,} bytes, the most is {MAX_FILE_BYTES:,}")
-        held = self._held(path)
-        doubts = (*held.doubts, *_doubts(path, held.before or b"", data))
-        self._files[path] = replace(held, now=data, doubts=tuple(dict.fromkeys(doubts)))
+        self._files[path] = replace(self._held(path), now=data)
 
     def changes(self) -> tuple[FileChange, ...]:
         """Every file that is not as it was."""
         return tuple(
-            FileChange(path, held.before, held.now, held.mode, (*held.doubts, *_broken(path, held)))
+            FileChange(path, held.before, held.now, held.mode, (*held.doubts, *_left_out(held), *_broken(path, held)))
             for path, held in self._files.items()
             if held.now != held.before
         )
@@ -202,6 +198,13 @@ class Draft:
         return ""
 
 
+@lru_cache(maxsize=32)  # shown, counted and printed one after the other
+def _diff_of(change: FileChange) -> tuple[str, ...]:
+    was = f"a/{change.path}" if change.before is not None else "/dev/null"
+    becomes = f"b/{change.path}" if change.after is not None else "/dev/null"
+    return tuple(difflib.unified_diff(_lines(change.before), _lines(change.after), was, becomes, lineterm=""))
+
+
 def preview(root: Path, edits: Sequence[ProposedEdit], unclear: tuple[Unclear, ...] = ()) -> Preview:
     """All edits in their order, each after the ones before. Blocking. ``root`` is resolved."""
     draft, problems = Draft(root), []
@@ -219,9 +222,10 @@ def problem_of(edit: ProposedEdit, error: EditError) -> Problem:
     return Problem(edit.path, edit.line, reason, error.nearest)
 
 
-def _doubts(path: str, before: bytes, after: bytes) -> Iterator[str]:
-    old = set(_lines(before))
-    for line in _lines(after):
+def _left_out(held: _Held) -> Iterator[str]:
+    """Lines that come and stand for others."""
+    old = set(_lines(held.before))
+    for line in _lines(held.now):
         if line in old:
             continue
         if _LEFT_OUT.match(line):
