@@ -35,6 +35,9 @@ CODE = "deferred: issue 7, code context first"
 AIRGAP = "deferred: issue 8, the air gap"
 LATER = "deferred: no issue filed yet"
 
+EDITS = "code/test_edits.py::"
+APPLY = "code/test_apply.py::"
+EDITS_CLI = "cli/test_edits.py::"
 REAL = "test_pipeline_real.py::"
 GATE = "gateway/test_gateway.py::"
 AGENT_GATE = "gateway/test_agents.py::"
@@ -122,7 +125,15 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
             code=("turnout.request:enrich", "turnout.code.enrich:build_enriched_query", "turnout.code.search:look_up"),
         ),
     ),
-    ("LIB-3", "apply edits when asked", CODE),
+    (
+        "LIB-3",
+        "apply edits when asked",
+        by(
+            EDITS_CLI + "test_apply_writes_and_undo_takes_it_back",
+            EDITS_CLI + "test_the_library_proposes_applies_and_undoes",
+            code=("turnout.run:proposed_in", "turnout.code.apply:Editor.apply"),
+        ),
+    ),
     (
         "LIB-4",
         "the system prompt",
@@ -869,7 +880,53 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         ),
     ),
     ("CODE-3", "Serena as a process over MCP", CODE),
-    ("CODE-4", "edits", CODE),
+    (
+        "CODE-4",
+        "an answer's edits are parsed, and an example is none",
+        by(
+            EDITS + "test_every_form_changes_the_same_line",
+            EDITS + "test_an_example_is_no_edit",
+            EDITS + "test_half_an_edit_is_none_and_the_reason_is_told",
+            code="turnout.code.edits:parse_edits",
+        ),
+    ),
+    (
+        "CODE-4",
+        "validated: only plain files of the workspace",
+        by(APPLY + "test_hostile_paths_are_refused", code="turnout.code.paths:checked"),
+    ),
+    (
+        "CODE-4",
+        "proposed by default",
+        by(EDITS_CLI + "test_edits_are_named_and_nothing_is_written", code="turnout.run:proposed_in"),
+    ),
+    (
+        "CODE-4",
+        "previewed as a diff",
+        by(
+            EDITS_CLI + "test_json_holds_the_diffs_and_why_nothing_was_written",
+            code="turnout.code.preview:FileChange.diff",
+        ),
+    ),
+    (
+        "CODE-4",
+        "snapshotted, all or nothing, taken back",
+        by(
+            APPLY + "test_all_is_written_and_taken_back",
+            APPLY + "test_undo_leaves_alone_what_was_changed_since",
+            code=("turnout.code.journal:Journal.begin", "turnout.code.journal:Journal.put_back"),
+        ),
+    ),
+    (
+        "CODE-4",
+        "rolled back when it adds errors",
+        by(APPLY + "test_new_errors_have_it_put_back", code="turnout.code.apply:_added"),
+    ),
+    (
+        "CODE-4",
+        "a symbol operation where one fits",
+        by(APPLY + "test_a_symbol_is_renamed_everywhere_in_one_set", code="turnout.code.semantic:_rename"),
+    ),
     (
         "CFG-0",
         "no key is accepted and ignored: enabled, allow_external",

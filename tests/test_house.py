@@ -45,7 +45,15 @@ def test_no_file_names_a_package_registry() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/security.md", "docs/sessions.md", "docs/agents.md"],
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/architecture.md",
+        "docs/security.md",
+        "docs/sessions.md",
+        "docs/agents.md",
+        "docs/edits.md",
+    ],
 )
 def test_the_documents_lead_to_files_that_exist(name: str) -> None:
     text = (ROOT / name).read_text()

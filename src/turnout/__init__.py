@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from turnout.errors import (
         AuditError,
         ConfigError,
+        EditError,
         GuardError,
         NoServiceError,
         NoSuitableModelError,
@@ -37,6 +38,7 @@ _HOME = {
     "AuditError": "errors",
     "ClassificationResult": "routing.classifier",
     "ConfigError": "errors",
+    "EditError": "errors",
     "ExecutionResult": "types",
     "FallbackLevel": "types",
     "GuardError": "errors",
@@ -65,6 +67,7 @@ __all__ = [
     "AuditError",
     "ClassificationResult",
     "ConfigError",
+    "EditError",
     "ExecutionResult",
     "FallbackLevel",
     "GuardError",

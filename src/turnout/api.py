@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 from turnout import config_load
 from turnout.backends import DEFAULT_URLS
-from turnout.build import load, open_router
+from turnout.build import load, open_editor, open_router
 from turnout.config import LoadedConfig, RouterConfig
 from turnout.errors import NoServiceError, UsageError
 from turnout.fleet.agents import detect_coding_agent
@@ -42,6 +42,8 @@ from turnout.types import (
 )
 
 if TYPE_CHECKING:
+    from turnout.code.apply import Outcome
+    from turnout.code.preview import Preview
     from turnout.context.store import SessionStore
     from turnout.fleet.catalog import EndpointStatus
     from turnout.router import Router
@@ -234,6 +236,42 @@ class LocalLLMRouter:
             async for event in events:
                 if isinstance(event, TextDelta):
                     yield event.text
+
+    async def propose_edits(self, answer: str) -> Preview:
+        """What an answer's edits would change in the workspace, with a diff for each file; nothing is written.
+
+        Example::
+
+            proposed = await router.propose_edits(await router.route("Rename parse to read in app.py"))
+            for change in proposed.changes:
+                print("\\n".join(change.diff()))
+            await router.apply(proposed)
+
+        Raises:
+            UsageError: the router has no workspace.
+        """
+        with open_editor(self._loaded, self._edited()) as editor:
+            return await editor.preview(answer)
+
+    async def apply(self, proposed: Preview, *, doubtful: bool = False, despite_errors: bool = False) -> Outcome:
+        """Write all of it or nothing. Arguments as ``Editor.apply``.
+
+        Raises:
+            EditError: it cannot be applied; the files are as they were.
+            StorageError, AuditError, UsageError: nothing was changed.
+        """
+        with open_editor(self._loaded, self._edited()) as editor:
+            return await editor.apply(proposed, doubtful=doubtful, despite_errors=despite_errors)
+
+    async def undo(self, *, force: bool = False) -> Outcome:
+        """Take back what was applied last. ``force``: also what was changed in its files since. Raises as ``apply``."""
+        with open_editor(self._loaded, self._edited()) as editor:
+            return await editor.undo(force=force)
+
+    def _edited(self) -> Path:
+        if not self.workspace:
+            raise UsageError("edits need a workspace", hint='LocalLLMRouter(".") gives one')
+        return Path(self.workspace)
 
     async def events(self, query: str, file_context: Mapping[str, object] | None = None) -> AsyncGenerator[Event, None]:
         """Everything that happens, as events (types.py)."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
@@ -48,6 +48,7 @@ from turnout.routing.capabilities import CapabilityTable, load_table
 from turnout.types import Endpoint, Health
 
 if TYPE_CHECKING:
+    from turnout.code.apply import Editor
     from turnout.context.store import SessionStore
     from turnout.embedded import RunningEmbedded
     from turnout.fleet.catalog import Catalog
@@ -330,6 +331,23 @@ def open_journal(loaded: LoadedConfig, audit: AuditLog | None) -> Journal:
             audit.event(event_type, principal=principal, service=service)
 
     return Journal(kept, Feedback(feedback_path(data_dir())), note)
+
+
+@contextmanager
+def open_editor(loaded: LoadedConfig, workspace: Path, tenant: str = "local") -> Iterator[Editor]:
+    """What previews, applies and takes back edits of a workspace's files.
+
+    Raises:
+        AuditError: the audit log cannot be opened, so nothing is changed.
+    """
+    from turnout.code.apply import Editor
+
+    audit = open_audit_log(loaded)
+    try:
+        yield Editor(workspace, data_dir(), audit=audit, tenant=tenant)
+    finally:
+        if audit is not None:
+            audit.close()
 
 
 def _refusal_logger(audit: AuditLog | None) -> Callable[[GuardError], None]:

@@ -10,6 +10,7 @@
     ├── GuardError             a connection that the allow-list does not hold was refused
     ├── AuditError             the audit log cannot be written
     ├── StorageError           a file of ours (session store, data directory) cannot be used
+    ├── EditError              proposed edits cannot be carried out; nothing was changed
     ├── StoppingError          the gateway ends and serves no more
     ├── ListenError            the gateway cannot listen at its address (in use, not permitted)
     ├── EmbeddedError          the bundled model is not installed, not verified, or did not start
@@ -176,6 +177,21 @@ class StorageError(TurnoutError):
     """A file or directory of ours cannot be read or written."""
 
     code = "storage"
+
+
+class EditError(TurnoutError):
+    """Proposed edits cannot be carried out, or not be taken back; nothing was changed.
+
+    Args:
+        message: which file, and why.
+        nearest: the lines of the file that are most like those that were looked for, with their numbers.
+    """
+
+    code = "edit"
+
+    def __init__(self, message: str, *, hint: str = "", nearest: tuple[str, ...] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.nearest = nearest
 
 
 class StoppingError(TurnoutError):

@@ -40,8 +40,9 @@ def replace_file(path: Path, content: bytes) -> None:
         raise
 
 
-def lock_folder(folder: Path) -> int:
-    """Make and lock a folder; a descriptor for ``unlock_folder``, -1 where there are no locks. Raises OSError."""
+def lock_folder(folder: Path, *, wait: bool = True) -> int:
+    """Make and lock a folder; a descriptor for ``unlock_folder``, -1 where there are no locks. Raises OSError: without
+    ``wait`` BlockingIOError, when somebody else has it."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if sys.platform == "win32":  # of two changes at the same moment one may be lost there
         return -1
@@ -49,7 +50,7 @@ def lock_folder(folder: Path) -> int:
 
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BaseException:
         os.close(descriptor)
         raise

@@ -50,7 +50,7 @@ from turnout.routing.classify import classify_task
 from turnout.routing.fallback import LOADING_WAIT, RetryBudget, after_error, plan_attempts, sooner
 from turnout.routing.patience import ending, first_byte_limit, patient
 from turnout.routing.select import Needs, Selection, Selector, name_behind, permitted, unsuitable
-from turnout.run import Explanation, Run, in_one_piece, new_id
+from turnout.run import Explanation, Run, in_one_piece, new_id, proposed_in
 from turnout.sidework import Sidework
 from turnout.summary import Summarizer
 from turnout.types import (
@@ -246,6 +246,8 @@ class Router:
             self.journal.ended(run)
         if problem := await self._record(run):
             yield Notice("not_recorded", problem)
+        for notice in proposed_in(run):
+            yield notice
 
     async def explain(self, request: ChatRequest) -> Explanation:
         """The decision with every candidate and why it was or was not taken; no model is called.

@@ -27,6 +27,8 @@ from turnout.types import (
     UsageReport,
 )
 
+_NAMED = 5  # files that are named of those that an answer proposes to change
+
 
 @dataclass(slots=True)
 class Run:
@@ -61,6 +63,20 @@ class Run:
             self.usage = event.usage
         elif isinstance(event, Started):
             self.route, self.first = event.route, time.monotonic()
+
+
+def proposed_in(run: Run) -> tuple[Notice, ...]:
+    """Which files the answer proposes to change, for who asked about a workspace: they decide what becomes of it."""
+    if not run.request.workspace:
+        return ()
+    from turnout.code.edits import parse_edits
+
+    proposal = parse_edits("".join(run.text))
+    paths = tuple(dict.fromkeys(edit.path for edit in proposal.edits))
+    if not paths:
+        return ()
+    more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
+    return (Notice("edits", f"edits are proposed for {', '.join(paths[:_NAMED])}{more}"),)
 
 
 async def in_one_piece(made: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:

@@ -27,6 +27,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 COMMANDS: dict[str, tuple[str, str]] = {
     "ask": ("ask", "Ask a question and stream the answer of the best local model."),
     "chat": ("chat", "Have a conversation: what was said is sent along, shortened when it must be."),
+    "undo": ("edits", "Take back what `ask --edit`, `ask --apply` or `/apply` changed last in the workspace."),
     "session": ("session", "List, show, resume, export or delete conversations."),
     "explain": ("decide", "Show which model a question would go to, with every candidate and why; runs nothing."),
     "classify": ("decide", "Show what kind of work a question is, and what spoke for it."),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Unpack
 
 import click
 
+from turnout.cli import edits
 from turnout.cli.output import (
     PartialError,
     attempt_fields,
@@ -79,6 +80,8 @@ class Screen:
 @click.option("--embedded", is_flag=True, help="Use the bundled demonstration model and look for no server.")
 @click.option("--no-stream", is_flag=True, help="Print the answer when it is complete.")
 @click.option("--session", metavar="NAME", help="Begin or go on with this conversation, and keep what is said.")
+@click.option("--edit", is_flag=True, help="Show the edits that the answer proposes as diffs, and ask before writing.")
+@click.option("--apply", is_flag=True, help="Write the edits that the answer proposes, all or none, without asking.")
 @json_option
 @click.pass_obj
 def ask(
@@ -86,6 +89,8 @@ def ask(
     embedded: bool,
     no_stream: bool,
     session: str | None,
+    edit: bool,
+    apply: bool,
     as_json: bool,
     **given: Unpack[Given],
 ) -> None:
@@ -94,10 +99,14 @@ def ask(
     QUERY is the question; `-` reads it from standard input. Text that is piped in is attached after QUERY
     (`< /dev/null` attaches nothing). The answer goes to stdout, the route it took to stderr.
 
+    Edits that the answer proposes for files of the workspace are only named, unless --edit or --apply is given;
+    `turnout undo` takes them back (docs/edits.md).
+
     \b
     turnout ask "Write a Python function that adds two numbers"
     git diff | turnout ask "Review this change"
     turnout ask "Why does this loop end early?" --file app.py --line 42
+    turnout ask --edit "Handle an empty list in total()" --file app.py
     """
     query = read_query(given["query"])
     loaded = loaded_config(config_file)
@@ -105,6 +114,7 @@ def ask(
     if session is not None:
         require_store(loaded, session)
         request = replace(request, session_id=session)
+    request = edits.asking_for_edits(request, asks=edit, writes=apply, as_json=as_json)
     stream = not (no_stream or as_json)
     began = time.monotonic()
     try:
@@ -118,14 +128,22 @@ def ask(
     seconds = time.monotonic() - began
     fields = {**_result_fields(answer.result, seconds), "session": session} if as_json else {}
     if not as_json:
-        if not stream:
-            click.echo(safe(answer.result.text))
-        for line in route_lines(answer.result, seconds):
-            note(line)
+        _tell(answer.result, seconds, streamed=stream)
+        if not (edit or apply):
+            edits.tell_proposed(answer.result, edits.how_to_apply(session))
     if answer.alarm is not None:
         raise PartialError(AuditError(NO_END, hint=answer.alarm.hint), fields)
+    if edit or apply:
+        fields = edits.carry_out(loaded, request, answer.result.text, fields, asks=edit)
     if as_json:
         print_json(fields)
+
+
+def _tell(result: ExecutionResult, seconds: float, *, streamed: bool) -> None:
+    if not streamed:
+        click.echo(safe(result.text))
+    for line in route_lines(result, seconds):
+        note(line)
 
 
 def _answer(loaded: LoadedConfig, request: ChatRequest, *, embedded: bool, stream: bool) -> Answer:
@@ -218,8 +236,8 @@ def _install_first() -> str:
 def route_lines(result: ExecutionResult, seconds: float) -> Iterator[str]:
     """What is told beside an answer: notices, failed attempts, and the route it took."""
     for notice in result.notices:
-        # Fallback notices say what the attempts below say.
-        if notice.code != "fallback":
+        # Fallback notices say what the attempts below say, and edits are told with what can be done about them.
+        if notice.code not in ("fallback", "edits"):
             yield f"note: {notice.text}"
     for line, seconds_of_each in _failed_attempts(result).items():
         tries = f"{len(seconds_of_each)} tries, " if len(seconds_of_each) > 1 else ""

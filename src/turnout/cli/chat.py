@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Unpack
 
 import click
@@ -239,6 +240,9 @@ class Chat:
         for line in route_lines(result, seconds):
             if self._terminal or not line.startswith("route: "):
                 self._aside(line)
+        for notice in result.notices:
+            if notice.code == "edits":
+                self._aside(f"{notice.text}; /apply writes them, /revert takes that back")
         if self._answered and result.model != self._answered and result.route is not None:
             self._aside(f"handed over from {self._answered} to {result.model}: {result.route.reason}")
         self._answered = result.model
@@ -333,6 +337,32 @@ class Chat:
         done = "; ".join(ahead.fitted.steps) or "nothing of it can be left out"
         click.echo(f"from now on: {cell(done)}; about {before:,} tokens become {min(before, after):,}")
 
+    async def apply_edits(self, _: str) -> None:
+        from turnout.build import open_editor
+        from turnout.cli import edits
+
+        last = self._session.messages[-1] if self._session.messages else None
+        if last is None or last.role != "assistant":
+            click.echo("nothing was answered yet")
+            return
+        with open_editor(self._loaded, self._workspace()) as editor:
+            proposed = await editor.preview(last.text)
+            edits.show(proposed)
+            edits.tell_outcome(await editor.apply(proposed))
+
+    async def revert(self, how: str) -> None:
+        from turnout.build import open_editor
+        from turnout.cli import edits
+
+        with open_editor(self._loaded, self._workspace()) as editor:
+            edits.tell_outcome(await editor.undo(force=how == "--force"), undone=True)
+
+    def _workspace(self) -> Path:
+        workspace = self._request("?").workspace
+        if not workspace:
+            raise UsageError("edits need a workspace", hint="begin the chat with --workspace DIR")
+        return Path(workspace)
+
     async def undo(self, _: str) -> None:
         question = await self._session.undo()
         click.echo("nothing was asked yet" if question is None else f"taken back: {cell(question[:200])}")
@@ -366,6 +396,8 @@ COMMANDS: dict[str, tuple[_Command, str, str]] = {
     "model": (Chat.choose_model, "[NAME|auto]", "who answers from now on; alone: which models there are"),
     "context": (Chat.show_context, "", "the window, what fills it, and what would be sent now"),
     "compact": (Chat.compact, "", "have what was said until here summarised from now on"),
+    "apply": (Chat.apply_edits, "", "write the edits that the last answer proposes, all or none"),
+    "revert": (Chat.revert, "[--force]", "take back what /apply changed last in the workspace"),
     "undo": (Chat.undo, "", "take back the last question and its answer, in the store too"),
     "new": (Chat.begin_anew, "", "begin a new conversation"),
     "sessions": (Chat.list_sessions, "", "the conversations that are kept"),

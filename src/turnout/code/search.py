@@ -230,7 +230,12 @@ def inside(root: Path, text: str) -> Path | None:
     except (OSError, ValueError):
         return None
     # Judged after links are followed: a harmless name may lead to a secret.
-    return path if ok and not any(part in _SKIPPED or _hidden(part) for part in parts) else None
+    return path if ok and not any(map(kept_out, parts)) else None
+
+
+def kept_out(name: str) -> bool:
+    """Whether files and folders of that name are neither read nor written: repositories' own, built, or secret ones."""
+    return name in _SKIPPED or _hidden(name)
 
 
 def _hidden(name: str) -> bool:
@@ -243,7 +248,7 @@ def _search(root: Path, names: tuple[str, ...], named: tuple[str, ...], deadline
     whole, defines = re.compile(rf"\b(?:{either})\b"), re.compile(DEFINES.replace("{name}", f"(?:{either})"))
     wanted = tuple(f"/{name.lstrip('./')}" for name in named)
     finds = _Finds([], [])
-    for path in _files(root):
+    for path in files_of(root):
         if time.monotonic() > deadline or finds.files >= MAX_FILES:
             finds.cut = ", stopped at the limit"
             break
@@ -264,7 +269,8 @@ def _look_through(text: str, shown: str, whole: re.Pattern[str], defines: re.Pat
                 into.append(Reference(shown, number, line.strip()))
 
 
-def _files(root: Path) -> Iterator[Path]:
+def files_of(root: Path) -> Iterator[Path]:
+    """The files of a workspace that may be read, in a fixed order."""
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(f for f in folders if f not in _SKIPPED and not _hidden(f))
         for name in sorted(files):

@@ -98,15 +98,20 @@ def _depth(line: str) -> int:
     return len(text) - len(text.lstrip())
 
 
-def _python(text: str) -> list[Symbol] | None:
-    """Classes and functions with their decorators; None when the text does not parse."""
+def parsed(text: str) -> ast.Module:
+    """Python as its parser sees it. Raises SyntaxError, ValueError, RecursionError or MemoryError."""
     # The compiler's warnings about the user's code are not ours to print. The filters are the process's: one at a time.
     with _PARSING, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            tree = ast.parse(text)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            return None
+        return ast.parse(text)
+
+
+def _python(text: str) -> list[Symbol] | None:
+    """Classes and functions with their decorators; None when the text does not parse."""
+    try:
+        tree = parsed(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
     return sorted(_defined(tree, ""), key=lambda s: (s.line, s.title))
 
 

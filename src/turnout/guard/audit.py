@@ -53,7 +53,7 @@ from turnout.guard.chain import (
     rotated_files,
     rotated_name,
 )
-from turnout.guard.records import QueryEnd, QueryStart, Record, attempt_of, encode
+from turnout.guard.records import EditedFile, QueryEnd, QueryStart, Record, attempt_of, encode
 from turnout.guard.signing import Signer
 from turnout.guard.syslog import LocalSyslog
 
@@ -301,6 +301,31 @@ class AuditLog:
         self._add(line)
         if self._seal is not None and time.monotonic() - self._sealed_at > SEAL_SECONDS:
             self.seal()
+
+    def edit(
+        self,
+        phase: str,
+        files: tuple[EditedFile, ...],
+        *,
+        error: str = "",
+        principal: str = "local",
+        workspace: str = "",
+    ) -> None:
+        """Write that files of a workspace are about to change (``start``) or how that ended (``end``).
+
+        Raises:
+            AuditError: the line cannot be written; change nothing.
+        """
+        line = Record(
+            event_type="edit",
+            phase=phase,
+            service=workspace or None,
+            success=None if phase == "start" else not error,
+            error=error or None,
+            principal=principal,
+            files=files,
+        )
+        self._add(line)
 
     def _add(self, record: Record, *, hold: bool = False) -> None:
         record.timestamp = _now()

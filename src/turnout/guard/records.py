@@ -45,8 +45,17 @@ class Attempt(msgspec.Struct):
     ms: int
 
 
+class EditedFile(msgspec.Struct, frozen=True):
+    """One file of an edit: SHA-256 of its bytes before and after, None where there is no file."""
+
+    path: str
+    before: str | None
+    after: str | None
+
+
 class Record(msgspec.Struct, kw_only=True):
-    """One line: these keys in this order, null where they do not apply; ``response`` only when responses are logged."""
+    """One line: these keys in this order, null where they do not apply; ``response`` only when responses are logged,
+    ``files`` only of an edit."""
 
     timestamp: str = ""
     event_type: str
@@ -66,6 +75,7 @@ class Record(msgspec.Struct, kw_only=True):
     fallback_level: int | None = None
     attempts: list[Attempt] = []
     response: str | msgspec.UnsetType = msgspec.UNSET
+    files: tuple[EditedFile, ...] | msgspec.UnsetType = msgspec.UNSET
     file: str | msgspec.UnsetType = msgspec.UNSET
     until: int | msgspec.UnsetType = msgspec.UNSET
     until_hash: str | msgspec.UnsetType = msgspec.UNSET

@@ -1,0 +1,329 @@
+"""What files held before edits were written: a set is written whole or not at all, also when the process is killed in
+between, and can be taken back.
+
+A folder for each set, in the data directory below tenant and workspace: ``entry.json`` and the old bytes of each file.
+It is on the disk before the first file of the workspace changes. Its state says what the next one who looks does with
+it: ``writing`` and ``undoing`` are put back, ``applied`` is kept for ``turnout undo``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import msgspec
+
+from turnout.code.paths import require_unlinked
+from turnout.code.preview import FileChange
+from turnout.errors import EditError, StorageError
+from turnout.files import lock_folder, read_file, unlock_folder
+
+# Sets that are kept of a workspace, and how many bytes they may have together; the newest is always kept.
+MOST_KEPT, MOST_BYTES = 20, 64_000_000
+_ENTRY = "entry.json"
+_BINARY = getattr(os, "O_BINARY", 0)
+
+
+class _File(msgspec.Struct):
+    """Hashes are None where there is no file; ``mode`` is what an old file had, 0 for none."""
+
+    path: str
+    before: str | None
+    after: str | None
+    mode: int
+
+
+class Entry(msgspec.Struct):
+    """One set of files."""
+
+    number: int
+    at: str
+    workspace: str
+    state: Literal["writing", "applied", "undoing"]
+    token: str
+    files: list[_File]
+    folders: list[str]
+
+    def temporary(self, root: Path, n: int) -> Path:
+        """Where the new bytes of a file stand until all are there: beside it, since a rename needs the same disk."""
+        return (root / self.files[n].path).parent / f".turnout-{self.token}-{n}"
+
+
+def hash_of(data: bytes | None) -> str | None:
+    """SHA-256 in hex, None of no file."""
+    return None if data is None else hashlib.sha256(data).hexdigest()
+
+
+def journal_folder(data: Path, tenant: str, workspace: Path) -> Path:
+    """Where the sets of a workspace are kept, below the data directory."""
+    plain = bool(re.fullmatch(r"[\w-]{1,64}", tenant))
+    name = tenant if plain else hashlib.sha256(tenant.encode("utf-8", "surrogatepass")).hexdigest()[:24]
+    place = hashlib.sha256(os.fsencode(workspace)).hexdigest()[:24]
+    return data / "edits" / name / place
+
+
+class Journal:
+    """The sets of one workspace. Use it within ``locked``.
+
+    Args:
+        folder: where they are kept.
+        root: the workspace, resolved.
+    """
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        self._folder, self._root = folder, root
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the only one who changes files of this workspace.
+
+        Raises:
+            EditError: another process does now.
+            StorageError: the journal cannot be used.
+        """
+        try:
+            descriptor = lock_folder(self._folder, wait=False)
+        except BlockingIOError:
+            raise EditError("another process changes files of this workspace", hint="try again in a moment") from None
+        except OSError as error:
+            raise self._failure(error) from error
+        try:
+            yield
+        finally:
+            unlock_folder(descriptor)
+
+    def begin(self, changes: Sequence[FileChange]) -> Entry:
+        """Put on the disk what the files hold now, before anything changes. Raises StorageError."""
+        numbers = [int(path.name) for path in self._entries()]
+        entry = Entry(
+            number=max(numbers, default=0) + 1,
+            at=datetime.now(UTC).isoformat(timespec="seconds"),
+            workspace=str(self._root),
+            state="writing",
+            token=secrets.token_hex(6),
+            files=[_File(c.path, hash_of(c.before), hash_of(c.after), c.mode) for c in changes],
+            folders=_missing_folders(self._root, changes),
+        )
+        try:
+            place = self._place(entry)
+            place.mkdir(mode=0o700)
+            for n, change in enumerate(changes):
+                if change.before is not None:
+                    _write(place / f"{n}.before", change.before, 0o600)
+            self._save(entry)
+            _sync(self._folder)
+        except OSError as error:
+            with suppress(OSError):
+                shutil.rmtree(self._place(entry))
+            raise self._failure(error) from error
+        return entry
+
+    def write(self, entry: Entry, contents: Sequence[bytes | None], modes: Sequence[int]) -> None:
+        """Write every file: first all new bytes beside the old, then one rename each. ``put_back`` after a failure.
+
+        Raises:
+            EditError: a file is not as it was, or cannot be written.
+        """
+        path = ""
+        try:
+            for folder in entry.folders:
+                (self._root / folder).mkdir()
+            for n, (file, content) in enumerate(zip(entry.files, contents, strict=True)):
+                path = file.path
+                require_unlinked(self._root, PurePosixPath(path))
+                if content is not None:
+                    _write(entry.temporary(self._root, n), content, modes[n])
+            for n, (file, content) in enumerate(zip(entry.files, contents, strict=True)):
+                path = file.path
+                require_unlinked(self._root, PurePosixPath(path))
+                if self._hash(path) != file.before:
+                    raise EditError(f"{path} was changed meanwhile")
+                self._set(entry, n, content)
+            for parent in {(self._root / file.path).parent for file in entry.files}:
+                _sync(parent)
+        except OSError as error:
+            raise EditError(f"{path or self._root} cannot be written: {error.strerror or error}") from error
+
+    def keep(self, entry: Entry) -> None:
+        """The set is complete: from now on it is what ``last`` gives. Older ones go. Raises StorageError."""
+        entry.state = "applied"
+        self._store(entry)
+        total = 0
+        for newer, place in enumerate(sorted(self._entries(), reverse=True)):
+            total += sum(file.stat().st_size for file in place.iterdir())
+            if newer and (newer >= MOST_KEPT or total > MOST_BYTES):
+                shutil.rmtree(place, ignore_errors=True)
+
+    def last(self) -> Entry | None:
+        """The newest complete set. Raises StorageError."""
+        places = sorted(self._entries(), reverse=True)
+        return self._load(places[0]) if places else None
+
+    def changed_since(self, entry: Entry) -> list[str]:
+        """The files of a set that are not as it left them."""
+        return [file.path for file in entry.files if self._hash(file.path) != file.after]
+
+    def undo(self, entry: Entry, *, force: bool) -> None:
+        """Take a complete set back. With ``force`` also what was changed since.
+
+        Raises:
+            EditError: a file cannot be written; what was put back is complete at the next try.
+            StorageError: the journal cannot be used.
+        """
+        if force:
+            for file in entry.files:
+                file.after = self._hash(file.path)
+        entry.state = "undoing"
+        self._store(entry)
+        self.put_back(entry)
+
+    def put_back(self, entry: Entry) -> list[str]:
+        """Make every file of a set what it was, and forget the set. What somebody else has changed meanwhile stays.
+
+        Returns:
+            The files that stay as they are.
+
+        Raises:
+            EditError: a file cannot be written; the set is kept for the next try.
+        """
+        foreign = []
+        path = ""
+        try:
+            for n, file in enumerate(entry.files):
+                path = file.path
+                require_unlinked(self._root, PurePosixPath(path))
+                entry.temporary(self._root, n).unlink(missing_ok=True)
+                now = self._hash(path)
+                if now == file.before:
+                    continue
+                if now != file.after:
+                    foreign.append(path)
+                    continue
+                old = read_file(self._place(entry) / f"{n}.before") if file.before is not None else None
+                if old is not None:
+                    (self._root / path).parent.mkdir(parents=True, exist_ok=True)
+                    _write(entry.temporary(self._root, n), old, file.mode)
+                self._set(entry, n, old)
+            for folder in reversed(entry.folders):
+                with suppress(OSError):  # somebody else uses it
+                    (self._root / folder).rmdir()
+            for parent in {(self._root / file.path).parent for file in entry.files}:
+                _sync(parent)
+            shutil.rmtree(self._place(entry))
+        except OSError as error:
+            said = f"{path} cannot be put back: {error.strerror or error}"
+            raise EditError(said, hint="make it writable; the next edit or `turnout undo` goes on") from error
+        return foreign
+
+    def recover(self) -> list[str]:
+        """Put back what was being written when its process died. Returns what is to be told, a line for each set.
+
+        Raises:
+            EditError, StorageError: it cannot be done.
+        """
+        told = []
+        for place in sorted(self._entries()):
+            if not (place / _ENTRY).exists():  # its process died before any file was changed
+                shutil.rmtree(place, ignore_errors=True)
+                continue
+            entry = self._load(place)
+            if entry.state == "applied":
+                continue
+            what = "edits" if entry.state == "writing" else "an undo"
+            foreign = self.put_back(entry)
+            stays = f"; changed since and left alone: {', '.join(foreign)}" if foreign else ""
+            names = ", ".join(file.path for file in entry.files)
+            told.append(f"{what} of {entry.at} had been interrupted: {names} put back as before{stays}")
+        return told
+
+    def _set(self, entry: Entry, n: int, content: bytes | None) -> None:
+        target = self._root / entry.files[n].path
+        if content is None:
+            target.unlink(missing_ok=True)
+        else:
+            entry.temporary(self._root, n).replace(target)
+
+    def _hash(self, path: str) -> str | None:
+        try:
+            return hash_of(read_file(self._root / path))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise EditError(f"{path} cannot be read: {error.strerror or error}") from error
+
+    def _entries(self) -> list[Path]:
+        try:
+            return [path for path in self._folder.iterdir() if path.name.isdecimal()]
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _place(self, entry: Entry) -> Path:
+        return self._folder / f"{entry.number:08}"
+
+    def _load(self, place: Path) -> Entry:
+        try:
+            return msgspec.json.decode(read_file(place / _ENTRY), type=Entry)
+        except OSError as error:
+            raise self._failure(error) from error
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            hint = "move it away; what it could have taken back stays as it is"
+            raise StorageError(f"{place} is damaged: {error}", hint=hint) from error
+
+    def _store(self, entry: Entry) -> None:
+        try:
+            self._save(entry)
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _save(self, entry: Entry) -> None:
+        place = self._place(entry)
+        new = place / "entry.new"
+        new.unlink(missing_ok=True)
+        _write(new, msgspec.json.encode(entry), 0o600)
+        new.replace(place / _ENTRY)
+        _sync(place)
+
+    def _failure(self, error: OSError) -> StorageError:
+        said = f"the journal of edits {self._folder} cannot be used: {error.strerror or error}"
+        return StorageError(said, hint="make it writable, or set TURNOUT_DATA_DIR")
+
+
+def _missing_folders(root: Path, changes: Sequence[FileChange]) -> list[str]:
+    """The folders that new files need, each after the one that holds it."""
+    found: dict[str, None] = {}
+    for change in changes:
+        if change.after is not None:
+            for parent in reversed(PurePosixPath(change.path).parents):
+                if not (root / parent).exists():
+                    found[parent.as_posix()] = None
+    return list(found)
+
+
+def _write(path: Path, data: bytes, mode: int) -> None:
+    """Make a file that is not there yet, on the disk when this returns. ``mode`` 0: what a new file gets."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY | getattr(os, "O_NOFOLLOW", 0)
+    descriptor = os.open(path, flags, mode or 0o666)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        if mode and hasattr(os, "fchmod"):
+            os.fchmod(descriptor, mode)
+        os.fsync(descriptor)
+
+
+def _sync(folder: Path) -> None:
+    """Have the names in a folder on the disk, where a folder can be opened for that."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
