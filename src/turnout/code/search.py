@@ -230,10 +230,16 @@ def inside(root: Path, text: str) -> Path | None:
     except (OSError, ValueError):
         return None
     # Judged after links are followed: a harmless name may lead to a secret.
-    return path if ok and not any(part in _SKIPPED or _hidden(part) for part in parts) else None
+    return path if ok and not any(map(is_skipped, parts)) else None
 
 
-def _hidden(name: str) -> bool:
+def is_skipped(folder: str) -> bool:
+    """Whether a folder of that name is not looked into."""
+    return folder in _SKIPPED or is_hidden(folder)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of that name is never shown: a secret, or nothing that can be printed."""
     # A name that cannot be printed cannot be shown, and half a surrogate pair cannot even be sent.
     return bool(_SECRET_FILE.search(name)) or not name.isprintable()
 
@@ -243,7 +249,7 @@ def _search(root: Path, names: tuple[str, ...], named: tuple[str, ...], deadline
     whole, defines = re.compile(rf"\b(?:{either})\b"), re.compile(DEFINES.replace("{name}", f"(?:{either})"))
     wanted = tuple(f"/{name.lstrip('./')}" for name in named)
     finds = _Finds([], [])
-    for path in _files(root):
+    for path in files_of(root):
         if time.monotonic() > deadline or finds.files >= MAX_FILES:
             finds.cut = ", stopped at the limit"
             break
@@ -264,12 +270,13 @@ def _look_through(text: str, shown: str, whole: re.Pattern[str], defines: re.Pat
                 into.append(Reference(shown, number, line.strip()))
 
 
-def _files(root: Path) -> Iterator[Path]:
+def files_of(root: Path) -> Iterator[Path]:
+    """The files of a workspace in their order, without secrets, links and what is not the user's own work."""
     for folder, folders, files in os.walk(root):
-        folders[:] = sorted(f for f in folders if f not in _SKIPPED and not _hidden(f))
+        folders[:] = sorted(f for f in folders if not is_skipped(f))
         for name in sorted(files):
             path = Path(folder) / name
-            if not _hidden(name) and not path.is_symlink():
+            if not is_hidden(name) and not path.is_symlink():
                 yield path
 
 
