@@ -37,7 +37,7 @@ class SerenaLimits:
     Attributes:
         start: until it says hello.
         first: for an answer as long as it is cold.
-        scoped: for what is known of a file.
+        scoped: for what is known of a file; the answer after its language server died takes 2.2 s.
         unscoped: for a search through the workspace.
         references: for the uses of a symbol.
         diagnostics: for what is wrong in a file; for one without fault Serena always waits 2.5 s.
@@ -50,7 +50,7 @@ class SerenaLimits:
 
     start: float = 20.0
     first: float = 30.0
-    scoped: float = 2.0
+    scoped: float = 3.0
     unscoped: float = 5.0
     references: float = 10.0
     diagnostics: float = 4.0

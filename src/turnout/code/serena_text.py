@@ -21,11 +21,11 @@ _MARK = "\ufeff"
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """An identifier in a line: its text, and where it begins, in characters of the line (not UTF-16 units)."""
+    """An identifier: its text, and where it begins."""
 
     text: str
     line: int
-    start: int
+    column: int
 
 
 def inside(root: Path, path: str) -> bool:
@@ -64,7 +64,7 @@ def word_at(lines: Sequence[str], position: Position, path: str) -> Word | None:
         raise IntelligenceError(f"line {position.line + 1} of {path} has {units(line)} characters")
     index = _index(line, position.character)
     found = [word for word in _WORD.finditer(line) if word.start() <= index <= word.end() and not word[0].isdigit()]
-    return Word(found[-1][0], position.line, found[-1].start()) if found else None
+    return Word(found[-1][0], position.line, units(line[: found[-1].start()])) if found else None
 
 
 def units(text: str) -> int:
@@ -81,8 +81,12 @@ def _index(line: str, character: int) -> int:
 
 
 def pattern_of(word: Word) -> str:
-    """A regular expression that matches the word at its own place in the file, and nowhere else."""
-    return rf"\A\ufeff?(?:[^\n]*\n){{{word.line}}}[^\n]{{{word.start}}}(\w+)"
+    """A regular expression with a group at the word's own place in the file, and nowhere else.
+
+    Serena hands the group's column on as if characters were UTF-16 units: behind an emoji the group is so far to the
+    right that the number is the right one again (Serena 2.1.0, 1.7.0).
+    """
+    return rf"\A\ufeff?(?:[^\n]*\n){{{word.line}}}[^\n]{{{word.column}}}([^\n])"
 
 
 def whole(lines: Sequence[str], start: int, end: int) -> Place:
