@@ -185,7 +185,7 @@ async def _run(command: list[str], failed: str, progress: Progress, serena: str)
     try:
         while line := (await child.read_line(None)).decode("utf-8", "replace"):
             said = [*said[-20:], line.strip()]
-            if line.startswith(("Collecting ", "Installing collected")):
+            if line.startswith(("Collecting ", "Processing ", "Installing collected")):
                 progress(line.split(" (from")[0].partition(":")[0].strip())
         await child.read_all()
     finally:
