@@ -27,7 +27,7 @@ from turnout.code.serena_text import Word, inside, named, pattern_of, read_lines
 from turnout.types import Position
 
 # Bytes of a workspace of which all symbols are looked through in time.
-MAX_SEARCHED = 3_000_000
+MAX_SEARCHED = 2_000_000
 _DEEP = 20
 
 log = logging.getLogger("turnout.code")
