@@ -378,6 +378,14 @@ async def test_files_without_a_language_server_are_not_asked_about(
     assert fake.asked == []
 
 
+async def test_a_folder_has_no_outline(make: Make, fake: FakeSerena, workspace: Path) -> None:
+    (workspace / "sub.py").mkdir()
+    serena = make()
+    for path in ("", "sub.py"):
+        await fails(serena.outline(path), "is a folder")
+    assert fake.asked == []
+
+
 async def test_a_workspace_without_a_known_language_starts_nothing(fake: FakeSerena, tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     serena = SerenaIntelligence(fake.program, tmp_path / "notes", tmp_path / "data")
@@ -441,6 +449,26 @@ async def test_changes_name_the_symbol_exactly_and_say_when_they_were_refused(ma
     await serena.write_rename("shop.py", "price", "cost")
     assert [arguments["name_path"] for _, arguments in fake.asked] == ["/price", "/price"]
     await fails(serena.write_rename("shop.py", "price", "cost"), "did not change it")
+
+
+@pytest.mark.parametrize("other", [b"price = 1\r\n", 'price = "caf\xe9"\n'.encode("latin-1")], ids=["CRLF", "Latin-1"])
+async def test_what_it_would_write_with_other_line_ends_or_in_another_encoding_is_left_alone(
+    make: Make, fake: FakeSerena, workspace: Path, other: bytes
+) -> None:
+    fake.on("replace_symbol_body", says("OK"))
+    fake.on("rename_symbol", says("Successfully renamed"))
+    (workspace / "other.py").write_bytes(other)
+    serena = make()
+    for change in (
+        serena.write_symbol("other.py", "price", "price = 2"),
+        serena.write_rename("shop.py", "price", "cost"),
+    ):
+        with pytest.raises(NotSupportedError, match=r"write other\.py"):
+            await change
+    assert fake.asked == []
+    (workspace / "other.py").write_bytes(other.replace(b"price", b"cost"))
+    await serena.write_rename("shop.py", "price", "money")
+    await serena.write_symbol("shop.py", "price", "def price(n):\n    return 2")
 
 
 async def test_warming_up_asks_between_files_and_raises_nothing(make: Make, fake: FakeSerena) -> None:

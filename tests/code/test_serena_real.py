@@ -162,6 +162,15 @@ async def test_a_symbol_is_replaced_and_renamed_everywhere(serena: SerenaIntelli
     assert (root / "edit.py").read_text() == wanted
 
 
+async def test_a_rename_that_would_spoil_a_file_is_refused_before_anything_is_written(
+    serena: SerenaIntelligence,
+) -> None:
+    before = (serena._root / SERVICE).read_bytes()
+    with pytest.raises(NotSupportedError, match=r"shop/cli\.py"):
+        await serena.write_rename(SERVICE, "apply_discount", "discounted")
+    assert (serena._root / SERVICE).read_bytes() == before
+
+
 async def test_a_killed_language_server_is_started_again_by_serena(serena: SerenaIntelligence) -> None:
     pid = (await serena.status()).pid
     children = Path(f"/proc/{pid}/task/{pid}/children")

@@ -20,10 +20,11 @@ from turnout.code.intelligence import (
     Place,
     TextEdit,
 )
+from turnout.code.search import files_of
 from turnout.code.serena_answers import Found, Use
 from turnout.code.serena_keeper import SerenaKeeper, SerenaLimits, SerenaStatus
 from turnout.code.serena_setup import Look
-from turnout.code.serena_text import Word, inside, named, pattern_of, read_lines, uses, whole, word_at
+from turnout.code.serena_text import Word, first_spoilt, inside, named, pattern_of, read_lines, uses, whole, word_at
 from turnout.types import Position
 
 # Bytes of a workspace of which all symbols are looked through in time.
@@ -200,6 +201,11 @@ class SerenaIntelligence:
 
     async def _change(self, ability: Ability, tool: str, path: str, name_path: str, what: Mapping[str, object]) -> None:
         await self._expect(ability, path)
+        # A rename may touch every file that has the name, in an import alone too.
+        touched = files_of(self._root) if ability is Ability.RENAME else [self._root / path]
+        spoilt = await asyncio.to_thread(first_spoilt, self._root, touched, answers.plain_name(name_path))
+        if spoilt:
+            raise NotSupportedError(f"Serena would write {spoilt} with other line ends or in another encoding")
         arguments = {"name_path": f"/{name_path.lstrip('/')}", "relative_path": path, **what}
         text = await self._serena.ask(tool, arguments, self._limits.change)
         if not text.startswith(("OK", "Successfully")):
@@ -216,7 +222,11 @@ class SerenaIntelligence:
             raise IntelligenceError(f"{Path(path).name} is outside of the workspace")
         look = await self._serena.look()
         suffix = Path(path).suffix.lower()
-        if not suffix or (self._root / path).is_dir():
+        if (self._root / path).is_dir():
+            if ability in (Ability.FIND_SYMBOL, Ability.WORKSPACE_SYMBOLS):
+                return look
+            raise IntelligenceError(f"{path or 'the workspace'} is a folder")
+        if not suffix:
             return look
         server = next((one for one in look.servers if suffix in one.language.suffixes), None)
         if server is None or ability in server.lacks:

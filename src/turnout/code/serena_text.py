@@ -6,7 +6,7 @@ Characters count in UTF-16 units, as in LSP. A file is decoded as UTF-8; what is
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +49,30 @@ def read_lines(root: Path, path: str) -> tuple[str, ...]:
         raise IntelligenceError(f"{path} is no text, or larger than {MAX_FILE_BYTES:,} bytes")
     text = data.decode("utf-8", "replace").removeprefix(_MARK)
     return tuple(line.removesuffix("\r") for line in text.split("\n"))
+
+
+def first_spoilt(root: Path, paths: Iterable[Path], name: str) -> str:
+    """The first of these files that has a name and would not stay what it is when Serena writes it, "" for none.
+
+    Serena writes UTF-8 with one kind of line end, whatever the file had (seen with 2.1.0: carriage returns are gone,
+    and Latin-1 is UTF-8 below a line that says otherwise).
+    """
+    for path in paths:
+        try:
+            data = read_file(path)
+        except OSError:
+            continue  # what cannot be read is not written either
+        if name.encode() in data and (b"\r" in data or not _is_utf8(data)):
+            return path.relative_to(root).as_posix()
+    return ""
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def word_at(lines: Sequence[str], position: Position, path: str) -> Word | None:
