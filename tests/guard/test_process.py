@@ -116,6 +116,15 @@ async def test_a_silent_child_is_a_timeout_and_an_endless_line_an_error() -> Non
     await child.stop()
 
 
+async def test_a_line_may_be_as_long_as_the_starter_says() -> None:
+    code = "print('x' * 200_000)\nprint('y' * 400_000)\nimport sys; sys.stdin.read()"
+    child = await spawn([sys.executable, "-c", code], line_bytes=300_000)
+    assert len(await child.read_line(None)) == 200_001
+    with pytest.raises(OSError, match="line of more than 300000 bytes"):
+        await child.read_line(20)
+    await child.stop()
+
+
 async def test_writing_to_a_child_that_ended_is_a_connection_error() -> None:
     child = await python("")
     await child.read_all()

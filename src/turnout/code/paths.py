@@ -7,7 +7,7 @@ import stat
 from pathlib import Path, PurePosixPath
 
 from turnout.code.ignore import ignored
-from turnout.code.search import MAX_FILE_BYTES, kept_out
+from turnout.code.search import MAX_FILE_BYTES, is_skipped
 from turnout.errors import EditError
 
 # Names that Windows reads as devices, with any suffix.
@@ -27,7 +27,7 @@ def checked(root: Path, text: str) -> str:
     """
     path = _plain(text)
     for part in path.parts:
-        if kept_out(part) or kept_out(part.lower()):
+        if is_skipped(part) or is_skipped(part.lower()):
             raise EditError(
                 f"{part!a} is what Turnout neither reads nor writes: a secret, a repository's own, or built"
             )

@@ -230,15 +230,16 @@ def inside(root: Path, text: str) -> Path | None:
     except (OSError, ValueError):
         return None
     # Judged after links are followed: a harmless name may lead to a secret.
-    return path if ok and not any(map(kept_out, parts)) else None
+    return path if ok and not any(map(is_skipped, parts)) else None
 
 
-def kept_out(name: str) -> bool:
-    """Whether files and folders of that name are neither read nor written: repositories' own, built, or secret ones."""
-    return name in _SKIPPED or _hidden(name)
+def is_skipped(folder: str) -> bool:
+    """Whether a folder of that name is not looked into."""
+    return folder in _SKIPPED or is_hidden(folder)
 
 
-def _hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of that name is never shown: a secret, or nothing that can be printed."""
     # A name that cannot be printed cannot be shown, and half a surrogate pair cannot even be sent.
     return bool(_SECRET_FILE.search(name)) or not name.isprintable()
 
@@ -270,12 +271,12 @@ def _look_through(text: str, shown: str, whole: re.Pattern[str], defines: re.Pat
 
 
 def files_of(root: Path) -> Iterator[Path]:
-    """The files of a workspace that may be read, in a fixed order."""
+    """The files of a workspace in their order, without secrets, links and what is not the user's own work."""
     for folder, folders, files in os.walk(root):
-        folders[:] = sorted(f for f in folders if f not in _SKIPPED and not _hidden(f))
+        folders[:] = sorted(f for f in folders if not is_skipped(f))
         for name in sorted(files):
             path = Path(folder) / name
-            if not _hidden(name) and not path.is_symlink():
+            if not is_hidden(name) and not path.is_symlink():
                 yield path
 
 

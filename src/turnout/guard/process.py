@@ -38,8 +38,9 @@ os.execvp(sys.argv[2], sys.argv[2:])
 class _Protocol(SubprocessStreamProtocol):
     """Tells of the child's end at once; asyncio's own ``wait`` waits for every grandchild that holds a pipe, too."""
 
-    def __init__(self) -> None:
-        super().__init__(limit=_LINE_BYTES, loop=asyncio.get_running_loop())
+    def __init__(self, line_bytes: int) -> None:
+        super().__init__(limit=line_bytes, loop=asyncio.get_running_loop())
+        self.line_bytes = line_bytes
         self.exited = asyncio.Event()
 
     def process_exited(self) -> None:
@@ -101,12 +102,12 @@ class Child:
         stream.write(data)
         await stream.drain()
 
-    async def read_line(self, timeout: float) -> bytes:
-        """One line of its standard output, b"" at its end. ``timeout`` in seconds.
+    async def read_line(self, timeout: float | None) -> bytes:
+        """One line of its standard output, b"" at its end. ``timeout`` in seconds, None to wait until it ends.
 
         Raises:
             TimeoutError: it wrote none in time.
-            OSError: it wrote more than 64 KB without an end of line.
+            OSError: it wrote a longer line than ``spawn`` was told.
         """
         stream = self._protocol.stdout
         if stream is None:
@@ -115,7 +116,7 @@ class Child:
             async with asyncio.timeout(timeout):
                 return await stream.readline()
         except ValueError as error:
-            raise OSError(f"the child wrote a line of more than {_LINE_BYTES} bytes") from error
+            raise OSError(f"the child wrote a line of more than {self._protocol.line_bytes} bytes") from error
 
     async def read_all(self) -> bytes:
         """Everything it writes to standard output until it ends."""
@@ -178,13 +179,20 @@ def become(command: Sequence[str], env: Mapping[str, str]) -> int:
     return os.execve(program, [program, *command[1:]], dict(env))  # noqa: S606
 
 
-async def spawn(command: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Child:
+async def spawn(
+    command: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    line_bytes: int = _LINE_BYTES,
+) -> Child:
     """Start a child with pipes for all three streams.
 
     Args:
         command: program (a name on PATH, or an absolute path) and arguments; never a shell line.
         env: variables beside the few that are passed on.
         cwd: its working directory.
+        line_bytes: the longest line that ``read_line`` takes; of what it writes, twice as much is held at most.
 
     Raises:
         OSError: it cannot be started.
@@ -197,7 +205,7 @@ async def spawn(command: Sequence[str], *, env: Mapping[str, str] | None = None,
     if sys.platform == "linux" and sys.executable:
         start = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *start]
     transport, protocol = await asyncio.get_running_loop().subprocess_exec(
-        _Protocol,
+        lambda: _Protocol(line_bytes),
         *start,
         stdin=PIPE,
         stdout=PIPE,
