@@ -579,9 +579,8 @@ class Route:
     expected: float = 0.0
 
 
-Event: TypeAlias = (
-    TextDelta | ReasoningDelta | ToolCallDelta | UsageReport | Finish | Notice | RawHead | RawChunk | Started
-)
+_Said: TypeAlias = TextDelta | ReasoningDelta | ToolCallDelta | UsageReport | Finish
+Event: TypeAlias = _Said | Notice | RawHead | RawChunk | Started
 
 
 @dataclass(frozen=True, slots=True)
