@@ -218,6 +218,7 @@ async def test_a_stream_that_breaks_ends_with_the_formats_own_error_and_is_not_r
     error = json.loads(last)["error"] if pair.path != "/v1/responses" else json.loads(last)["response"]["error"]
     assert "in the middle of its answer" in (error if isinstance(error, str) else error["message"])
     assert isinstance(error, str) or error["code"] in ("stream_broken", "server_error")
+    assert said.count(b"event: response.created") == (pair.path == "/v1/responses"), "one head, the server's own"
     assert (len(bad.seen), other.seen) == (1, [])
 
 
