@@ -263,7 +263,7 @@ ENDPOINTS = (
         ("DELETE", "/v1/models/a", 405, "it takes GET"),
         ("POST", "/", 405, "it takes GET"),
         ("GET", "/v1/responses", 405, "it takes POST"),
-        ("POST", "/v1/responses/resp_1", 405, "DELETE"),
+        ("POST", "/v1/responses/resp_1", 405, "it takes DELETE and GET"),
         ("POST", "/v1/messages/batches", 404, "did you mean /v1/messages"),
         ("POST", "/v1/chat/completions/", 404, "did you mean /v1/chat/completions? "),
         ("POST", "/chat/completions", 404, "did you mean /v1/chat/completions? "),

@@ -227,9 +227,10 @@ async def no_endpoint(request: Request, error: Exception) -> Response:
     asked: str = request.scope["path"]  # not request.url, which raises for a query that is not UTF-8
     if refused := ollama.managed(asked):
         return refusal(refused, format_of(request.scope))
-    path, allowed = asked[:200], (error.headers or {}).get("Allow", "")
+    path = asked[:200]
     if error.status_code == 405:
-        said, hint = f"{path} does not take {request.method}", f"it takes {allowed}"
+        allowed = {*(error.headers or {}).get("Allow", "").split(", ")} - {"HEAD"}  # it has no order
+        said, hint = f"{path} does not take {request.method}", f"it takes {' and '.join(sorted(allowed))}"
     else:
         near = difflib.get_close_matches(path, _endpoints(request.app), 1)
         said, hint = f"there is no {path}", f"did you mean {near[0]}? `GET /` lists all" if near else LISTED
