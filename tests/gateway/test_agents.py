@@ -24,7 +24,7 @@ SYSTEM = {"role": "system", "content": "Act as an expert software developer.\nTa
 QUESTION = {"role": "user", "content": "Write a function that adds two numbers"}
 AIDER = [SYSTEM, QUESTION]
 # Best at coding first. The owner has aider prefer gpt, of which there is none here.
-MODELS = ("qwen2.5-coder-32b-instruct", "deepseek-coder-v2", "phi-4")
+MODELS = ("qwen2.5-coder-32b-instruct", "deepseek-coder-v2", "smollm2-135m")
 
 
 @pytest.fixture(autouse=True)
@@ -85,25 +85,25 @@ async def test_an_agents_model_goes_first_and_a_family_counts_more() -> None:
     async with gateway(routing=BEST) as (session, url):
         best, why = await model_for(session, url, AIDER)
         assert best == MODELS[0]
-    async with gateway(routing=BEST, agents={"aider": {"default_model_preference": "phi-4"}}) as (session, url):
-        assert await model_for(session, url, AIDER) == ("phi-4", "the model that the calling agent prefers")
+    async with gateway(routing=BEST, agents={"aider": {"default_model_preference": "smollm2-135m"}}) as (session, url):
+        assert await model_for(session, url, AIDER) == ("smollm2-135m", "the model that the calling agent prefers")
         assert await model_for(session, url, [QUESTION]) == (best, why)
     async with gateway(routing=BEST, agents={"aider": {"default_model_preference": "deepseek"}}) as (session, url):
         model, why = await model_for(session, url, AIDER)
         assert model == MODELS[1]
         assert "the agent prefers deepseek" in why
     # What is far worse is not taken for its name.
-    async with gateway(routing=BEST, agents={"aider": {"default_model_preference": "phi"}}) as (session, url):
+    async with gateway(routing=BEST, agents={"aider": {"default_model_preference": "smollm"}}) as (session, url):
         assert (await model_for(session, url, AIDER))[0] == best
 
 
 async def test_a_preference_goes_before_lists_and_yields_to_an_exact_model() -> None:
     lists = {"coding": {"primary_models": [MODELS[1]], "min_context": 512}}
-    agents = {"qwen-cli": {"default_model_preference": "phi-4"}}
+    agents = {"qwen-cli": {"default_model_preference": "smollm2-135m"}}
     qwen = {"User-Agent": "QwenCode/0.24.4 (linux; x64)"}
     async with gateway(task_routing=lists, agents=agents) as (session, url):
         assert (await model_for(session, url, AIDER))[0] == MODELS[1]
-        assert (await model_for(session, url, [QUESTION], **qwen))[0] == "phi-4"
+        assert (await model_for(session, url, [QUESTION], **qwen))[0] == "smollm2-135m"
         body = {"model": MODELS[0], "messages": [QUESTION]}
         async with session.post(f"{url}/v1/chat/completions", json=body, headers=qwen) as reply:
             assert reply.headers["x-turnout-model"] == MODELS[0]
