@@ -170,6 +170,7 @@ async def test_nothing_is_stored_when_nothing_is_to_be(tmp_path: Path) -> None:
         "audit.key",
         "learned.json",
         "decisions.jsonl",
+        "signing",
     }
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from turnout.fleet.learned import Hardware, Speed
@@ -110,6 +110,8 @@ counts = st.integers(-(10**18), 10**18)
     st.integers(0, 10**12),
     st.booleans(),
 )
+@example(Situation(), Speed(), Hardware(), (math.inf, math.inf, math.inf), 1000, True)
+@example(Situation(), Speed(), Hardware(compute=-1.0), (math.nan, -1.0, 1e-320), 1000, False)
 def test_no_claim_of_a_server_makes_a_price_endless_or_negative(
     at: Situation,
     speed: Speed,
