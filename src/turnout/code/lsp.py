@@ -32,7 +32,7 @@ from turnout.code.intelligence import (
     Place,
     TextEdit,
 )
-from turnout.code.lsp_files import Document, Documents, Watch, lines_of, path_of, read_text, utf16_length
+from turnout.code.lsp_files import CREATED, Document, Documents, Watch, lines_of, path_of, read_text, utf16_length
 from turnout.code.lsp_servers import Language, Server
 from turnout.code.lsp_wire import Wire
 from turnout.code.search import inside
@@ -41,6 +41,7 @@ from turnout.types import Position
 
 MAX_STARTS, STARTS_WITHIN = 4, 600.0
 MAX_PLACES, MAX_WITH_TEXT = 10_000, 200
+MAX_NEW = 8  # files created at once that are opened
 MAX_HIERARCHIES = 5  # of the functions that a position may mean
 # Files that are looked into to tell where the whole of a symbol is.
 MAX_LOOKED_INTO = 20
@@ -289,6 +290,11 @@ class LanguageServer:
             files = [{"uri": uri, "type": kind} for uri, kind in changed]
             self._documents.changed()
             wire.tell("workspace/didChangeWatchedFiles", {"changes": files})
+            # basedpyright looks for new files a second later; an open one it knows at once.
+            for path in [path for uri, kind in changed if kind == CREATED and (path := path_of(uri))][:MAX_NEW]:
+                if self.knows(path.name):
+                    with suppress(IntelligenceError):
+                        self._documents.open(path)
         self._documents.refresh()
         return wire
 
@@ -435,8 +441,9 @@ class LanguageServer:
                 for path in paths[:MAX_LOOKED_INTO]:
                     with suppress(IntelligenceError):  # gone, or too large: its symbols stay as they are
                         outlines[path] = await self._outline(path)
-        known = (answers.same_as(outlines.get(node.symbol.place.path, ()), node) for node in found)
-        return tuple(sorted(dict.fromkeys(known), key=lambda n: (n.symbol.place.path, n.line, n.character)))
+        known = (answers.same_as(outlines.get(node.symbol.place.path), node) for node in found)
+        whole = dict.fromkeys(node for node in known if node is not None)
+        return tuple(sorted(whole, key=lambda n: (n.symbol.place.path, n.line, n.character)))
 
     # Texts.
 

@@ -257,14 +257,15 @@ def found_of(root: Path, uri: str, item: Symbol, above: tuple[str, ...] = ()) ->
     return Found(CodeSymbol("/".join((*holders, item.name)), kind, place), start.line, start.character)
 
 
-def same_as(outline: Sequence[Found], found: Found) -> Found:
-    """The definition of an outline that ``found`` is: servers give the place of the name alone in other answers."""
+def same_as(outline: Sequence[Found] | None, found: Found) -> Found | None:
+    """The definition of its file's outline that ``found`` is: servers give the place of the name alone in other
+    answers. Itself where the outline is not known or has no such definition, None for a local variable."""
+    if outline is None:
+        return found
     name = words_of(found.symbol.name_path)[-1:]
     alike = [node for node in outline if words_of(node.symbol.name_path)[-1:] == name]
-    for node in alike:
-        if node.line == found.line or node.symbol.place.line == found.symbol.place.line:
-            return node
-    return found
+    same = [n for n in alike if n.line == found.line or n.symbol.place.line == found.symbol.place.line]
+    return same[0] if same else None if found.symbol.kind in _LOCAL else found
 
 
 def words_of(name: str) -> tuple[str, ...]:

@@ -64,8 +64,12 @@ LANGUAGES: Mapping[str, Language] = {
                 # Its Python wrapper looks for a newer version otherwise.
                 env={"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"},
             ),
-            # It reports syntax errors alone: no answer of it means "no error".
-            Server("jedi", ("jedi-language-server",), lacks=frozenset({Ability.DIAGNOSTICS})),
+            # It reports syntax errors alone, and finds symbols only in files: nothing found would mean nothing.
+            Server(
+                "jedi",
+                ("jedi-language-server",),
+                lacks=frozenset({Ability.DIAGNOSTICS, Ability.WORKSPACE_SYMBOLS}),
+            ),
         ),
     ),
     "typescript": Language(
