@@ -46,6 +46,7 @@ class Asked:
         about: the file or name.
         seconds: how long it took.
         outcome: ``answered``, ``found nothing``, ``given up``, or why it did not answer.
+        failed: whether it might have answered at another time.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Asked:
     about: str
     seconds: float
     outcome: str
+    failed: bool = False
 
 
 class Chain:
@@ -167,13 +169,17 @@ class Chain:
     async def _recorded(
         self, member: Intelligence, ability: Ability, about: str, ask: Callable[[Intelligence], Awaitable[_Answer]]
     ) -> _Answer:
-        began, outcome = time.monotonic(), "given up"
+        began, outcome, failed = time.monotonic(), "given up", True
         try:
             answer = await ask(member)
-            outcome = "answered" if answer else "found nothing"
-            return answer
+            outcome, failed = "answered" if answer else "found nothing", False
+        except NotSupportedError as error:
+            outcome, failed = str(error), False
+            raise
         except IntelligenceError as error:
             outcome = str(error)
             raise
+        else:
+            return answer
         finally:
-            self.asked.append(Asked(member.name, ability, about, time.monotonic() - began, outcome))
+            self.asked.append(Asked(member.name, ability, about, time.monotonic() - began, outcome, failed))

@@ -284,6 +284,7 @@ class LanguageServer:
         if wire is None or wire.broken:
             if self._starting is None or self._starting.done():
                 self._starting = asyncio.create_task(self._start())
+                self._starting.add_done_callback(_looked_at)
             wire = await asyncio.shield(self._starting)
         changed = await self._watch.changes()
         if changed:
@@ -482,6 +483,12 @@ class _Heard:
     published: answers.Published
     at: float
     changes: int
+
+
+def _looked_at(task: asyncio.Task[Wire]) -> None:
+    """Who waited for it may have left: then nobody else asks how it ended."""
+    if not task.cancelled():
+        task.exception()
 
 
 class _Item(msgspec.Struct):
