@@ -33,7 +33,7 @@ from turnout.code.intelligence import (
     TextEdit,
 )
 from turnout.code.lsp_files import CREATED, Document, Documents, Watch, lines_of, path_of, read_text, utf16_length
-from turnout.code.lsp_servers import Language, Server
+from turnout.code.lsp_servers import LANGUAGES, Language, Server, find_servers
 from turnout.code.lsp_wire import Wire
 from turnout.code.search import inside
 from turnout.guard.process import spawn
@@ -474,6 +474,20 @@ class LanguageServer:
         if place is None or not _is_relative(place.path) or inside(self._root, place.path) is None:
             raise IntelligenceError("the rename would change a file that is not the workspace's, or must not be read")
         return TextEdit(place, edit.new_text)
+
+
+def language_servers(
+    workspace: Path, configured: Mapping[str, Sequence[str]], places: Sequence[Path] = ()
+) -> tuple[LanguageServer, ...]:
+    """One for each language for which a server is found; none is started before it is asked.
+
+    Args:
+        workspace: whose code they know.
+        configured: commands by language (``code.language_servers``).
+        places: directories that are looked into before the PATH.
+    """
+    found = find_servers(configured, places)
+    return tuple(LanguageServer(server, LANGUAGES[name], workspace) for name, server in found.items())
 
 
 @dataclass(frozen=True, slots=True)

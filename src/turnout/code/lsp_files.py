@@ -201,7 +201,7 @@ class Watch:
 
     async def begin(self) -> None:
         """Remember what is there, before the server looks at it."""
-        self._seen = await asyncio.to_thread(self._stamps)
+        self._seen = await asyncio.to_thread(stamps, self._root, self._wanted, WATCHED)
 
     def first(self, wanted: Callable[[str], bool]) -> Path | None:
         """The first file whose name is wanted, or None when there is none."""
@@ -236,31 +236,36 @@ class Watch:
         return found
 
     async def _compare(self) -> list[tuple[str, int]]:
-        now = await asyncio.to_thread(self._stamps)
+        now = await asyncio.to_thread(stamps, self._root, self._wanted, WATCHED)
         before, self._seen = self._seen, now
         kinds = [(name, CHANGED if name in before else CREATED) for name in now if _differs(before, name, now[name])]
         kinds += [(name, DELETED) for name in before if name not in now]
         return [((self._root / name).as_uri(), kind) for name, kind in kinds]
-
-    def _stamps(self) -> dict[str, Stamp | None]:
-        found: dict[str, Stamp | None] = {}
-        racy, cut = time.time_ns() - _RACY_NS, len(str(self._root)) + 1
-        folders = [str(self._root)]
-        while folders and len(found) < WATCHED:
-            for entry in _entries(folders.pop()):
-                if entry.is_dir(follow_symlinks=False):
-                    if not is_skipped(entry.name):
-                        folders.append(entry.path)
-                elif self._wanted(entry.name) and entry.is_file(follow_symlinks=False) and not is_hidden(entry.name):
-                    stamp = _stamp_of_entry(entry)
-                    found[entry.path[cut:]] = None if stamp is None or stamp[0] > racy else stamp
-        return found
 
     async def aclose(self) -> None:
         """Stop looking."""
         if self._background is not None:
             self._background.cancel()
             await asyncio.wait([self._background])
+
+
+def stamps(root: Path, wanted: Callable[[str], bool], most: int) -> dict[str, Stamp | None]:
+    """The files of a workspace by their relative paths, ``most`` at most; without secrets, links and what is not the
+    user's own work. A file written so short a time ago that it may change unseen has no stamp."""
+    found: dict[str, Stamp | None] = {}
+    racy, cut = time.time_ns() - _RACY_NS, len(str(root)) + 1
+    folders = [str(root)]
+    while folders:
+        for entry in _entries(folders.pop()):
+            if entry.is_dir(follow_symlinks=False):
+                if not is_skipped(entry.name):
+                    folders.append(entry.path)
+            elif wanted(entry.name) and entry.is_file(follow_symlinks=False) and not is_hidden(entry.name):
+                stamp = _stamp_of_entry(entry)
+                found[entry.path[cut:]] = None if stamp is None or stamp[0] > racy else stamp
+                if len(found) >= most:
+                    return found
+    return found
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:

@@ -91,7 +91,7 @@ class _Page:
         return Excerpt(self.name, first, tuple(shown), len(self.lines), marked)
 
     def outline(self) -> list[str]:
-        return [f"{self.name}:", *(f"- {s.title} (line {s.line})" for s in self.symbols[:MAX_OUTLINED])]
+        return [f"- {s.title} (line {s.line})" for s in self.symbols]
 
 
 class TextSearch:
@@ -160,7 +160,11 @@ def find(query: str, file_context: FileContext | None, workspace: Path, deadline
 
 
 def pack(
-    found: Found, deadline: float, room: int, wholes: Mapping[tuple[str, int], tuple[int, int]] | None = None
+    found: Found,
+    deadline: float,
+    room: int,
+    wholes: Mapping[tuple[str, int], tuple[int, int]] | None = None,
+    outlines: Mapping[str, Sequence[str]] | None = None,
 ) -> CodeContext:
     """What is sent of it. Deterministic, but for what ``deadline`` (monotonic seconds) cuts.
 
@@ -169,6 +173,7 @@ def pack(
         deadline: after it, nothing more is read.
         room: characters there is room for.
         wholes: first and last line of definitions that somebody knows better, by path and line.
+        outlines: rows of the outlines that somebody knows better, by path.
     """
     pages = {path: _page(found.root, path, deadline) for path in found.files}
     listed = [*found.references[:SHOWN_REFERENCES], *found.definitions[:SHOWN_DEFINITIONS]]
@@ -181,7 +186,7 @@ def pack(
         "text search",
         references=tuple(found.references),
         definitions=tuple(found.definitions),
-        outline=_outline(pages.values(), room),
+        outline=_outline(pages.values(), outlines or {}, room),
         excerpts=excerpts,
         bodies=bodies,
         note=_note(found, len(pages), (*excerpts, *bodies)),
@@ -275,8 +280,9 @@ def _whole(page: _Page, line: int) -> tuple[int, int]:
     return (whole.first, whole.last) if whole else (line, block_end(page.lines, line))
 
 
-def _outline(pages: Iterable[_Page], room: int) -> str:
-    rows = [row for page in pages if page.symbols for row in page.outline()]
+def _outline(pages: Iterable[_Page], outlines: Mapping[str, Sequence[str]], room: int) -> str:
+    known = ((page.name, outlines.get(page.name) or page.outline()) for page in pages)
+    rows = [row for name, listed in known if listed for row in (f"{name}:", *listed[:MAX_OUTLINED])]
     shown: list[str] = []
     for row in rows:
         room -= len(row) + 1
