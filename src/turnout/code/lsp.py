@@ -48,6 +48,7 @@ MAX_LOOKED_INTO = 20
 _PUBLISHED = 256
 # A server that publishes diagnostics may do so in several pieces.
 _SETTLED_SECONDS = 0.3
+_READY_SECONDS = 5.0
 _PROVIDED = {
     Ability.FIND_SYMBOL: "documentSymbolProvider",
     Ability.REFERENCES: "referencesProvider",
@@ -102,6 +103,7 @@ class LanguageServer:
         self._starts: deque[float] = deque(maxlen=MAX_STARTS)
         self._published: dict[Path, _Heard] = {}
         self._news = asyncio.Event()
+        self._looked = asyncio.Event()
         self._pulls = self._prepares = False
         self._pid = 0
         self._documents, self._watch = self._new_files()
@@ -311,6 +313,7 @@ class LanguageServer:
         await self._watch.aclose()
         self._documents, self._watch = self._new_files()
         self._published.clear()
+        self._looked.clear()
         await self._watch.begin()
         if self._watch.first(self.knows) is None:
             raise NotSupportedError(f"the workspace has no files that {self.name} knows")
@@ -341,6 +344,10 @@ class LanguageServer:
         wire.tell("initialized", {})
         if self._server.settings:
             wire.tell("workspace/didChangeConfiguration", {"settings": self._server.settings})
+        if self._server.ready:
+            with suppress(TimeoutError):  # it may say so otherwise: then it is asked all the same
+                async with asyncio.timeout(_READY_SECONDS):
+                    await self._looked.wait()
 
     def _introduction(self) -> dict[str, object]:
         folder = {"uri": self._root.as_uri(), "name": self._root.name}
@@ -377,6 +384,8 @@ class LanguageServer:
         raise NotSupportedError(f"this client has no {method}")
 
     def _take(self, method: str, params: Raw) -> None:
+        if method == "window/logMessage" and self._server.ready.encode() in bytes(params):
+            self._looked.set()
         if method != "textDocument/publishDiagnostics":
             return
         published = msgspec.json.decode(params, type=answers.Published)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from turnout.code.intelligence import Ability
@@ -22,6 +22,7 @@ class Server:
         options: its initialization options.
         env: variables beside the usual ones.
         lacks: what it claims and does not do.
+        ready: what it logs once it has looked which files there are; before, it answers that there is nothing.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Server:
     options: Mapping[str, object] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
     lacks: frozenset[Ability] = frozenset()
+    ready: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ LANGUAGES: Mapping[str, Language] = {
                 "basedpyright",
                 ("basedpyright-langserver", "--stdio"),
                 settings={"basedpyright": _PYRIGHT, "python": _PYRIGHT},
+                ready="source file",
             ),
             Server(
                 "pyright",
@@ -63,6 +66,7 @@ LANGUAGES: Mapping[str, Language] = {
                 settings={"python": _PYRIGHT},
                 # Its Python wrapper looks for a newer version otherwise.
                 env={"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"},
+                ready="source file",
             ),
             # It reports syntax errors alone, and finds symbols only in files: nothing found would mean nothing.
             Server(
@@ -88,8 +92,9 @@ LANGUAGES: Mapping[str, Language] = {
             Server(
                 "typescript-language-server",
                 ("typescript-language-server", "--stdio"),
-                # Otherwise it fetches types of packages from the registry.
-                options={"disableAutomaticTypingAcquisition": True},
+                # Otherwise it fetches types of packages from the registry; and its second process, which knows one file
+                # at a time, answers until the first has read the project.
+                options={"disableAutomaticTypingAcquisition": True, "tsserver": {"useSyntaxServer": "never"}},
             ),
         ),
     ),
@@ -164,7 +169,7 @@ def _known(command: tuple[str, ...], language: Language) -> Server:
     """A configured command, with the settings of the server it is."""
     name = Path(command[0]).name
     known = next((server for server in language.servers if server.command[0] == name), Server(name, command))
-    return Server(known.name, command, known.settings, known.options, known.env, known.lacks)
+    return replace(known, command=command)
 
 
 def _with_program(server: Server, path: str) -> Server | None:
@@ -172,5 +177,4 @@ def _with_program(server: Server, path: str) -> Server | None:
     # A relative one would be another program in every folder, perhaps one that somebody put into the workspace.
     if program is None or not Path(program).is_absolute():
         return None
-    command = (program, *server.command[1:])
-    return Server(server.name, command, server.settings, server.options, server.env, server.lacks)
+    return replace(server, command=(program, *server.command[1:]))
