@@ -322,13 +322,14 @@ class LanguageServer:
             child = await spawn(self._server.command, env=self._server.env, cwd=self._root)
         except OSError as error:
             raise IntelligenceError(f"{self.name} cannot be started: {error}") from error
-        wire = self._wire = Wire(self.name, child, self._answer, self._take, self._limits.hung)
-        self._pid = child.pid
+        wire = Wire(self.name, child, self._answer, self._take, self._limits.hung)
         try:
             await self._initialize(wire)
         except BaseException:
             await wire.close()
             raise
+        # Only now: a question that comes meanwhile waits for the start, too.
+        self._wire, self._pid = wire, child.pid
         return wire
 
     async def _initialize(self, wire: Wire) -> None:
