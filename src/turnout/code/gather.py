@@ -29,7 +29,7 @@ from turnout.code.ask_around import MAX_NAMES_ASKED, Asker, Known, Wishes
 from turnout.code.chain import Asked, Chain
 from turnout.code.enrich import SHOWN_ISSUES
 from turnout.code.intelligence import CodeSymbol
-from turnout.code.lsp_files import stamps
+from turnout.code.lsp_files import AS_OF, stamps
 from turnout.code.provider import CodeContext, Issue, Reference
 from turnout.code.search import MAX_FILES, MAX_FOUND, Found, find, names_in, pack
 from turnout.types import FileContext, TaskCategory
@@ -86,9 +86,9 @@ async def gather(
         return None
     if state and (hit := kept.get(key)) and hit[0] == state and began < hit[1]:
         return hit[2]
-    context, complete = await _Gathering(chain, query[:MAX_QUERY], category, file_context, workspace).run(
-        room, began, budget
-    )
+    gathering = _Gathering(chain, query[:MAX_QUERY], category, file_context, workspace)
+    # A task of its own: it has a context of its own, too.
+    context, complete = await asyncio.create_task(gathering.run(room, began, budget))
     if context is not None and complete and state:
         kept[key] = state, began + KEPT_SECONDS, context
         while len(kept) > KEPT:
@@ -120,6 +120,7 @@ class _Gathering:
 
     async def run(self, room: int, began: float, budget: float) -> tuple[CodeContext | None, bool]:
         """The context, and whether everything was told."""
+        AS_OF.set(began)
         until = began + budget * _ASKING
         search = asyncio.create_task(
             asyncio.to_thread(find, self._query, self._file, self._workspace, until), name="text search"

@@ -137,8 +137,8 @@ class LanguageServer:
         if path and (self._root / path).is_file():
             nodes = await self._outline(path)
         else:
-            words = answers.words_of(name)
-            nodes = await self._anywhere(words[-1] if words else "", path.strip("/"))
+            last = answers.words_of(name)[-1:]
+            nodes = await self._anywhere("".join(last), path.strip("/"), "".join(last)) if last else ()
         found = [node.symbol for node in nodes if answers.is_named(node.symbol.name_path, name)]
         return tuple(map(self._with_body, found)) if body else tuple(found)
 
@@ -429,8 +429,8 @@ class LanguageServer:
         found: list[answers.Symbol] | None = self._read(raw, list[answers.Symbol] | None)
         return answers.outline_of(self._root, document.uri, found)
 
-    async def _anywhere(self, query: str, folder: str) -> tuple[answers.Found, ...]:
-        """What the whole workspace, or a folder of it, has for a query."""
+    async def _anywhere(self, query: str, folder: str, name: str = "") -> tuple[answers.Found, ...]:
+        """What the whole workspace, or a folder of it, has for a query; with ``name``, what is named so alone."""
         wire = await self._ready()
         self._require(Ability.WORKSPACE_SYMBOLS)
         first = self._watch.first(self.knows)
@@ -441,7 +441,10 @@ class LanguageServer:
         raw = await wire.ask("workspace/symbol", {"query": query}, self._limits.references)
         items: list[answers.Symbol] = self._read(raw, list[answers.Symbol] | None) or []
         found = [node for item in items if (node := answers.found_of(self._root, "", item)) is not None]
-        return await self._whole([node for node in found if _below(node.symbol.place.path, folder)][:MAX_PLACES])
+        wanted = [n for n in found if _below(n.symbol.place.path, folder)]
+        if name:  # servers look for names that are like it
+            wanted = [n for n in wanted if answers.is_named(n.symbol.name_path, name)]
+        return await self._whole(wanted[:MAX_PLACES])
 
     async def _whole(self, found: Sequence[answers.Found]) -> tuple[answers.Found, ...]:
         """The same symbols with the whole of their places, as far as a look into their files tells it in time."""

@@ -7,12 +7,14 @@ server is told that text, its columns are those of the text that everybody else 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import re
 import stat
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -29,6 +31,10 @@ _LINE_END = re.compile(r"\r\n|\r|\n")
 _RACY_NS = 100_000_000
 
 Stamp = tuple[int, int, int]
+
+# Questions that belong together see the files as they were at this time or later (seconds, monotonic); one that stands
+# alone sees them as they are.
+AS_OF: ContextVar[float] = ContextVar("as_of", default=math.inf)
 
 
 def stamp_of(path: Path) -> Stamp | None:
@@ -197,7 +203,7 @@ class Watch:
         self._one = asyncio.Lock()
         self._asked = self._covered = 0
         self._background: asyncio.Task[list[tuple[str, int]]] | None = None
-        self._looked = 0.0
+        self._looked = -math.inf
 
     async def begin(self) -> None:
         """Remember what is there, before the server looks at it."""
@@ -219,11 +225,11 @@ class Watch:
         self._asked += 1
         mine = self._asked
         async with self._one:
-            if self._covered >= mine:
+            if self._covered >= mine or self._looked >= AS_OF.get():
                 return []
-            covers = self._asked
+            covers, began = self._asked, time.monotonic()
             found = await self._compare()
-            self._covered = covers
+            self._covered, self._looked = covers, began
             return found
 
     def _found_in_background(self) -> list[tuple[str, int]]:

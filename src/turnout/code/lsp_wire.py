@@ -17,6 +17,7 @@ MAX_HEADERS = 16
 MAX_UNANSWERED = 64
 METHOD_UNKNOWN, SERVER_CANCELLED, CONTENT_MODIFIED = -32601, -32802, -32801
 _STOP_SECONDS = 0.5
+_AGAIN_SECONDS = 0.02
 
 
 class _Failure(msgspec.Struct):
@@ -82,12 +83,11 @@ class Wire:
             raise IntelligenceError(f"{self._name} did not answer {method} within {seconds:g} s") from error
 
     async def _asked(self, method: str, params: object) -> Raw:
-        for _ in range(2):
+        while True:  # until the time is up
             try:
                 return await self._once(method, params)
             except _ChangedError:  # the protocol wants the question asked again
-                continue
-        raise IntelligenceError(f"{self._name} did not answer {method}: files change while it looks")
+                await asyncio.sleep(_AGAIN_SECONDS)
 
     async def _once(self, method: str, params: object) -> Raw:
         if self.broken:
