@@ -59,7 +59,8 @@ def json_schema(kinds: Mapping[str, str]) -> dict[str, Json]:
         properties[key] |= {"properties": {str(n): section for n in names}, "additionalProperties": False}
         properties[key].pop("propertyNames", None)
     servers = cast("dict[str, dict[str, Json]]", definitions["CodeConfig"]["properties"])["language_servers"]
-    servers["propertyNames"] = {"enum": list(CODE_LANGUAGES)}
+    command = servers.pop("additionalProperties")
+    servers |= {"properties": dict.fromkeys(CODE_LANGUAGES, command), "additionalProperties": False}
     definitions.pop("TaskCategory", None)
     return {"$schema": DIALECT, "title": "Turnout configuration", **made}
 
