@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.code.stand_in import HANG, StandIn
-from tests.code.workspaces import USE, at, make_shop, ty
+from tests.code.workspaces import MODELS, USE, at, make_shop, ty
 from turnout.code.chain import Chain
 from turnout.code.enrich import build_enriched_query
 from turnout.code.gather import gather, state_of, wishes_of
@@ -66,6 +66,8 @@ async def test_at_a_position(chain: Chain, shop: Path) -> None:
     for title in ("Type Information", "Current Issues (1)", "Code", "Definition", "Outline"):
         assert f"\n## {title}\n" in text
     assert str(shop) not in text
+    wide = await ask(chain, shop, "What is it?", here=FileContext("shop/models.py", at(MODELS, 19, "count", 2)))
+    assert wide.type_information.startswith("count (shop/models.py:19):"), "behind a character of two units"
     line = await ask(chain, shop, "Why is this wrong?", here=FileContext("shop/use.py", Position(10)))
     assert line.type_information.startswith("broken (shop/use.py:10):"), "without a character: what is around the line"
     words = await ask(chain, shop, "Is `order` right here?", here=FileContext("shop/use.py", Position(6)))
@@ -105,9 +107,10 @@ async def test_the_same_state_gives_the_same_bytes_and_is_looked_up_once(chain: 
     assert build_enriched_query(query, again) == build_enriched_query(query, first)
     path = shop / "shop" / "use.py"
     path.write_text(USE.replace("order.total()", "2 * order.total()"))
+    assert state_of(shop) == "", "a file written just now may change without a sign"
+    os.utime(path, (1_700_000_001, 1_700_000_001))
     changed = await ask(chain, shop, query)
     assert "2 * order.total()" in build_enriched_query(query, changed)
-    assert state_of(shop) == "", "a file written just now may change without a sign"
 
 
 async def test_who_hangs_costs_the_budget_and_not_more_and_the_text_search_answers(shop: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from tests.code.workspaces import LATIN, MODELS, USE, at, make_shop, server, ty
 from turnout.code.intelligence import Ability, CodeSymbol, IntelligenceError, NotSupportedError, Place
 from turnout.code.lsp import LanguageServer, Limits, language_servers
+from turnout.code.lsp_files import lines_of, path_of, read_text, to_code_points, utf16_length
 from turnout.code.lsp_servers import LANGUAGES, find_servers
 from turnout.config import CODE_LANGUAGES
 from turnout.types import Position
@@ -218,6 +219,18 @@ async def test_a_second_language(language: str, tmp_path: Path) -> None:
     assert await intelligence.type_definition(use[0], Position(use[1].line, use[1].character - 2))
     assert {path.name for path in tmp_path.iterdir()} == set(files), "nothing was written into the workspace"
     await intelligence.aclose()
+
+
+def test_columns_and_lines_as_the_protocol_counts_them(tmp_path: Path) -> None:
+    line = "a\N{GRINNING FACE}b"
+    assert utf16_length(line) == 4
+    assert [to_code_points(line, column) for column in range(6)] == [0, 1, 1, 2, 3, 3]
+    assert lines_of("a\r\nb\rc\n") == ("a", "b", "c", "")
+    path = tmp_path / "with space and #.py"
+    path.write_bytes(b"\xef\xbb\xbfx = '\xe9'\n")
+    assert read_text(path) == "x = '\ufffd'\n"
+    assert path_of(path.as_uri()) == path
+    assert path_of("jdt://contents/x.class") is None
 
 
 def test_which_server_is_used_for_which_language(tmp_path: Path) -> None:
