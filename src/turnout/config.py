@@ -474,28 +474,6 @@ class RouterConfig(Section, frozen=True, kw_only=True):
     agents: Annotated[dict[str, AgentConfig], Meta(description="What single coding agents get.")] = {}
 
 
-# The languages that `code.language_servers` takes.
-CODE_LANGUAGES = (
-    "bash",
-    "cpp",
-    "csharp",
-    "elixir",
-    "go",
-    "haskell",
-    "java",
-    "kotlin",
-    "lua",
-    "php",
-    "python",
-    "ruby",
-    "rust",
-    "scala",
-    "swift",
-    "typescript",
-    "zig",
-)
-
-
 class LoadedConfig(msgspec.Struct, frozen=True):
     """A configuration and where it came from.
 

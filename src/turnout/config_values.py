@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 from urllib.parse import unquote, urlsplit
 
-from turnout.config import CODE_LANGUAGES, CustomEndpoint, RouterConfig, ServiceConfig
+from turnout.config import CustomEndpoint, RouterConfig, ServiceConfig
 from turnout.config_agents import AGENT_ALIASES
 
 KeyPath: TypeAlias = tuple[str, ...]
@@ -20,6 +20,26 @@ Problem: TypeAlias = tuple[KeyPath, str, str]
 
 # Keys that are read and have no effect yet, with the reason.
 NO_EFFECT = {("security", "verify_checksums"): "no digests are recorded, so nothing is verified"}
+# The languages that `code.language_servers` takes.
+CODE_LANGUAGES = (
+    "bash",
+    "cpp",
+    "csharp",
+    "elixir",
+    "go",
+    "haskell",
+    "java",
+    "kotlin",
+    "lua",
+    "php",
+    "python",
+    "ruby",
+    "rust",
+    "scala",
+    "swift",
+    "typescript",
+    "zig",
+)
 MAX_SCANNED = 256
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 # The largest network of an air-gapped site, by IP version: 10.0.0.0/8 is the largest private one.

@@ -15,7 +15,7 @@ from turnout.code.intelligence import Ability, CodeSymbol, IntelligenceError, No
 from turnout.code.lsp import LanguageServer, Limits, language_servers
 from turnout.code.lsp_files import lines_of, path_of, read_text, to_code_points, utf16_length
 from turnout.code.lsp_servers import LANGUAGES, find_servers
-from turnout.config import CODE_LANGUAGES
+from turnout.config_values import CODE_LANGUAGES
 from turnout.types import Position
 
 USED, DEFINED = "shop/use.py", "shop/models.py"
