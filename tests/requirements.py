@@ -61,6 +61,9 @@ NAMES = "routing/test_names.py::"
 CAPABILITIES = "routing/test_capabilities.py::"
 HELD_OUT = "routing/test_held_out.py::"
 PARTS = "test_parts.py::"
+LSP = "code/test_lsp.py::"
+CHAIN = "code/test_chain.py::"
+GATHER = "code/test_gather.py::"
 SEALING = "guard/test_sealing.py::"
 FALL = "test_fallback.py::"
 PLAN = "routing/test_fallback.py::"
@@ -863,11 +866,52 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "max_retries with backoff",
         by(PARTS + "test_retries_end", code="turnout.routing.fallback:_again_later"),
     ),
-    ("CODE-1", "symbol operations", CODE),
-    ("CODE-1", "navigation", CODE),
-    ("CODE-1", "understanding", CODE),
-    ("CODE-1", "modification", CODE),
-    ("CODE-1", "diagnostics", CODE),
+    (
+        "CODE-1",
+        "symbol operations, by a language server",
+        by(
+            LSP + "test_symbol_operations",
+            code=(
+                "turnout.code.lsp:LanguageServer.find_symbol",
+                "turnout.code.lsp:LanguageServer.references",
+                "turnout.code.lsp:LanguageServer.hover",
+            ),
+        ),
+    ),
+    (
+        "CODE-1",
+        "navigation, by a language server",
+        by(
+            LSP + "test_navigation",
+            code=(
+                "turnout.code.lsp:LanguageServer.definition",
+                "turnout.code.lsp:LanguageServer.type_definition",
+                "turnout.code.lsp:LanguageServer.implementations",
+            ),
+        ),
+    ),
+    (
+        "CODE-1",
+        "understanding, by a language server",
+        by(
+            LSP + "test_understanding",
+            code=(
+                "turnout.code.lsp:LanguageServer.outline",
+                "turnout.code.lsp:LanguageServer.workspace_symbols",
+                "turnout.code.lsp:LanguageServer.calls",
+            ),
+        ),
+    ),
+    (
+        "CODE-1",
+        "modification: a rename is proposed as edits",
+        by(LSP + "test_a_rename_is_proposed_and_nothing_is_written", code="turnout.code.lsp:LanguageServer.rename"),
+    ),
+    (
+        "CODE-1",
+        "diagnostics, by a language server",
+        by(LSP + "test_diagnostics", code=("turnout.code.lsp:LanguageServer.diagnostics",)),
+    ),
     (
         "CODE-1",
         "symbol operations, by the real Serena",
@@ -1028,7 +1072,33 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
             code="turnout.code.install:_install",
         ),
     ),
-    ("CODE-3", "a missing, slow or broken Serena degrades to the next provider", CODE),
+    (
+        "CODE-2",
+        "hover, references and issues are gathered",
+        by(GATHER + "test_at_a_position", code=("turnout.code.gather:gather", "turnout.code.ask_around:Asker.place")),
+    ),
+    (
+        "CODE-2",
+        "references for refactor and rename",
+        by(GATHER + "test_by_names", code=("turnout.code.gather:wishes_of", "turnout.code.ask_around:Asker.name")),
+    ),
+    (
+        "CODE-3",
+        "who is missing, slow or broken degrades to the next",
+        by(
+            CHAIN + "test_who_hangs_does_not_keep_the_next_from_answering_and_is_given_up",
+            code="turnout.code.chain:Chain._first",
+        ),
+    ),
+    (
+        "CODE-3",
+        "never a failed query, never beyond the budget",
+        by(
+            GATHER + "test_who_hangs_costs_the_budget_and_not_more_and_the_text_search_answers",
+            code="turnout.code.gather:gather",
+        ),
+    ),
+    ("CODE-3", "a missing, slow or broken Serena degrades to the next provider, in the query path", CODE),
     ("CODE-4", "edits", CODE),
     (
         "CFG-0",

@@ -454,3 +454,27 @@ def test_any_text_loads_or_is_a_config_error(tmp_path: Path, text: str) -> None:
         assert len(str(error).splitlines()) == 1
     else:
         assert isinstance(loaded, LoadedConfig)
+
+
+def test_a_file_that_lies_in_the_current_directory_names_no_command_to_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "code:\n  language_servers:\n    python: [ty, server]\n    go: []\n"
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    here = Path("turnout.yaml").absolute()
+    here.write_text(text)
+    env = {"XDG_CONFIG_HOME": str(tmp_path / "user"), "HOME": str(tmp_path)}
+    with pytest.raises(
+        ConfigError, match=r"turnout\.yaml:2: code\.language_servers: a file found in the current"
+    ) as caught:
+        load_config(None, kinds=DEFAULT_URLS, env=env)
+    assert f"--config {here}" in str(caught.value)
+    expected = {"python": ("ty", "server"), "go": ()}
+    assert load_config(here, kinds=DEFAULT_URLS, env=env).config.code.language_servers == expected
+    named = {**env, "TURNOUT_CONFIG": "turnout.yaml"}
+    assert load_config(None, kinds=DEFAULT_URLS, env=named).config.code.language_servers == expected
+    here.unlink()
+    (tmp_path / "user" / "turnout").mkdir(parents=True)
+    (tmp_path / "user" / "turnout" / "turnout.yaml").write_text(text)
+    assert load_config(None, kinds=DEFAULT_URLS, env=env).config.code.language_servers == expected

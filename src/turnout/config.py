@@ -199,6 +199,19 @@ class SerenaConfig(Section, frozen=True, kw_only=True):
     ] = None
 
 
+class CodeConfig(Section, frozen=True, kw_only=True):
+    """Who knows the code of a workspace (docs/code.md)."""
+
+    language_servers: Annotated[
+        dict[str, tuple[str, ...]],
+        Meta(
+            description="The command of the language server for a language, as a list: `python: [ty, server]`. `[]`: "
+            "none. Default: the first known one that is installed. Since it is run, it is not taken from a file that "
+            "is found in the current directory."
+        ),
+    ] = {}
+
+
 class ContextConfig(Section, frozen=True, kw_only=True):
     """When and how a conversation is compacted (SPEC CTX-3)."""
 
@@ -451,6 +464,7 @@ class RouterConfig(Section, frozen=True, kw_only=True):
     ] = {}
     routing: RoutingConfig = RoutingConfig()
     serena: SerenaConfig = SerenaConfig()
+    code: CodeConfig = CodeConfig()
     context: ContextConfig = ContextConfig()
     sessions: SessionsConfig = SessionsConfig()
     security: SecurityConfig = SecurityConfig()

@@ -136,7 +136,24 @@ def load_config(
     source = _Source(found, kinds)
     node = _compose(found)
     data = {} if node is None else _plain(node, (), source)
-    return _checked({} if data is None else data, source, kinds, env)
+    loaded = _checked({} if data is None else data, source, kinds, env)
+    commands = loaded.config.code.language_servers
+    if commands and path is None and not env.get("TURNOUT_CONFIG") and not _is_the_users(found, env):
+        # It may have come with somebody's repository; asking a question there must not run what it names.
+        hint = f"put them into {_users_file(env)}, or name this file: --config {found}"
+        source.fail("a file found in the current directory names commands", ("code", "language_servers"), hint)
+    return loaded
+
+
+def _users_file(env: Mapping[str, str]) -> Path:
+    try:
+        return user_config_dir(env) / "turnout.yaml"
+    except ConfigError:  # no home directory
+        return Path("turnout.yaml")
+
+
+def _is_the_users(file: Path, env: Mapping[str, str]) -> bool:
+    return file.is_absolute() and file == _users_file(env)
 
 
 def load_config_from_dict(
@@ -416,6 +433,8 @@ def expected(info: inspect.Type) -> str:
         return "one of " + ", ".join(str(value) for value in bare.values)
     if isinstance(bare, inspect.VarTupleType):
         return "a list of text"
+    if isinstance(bare, inspect.DictType):
+        return "keys, each with a list of text"
     if isinstance(bare, inspect.BoolType):
         return "true or false"
     return "text"

@@ -20,6 +20,26 @@ Problem: TypeAlias = tuple[KeyPath, str, str]
 
 # Keys that are read and have no effect yet, with the reason.
 NO_EFFECT = {("security", "verify_checksums"): "no digests are recorded, so nothing is verified"}
+# The languages that `code.language_servers` takes.
+CODE_LANGUAGES = (
+    "bash",
+    "cpp",
+    "csharp",
+    "elixir",
+    "go",
+    "haskell",
+    "java",
+    "kotlin",
+    "lua",
+    "php",
+    "python",
+    "ruby",
+    "rust",
+    "scala",
+    "swift",
+    "typescript",
+    "zig",
+)
 MAX_SCANNED = 256
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 # The largest network of an air-gapped site, by IP version: 10.0.0.0/8 is the largest private one.
@@ -49,12 +69,22 @@ def impossible(config: RouterConfig, kinds: Mapping[str, str]) -> Iterator[Probl
     if context.compaction_target >= context.compaction_threshold:
         said = f"the target {context.compaction_target} is not below the threshold {context.compaction_threshold}"
         yield ("context", "compaction_target"), said, "for example 0.5 and 0.8"
+    yield from _code_problems(config)
     for name, other in AGENT_ALIASES.items():
         if name in config.agents and other in config.agents:
             yield ("agents", other), f"{other} is the same agent as {name}", "put both into one section"
     yield from _gateway_problems(config)
     yield from _security_problems(config)
     yield from _scan_problems(config)
+
+
+def _code_problems(config: RouterConfig) -> Iterator[Problem]:
+    for name, command in config.code.language_servers.items():
+        here = ("code", "language_servers", name)
+        if name not in CODE_LANGUAGES:
+            yield here, f"unknown language {shown(name)}", f"there are: {', '.join(CODE_LANGUAGES)}"
+        elif command and not command[0].strip():
+            yield here, "the program has no name", "for example [ty, server]"
 
 
 def _gateway_problems(config: RouterConfig) -> Iterator[Problem]:

@@ -16,6 +16,7 @@ from msgspec import inspect
 from turnout.config import TASK_DEFAULTS, RouterConfig
 from turnout.config_agents import AGENT_DEFAULTS, AGENTS
 from turnout.config_load import expected, unit_of
+from turnout.config_values import CODE_LANGUAGES
 from turnout.types import Json, TaskCategory
 
 _KEYED_BY = {"services": "kind", "task_routing": "category", "agents": "agent"}
@@ -58,6 +59,9 @@ def json_schema(kinds: Mapping[str, str]) -> dict[str, Json]:
         section = properties[key].pop("additionalProperties")
         properties[key] |= {"properties": {str(n): section for n in names}, "additionalProperties": False}
         properties[key].pop("propertyNames", None)
+    servers = cast("dict[str, dict[str, Json]]", definitions["CodeConfig"]["properties"])["language_servers"]
+    command = servers.pop("additionalProperties")
+    servers |= {"properties": dict.fromkeys(CODE_LANGUAGES, command), "additionalProperties": False}
     definitions.pop("TaskCategory", None)
     return {"$schema": DIALECT, "title": "Turnout configuration", **made}
 
@@ -116,8 +120,12 @@ def _rows(section: inspect.StructType) -> Iterator[str]:
             link = "".join(c for c in path if c not in ".<>[]")
             default, kind = "", f"[section](#{link})"
         else:
-            default, kind = ("required" if field.required else _default(field.default)), expected(field.type)
+            default, kind = ("required" if field.required else _default(_default_of(field))), expected(field.type)
         yield f"| `{field.name}` | {kind} | {default} | {unit_of(field.type)} | {meaning} |\n"
+
+
+def _default_of(field: inspect.Field) -> object:
+    return field.default_factory() if callable(field.default_factory) else field.default
 
 
 def _description(info: inspect.Type) -> str:

@@ -125,6 +125,18 @@ async def test_a_line_may_be_as_long_as_the_starter_says() -> None:
     await child.stop()
 
 
+async def test_a_number_of_bytes_is_read_whole_or_not_at_all() -> None:
+    child = await python("import sys; sys.stdout.write('ab' + 'x' * 300_000 + 'end'); sys.stdout.flush(); input()")
+    assert await child.read_exactly(2, 10.0) == b"ab"
+    assert len(await child.read_exactly(300_000, 10.0)) == 300_000
+    with pytest.raises(TimeoutError):
+        await child.read_exactly(10, 0.05)
+    await child.write(b"\n")
+    with pytest.raises(EOFError):
+        await child.read_exactly(10, None)
+    await child.stop()
+
+
 async def test_writing_to_a_child_that_ended_is_a_connection_error() -> None:
     child = await python("")
     await child.read_all()

@@ -7,7 +7,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,12 +45,37 @@ _FILE = re.compile(r"(?<![\w/.-])(/?(?:[\w.-]+/)*[\w-]+\.[A-Za-z]\w{0,4})\b")
 
 
 @dataclass(slots=True)
-class _Finds:
-    definitions: list[Reference]
-    references: list[Reference]
+class Found:
+    """What the text of a workspace has for a query.
+
+    Attributes:
+        root: the workspace.
+        names: what was looked for.
+        mentioned: the files that the query names, as it writes them.
+        here: the file the user is in, where it may be read.
+        line: the line that is asked about, 1-based, or 0.
+        named: the files of the workspace that are meant by ``mentioned``.
+        read: how many files were read.
+        cut: why not more was read, "" when everything was.
+        unread: the file the user is in, where it may not be read.
+    """
+
+    root: Path
+    names: tuple[str, ...] = ()
+    mentioned: tuple[str, ...] = ()
+    here: Path | None = None
+    line: int = 0
+    definitions: list[Reference] = field(default_factory=list)
+    references: list[Reference] = field(default_factory=list)
     named: list[Path] = field(default_factory=list)
-    files: int = 0
+    read: int = 0
     cut: str = ""
+    unread: str = ""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files at hand, the user's own first."""
+        return tuple(dict.fromkeys([*([self.here] if self.here else []), *self.named]))[:MAX_OUTLINES]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +91,7 @@ class _Page:
         return Excerpt(self.name, first, tuple(shown), len(self.lines), marked)
 
     def outline(self) -> list[str]:
-        return [f"{self.name}:", *(f"- {s.title} (line {s.line})" for s in self.symbols[:MAX_OUTLINED])]
+        return [f"- {s.title} (line {s.line})" for s in self.symbols]
 
 
 class TextSearch:
@@ -107,32 +132,64 @@ def look_up(
     Raises:
         UsageError: the position is beyond the end of the file.
     """
+    found = find(query, file_context, workspace, deadline)
+    return pack(found, deadline, room) if found is not None else None
+
+
+def find(query: str, file_context: FileContext | None, workspace: Path, deadline: float) -> Found | None:
+    """What there is, before it is decided what of it is sent; None when there is no workspace.
+
+    Raises:
+        UsageError: the position is beyond the end of the file.
+    """
     root = workspace.resolve()
     if not root.is_dir():
         return None
     names, mentioned = names_in(query), tuple(dict.fromkeys(_FILE.findall(query)))
+    found = Found(root, names, mentioned, line=_line(file_context))
     here = inside(root, file_context.file) if file_context else None
-    here = here if here is not None and _has_text(here) else None
-    direct = [path for text in mentioned if (path := inside(root, text)) is not None]
+    found.here = here if here is not None and _has_text(here) else None
+    if found.here is not None and found.line:
+        _check_line(_page(root, found.here, 0.0), found.line)
+    found.unread = file_context.file if file_context and found.here is None else ""
+    found.named += [path for text in mentioned if (path := inside(root, text)) is not None]
     sought = tuple(text for text in mentioned if inside(root, text) is None)
-    finds = _search(root, names, sought, deadline) if names or sought else _Finds([], [])
-    files = list(dict.fromkeys([*([here] if here else []), *direct, *finds.named]))[:MAX_OUTLINES]
-    pages = {path: _page(root, path, deadline) for path in files}
-    listed = [*finds.references[:SHOWN_REFERENCES], *finds.definitions[:SHOWN_DEFINITIONS]]
+    if names or sought:
+        _search(found, names, sought, deadline)
+    return found
+
+
+def pack(
+    found: Found,
+    deadline: float,
+    room: int,
+    wholes: Mapping[tuple[str, int], tuple[int, int]] | None = None,
+    outlines: Mapping[str, Sequence[str]] | None = None,
+) -> CodeContext:
+    """What is sent of it. Deterministic, but for what ``deadline`` (monotonic seconds) cuts.
+
+    Args:
+        found: what there is.
+        deadline: after it, nothing more is read.
+        room: characters there is room for.
+        wholes: first and last line of definitions that somebody knows better, by path and line.
+        outlines: rows of the outlines that somebody knows better, by path.
+    """
+    pages = {path: _page(found.root, path, deadline) for path in found.files}
+    listed = [*found.references[:SHOWN_REFERENCES], *found.definitions[:SHOWN_DEFINITIONS]]
     room -= sum(len(place_line(place)) + 1 for place in listed)
-    excerpts = _excerpts(pages, here, _line(file_context), room)
+    excerpts = _excerpts(pages, found.here, found.line, room)
     room -= sum(cost(excerpt.lines) for excerpt in excerpts)
-    bodies = _bodies(root, finds.definitions[:SHOWN_DEFINITIONS], pages, excerpts, deadline, room)
+    bodies = _bodies(found, pages, excerpts, deadline, room, wholes or {})
     room -= sum(cost(body.lines) for body in bodies)
-    unread = file_context.file if file_context and here is None else ""
     return CodeContext(
         "text search",
-        references=tuple(finds.references),
-        definitions=tuple(finds.definitions),
-        outline=_outline(pages.values(), room),
+        references=tuple(found.references),
+        definitions=tuple(found.definitions),
+        outline=_outline(pages.values(), outlines or {}, room),
         excerpts=excerpts,
         bodies=bodies,
-        note=_note((*names, *mentioned), finds.files if names else len(pages), finds.cut, (*excerpts, *bodies), unread),
+        note=_note(found, len(pages), (*excerpts, *bodies)),
     )
 
 
@@ -141,13 +198,23 @@ def _line(file_context: FileContext | None) -> int:
     return file_context.position.line + 1 if file_context is not None and file_context.position is not None else 0
 
 
-def _note(sought: Sequence[str], read: int, cut: str, sent: Sequence[Excerpt], unread: str) -> str:
+def _check_line(page: _Page, line: int) -> None:
+    if line > len(page.lines):
+        has = f"{len(page.lines)} {'line' if len(page.lines) == 1 else 'lines'}"
+        raise UsageError(f"{page.name} has {has}, there is no line {line}", hint="give a line of the file")
+
+
+def _note(found: Found, pages: int, sent: Sequence[Excerpt]) -> str:
     """What was looked for and found, in words."""
+    sought = (*found.names, *found.mentioned)
     what = f"looked for {', '.join(sought)}" if sought else "no name in the question"
-    note = f"{what}, {read} {'file' if read == 1 else 'files'} read{cut}"
+    read = found.read if found.names else pages
+    note = f"{what}, {read} {'file' if read == 1 else 'files'} read{found.cut}"
     if sent:
         note += f"; sent: {', '.join(f'{e.path} lines {e.first} to {e.last}' for e in sent)}"
-    return note + (f"; {unread} is not read: a secret, no text, too large, or outside the workspace" if unread else "")
+    if found.unread:
+        note += f"; {found.unread} is not read: a secret, no text, too large, or outside the workspace"
+    return note
 
 
 def _has_text(path: Path) -> bool:
@@ -167,10 +234,7 @@ def _excerpts(pages: dict[Path, _Page], here: Path | None, line: int, room: int)
     """The code at the position; without one, the beginning of the file at hand and of files that have no symbols."""
     found: list[Excerpt] = []
     for path, page in pages.items():
-        if path == here and line:
-            if line > len(page.lines):
-                has = f"{len(page.lines)} {'line' if len(page.lines) == 1 else 'lines'}"
-                raise UsageError(f"{page.name} has {has}, there is no line {line}", hint="give a line of the file")
+        if path == here and 0 < line <= len(page.lines):
             first, last = around(page.lines, line, enclosing(page.symbols, page.lines, line), room)
             found.append(page.excerpt(first, last, line))
         elif page.lines != ("",) and (path == here or not page.symbols):
@@ -182,36 +246,43 @@ def _excerpts(pages: dict[Path, _Page], here: Path | None, line: int, room: int)
 
 
 def _bodies(
-    root: Path,
-    definitions: Sequence[Reference],
+    found: Found,
     pages: dict[Path, _Page],
     excerpts: Sequence[Excerpt],
     deadline: float,
     room: int,
+    wholes: Mapping[tuple[str, int], tuple[int, int]],
 ) -> tuple[Excerpt, ...]:
     """The whole of each definition that is longer than its line, fits, and is not sent already."""
-    found: list[Excerpt] = []
-    for definition in definitions:
-        path = root / definition.path
+    bodies: list[Excerpt] = []
+    for definition in found.definitions[:SHOWN_DEFINITIONS]:
+        path = found.root / definition.path
         if path not in pages:
             if time.monotonic() > deadline:
                 break
-            pages = {**pages, path: _page(root, path, deadline)}
+            pages = {**pages, path: _page(found.root, path, deadline)}
         page = pages[path]
         if definition.line > len(page.lines):
             continue  # the file was changed in between
-        whole = next((s for s in page.symbols if s.line == definition.line), None)
-        first, last = (whole.first, whole.last) if whole else (definition.line, block_end(page.lines, definition.line))
-        sent = any(e.path == page.name and e.first <= first and last <= e.last for e in (*excerpts, *found))
+        first, last = wholes.get((definition.path, definition.line)) or _whole(page, definition.line)
+        last = min(last, len(page.lines))
+        sent = any(e.path == page.name and e.first <= first and last <= e.last for e in (*excerpts, *bodies))
         price = cost(page.lines[first - 1 : last])
         if last > first and not sent and price <= room:
-            found.append(page.excerpt(first, last))
+            bodies.append(page.excerpt(first, last))
             room -= price
-    return tuple(found)
+    return tuple(bodies)
 
 
-def _outline(pages: Iterable[_Page], room: int) -> str:
-    rows = [row for page in pages if page.symbols for row in page.outline()]
+def _whole(page: _Page, line: int) -> tuple[int, int]:
+    """First and last line of what is defined at a line."""
+    whole = next((s for s in page.symbols if s.line == line), None)
+    return (whole.first, whole.last) if whole else (line, block_end(page.lines, line))
+
+
+def _outline(pages: Iterable[_Page], outlines: Mapping[str, Sequence[str]], room: int) -> str:
+    known = ((page.name, outlines.get(page.name) or page.outline()) for page in pages)
+    rows = [row for name, listed in known if listed for row in (f"{name}:", *listed[:MAX_OUTLINED])]
     shown: list[str] = []
     for row in rows:
         room -= len(row) + 1
@@ -244,28 +315,26 @@ def is_hidden(name: str) -> bool:
     return bool(_SECRET_FILE.search(name)) or not name.isprintable()
 
 
-def _search(root: Path, names: tuple[str, ...], named: tuple[str, ...], deadline: float) -> _Finds:
+def _search(found: Found, names: tuple[str, ...], named: tuple[str, ...], deadline: float) -> None:
     either = "|".join(map(re.escape, names)) or r"(?!)"
     whole, defines = re.compile(rf"\b(?:{either})\b"), re.compile(DEFINES.replace("{name}", f"(?:{either})"))
     wanted = tuple(f"/{name.lstrip('./')}" for name in named)
-    finds = _Finds([], [])
-    for path in files_of(root):
-        if time.monotonic() > deadline or finds.files >= MAX_FILES:
-            finds.cut = ", stopped at the limit"
+    for path in files_of(found.root):
+        if time.monotonic() > deadline or found.read >= MAX_FILES:
+            found.cut = ", stopped at the limit"
             break
-        finds.files += 1
-        shown = path.relative_to(root).as_posix()
+        found.read += 1
+        shown = path.relative_to(found.root).as_posix()
         if wanted and f"/{shown}".endswith(wanted):
-            finds.named.append(path)
+            found.named.append(path)
         if names and whole.search(text := _text(path)):
-            _look_through(text, shown, whole, defines, finds)
-    return finds
+            _look_through(text, shown, whole, defines, found)
 
 
-def _look_through(text: str, shown: str, whole: re.Pattern[str], defines: re.Pattern[str], finds: _Finds) -> None:
+def _look_through(text: str, shown: str, whole: re.Pattern[str], defines: re.Pattern[str], found: Found) -> None:
     for number, line in enumerate(text.split("\n"), 1):
         if len(line) < 1000 and whole.search(line):
-            into = finds.definitions if defines.search(line) else finds.references
+            into = found.definitions if defines.search(line) else found.references
             if len(into) < MAX_FOUND:
                 into.append(Reference(shown, number, line.strip()))
 

@@ -118,6 +118,19 @@ class Child:
         except ValueError as error:
             raise OSError(f"the child wrote a line of more than {self._protocol.line_bytes} bytes") from error
 
+    async def read_exactly(self, count: int, timeout: float | None) -> bytes:
+        """``count`` bytes of its standard output. ``timeout`` in seconds, None to wait until it ends.
+
+        Raises:
+            TimeoutError: it wrote fewer in time.
+            EOFError: it ended before.
+        """
+        stream = self._protocol.stdout
+        if stream is None:
+            raise EOFError("the child has no standard output")
+        async with asyncio.timeout(timeout):
+            return await stream.readexactly(count)
+
     async def read_all(self) -> bytes:
         """Everything it writes to standard output until it ends."""
         stream = self._protocol.stdout
