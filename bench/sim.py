@@ -8,7 +8,8 @@ pause between turns, and begin with a request for a title. Time is simulated: a 
 
 Placed by: Turnout (``routing/select.py`` and ``placement.py`` with what they learn from the answers alone), round
 robin, the least busy server, a hash of the session, and a greedy oracle, which knows the state of every server and what
-each request will take, and minimises that request's own cost and the harm to others. Cost is the seconds of an answer,
+each request will take, and minimises that request's own cost and the harm to others; bound, it obeys our rule that no
+tool loop changes its model. Cost is the seconds of an answer,
 and a second for each point of score that the best model would have had more.
 """
 
@@ -333,7 +334,9 @@ def by_hash(world: World) -> Callable[[Job], tuple[Server, Kind]]:
     return place
 
 
-def oracle(world: World) -> Callable[[Job], tuple[Server, Kind]]:
+def _cost(world: World) -> Callable[[Job, Server, Kind], float]:
+    """What a request costs at a server, for who knows everything: its own seconds and points, and others' harm."""
+
     def cost(job: Job, server: Server, kind: Kind) -> float:
         now, busy = world.now, server.running + server.waiting
         free = len(server.running) < server.machine.slots and not server.waiting
@@ -356,11 +359,32 @@ def oracle(world: World) -> Callable[[Job], tuple[Server, Kind]]:
             harm += 0.7 * next(iter(cache.values())) / kind.prefill * server.slow
         return wait + load + reading + answer + harm + POINT * (world.best - world.score(kind))
 
+    return cost
+
+
+def oracle(world: World) -> Callable[[Job], tuple[Server, Kind]]:
+    cost = _cost(world)
     return lambda job: min(world.options(), key=lambda option: cost(job, *option))
+
+
+def bound_oracle(world: World) -> Callable[[Job], tuple[Server, Kind]]:
+    """The oracle under our rule: no other model inside a tool loop."""
+    cost, models = _cost(world), dict[str, str]()
+
+    def place(job: Job) -> tuple[Server, Kind]:
+        options = world.options()
+        if job.loop:
+            options = [o for o in options if o[1].id == models.get(job.session)] or options
+        best = min(options, key=lambda option: cost(job, *option))
+        models[job.session] = best[1].id
+        return best
+
+    return place
 
 
 POLICIES: dict[str, Callable[[World], Callable[[Job], tuple[Server, Kind]]]] = {
     "oracle": oracle,
+    "oracle, bound": bound_oracle,
     "turnout": Ours,
     "sticky by hash": by_hash,
     "least busy": least_busy,
