@@ -198,6 +198,11 @@ class SerenaConfig(Section, frozen=True, kw_only=True):
         Meta(description="Whose code may be read. Default: the nearest directory up from the current one with `.git`."),
     ] = None
 
+    @property
+    def off(self) -> bool:
+        """Whether no code context is gathered at all."""
+        return not self.enabled or self.priority == "off"
+
 
 class CodeConfig(Section, frozen=True, kw_only=True):
     """Who knows the code of a workspace (docs/code.md)."""
@@ -210,6 +215,25 @@ class CodeConfig(Section, frozen=True, kw_only=True):
             "is found in the current directory."
         ),
     ] = {}
+    budget_ms: Annotated[
+        Milliseconds,
+        Meta(
+            description="How long a question waits for code context. What is there by then is used, and what the text "
+            "search found when nobody answers."
+        ),
+    ] = 3000
+    cold_budget_ms: Annotated[
+        Milliseconds, Meta(description="The same while Serena and the language servers are being started.")
+    ] = 8000
+    idle_minutes: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=10_080,
+            description="The process that holds them, one for each workspace, ends when it was not asked for so long.",
+            extra={"unit": "minutes"},
+        ),
+    ] = 15
 
 
 class ContextConfig(Section, frozen=True, kw_only=True):

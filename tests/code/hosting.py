@@ -118,7 +118,7 @@ class HeldWorkshop:
     async def warm(self) -> None:
         """It is warm."""
 
-    def served(self) -> tuple[Served, ...]:
+    async def served(self) -> tuple[Served, ...]:
         return (Served("held", tuple(self._held.abilities), "well"),)
 
     async def aclose(self) -> None:

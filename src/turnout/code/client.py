@@ -10,8 +10,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from turnout.code.intelligence import (
     TextEdit,
 )
 from turnout.code.places import HostPlace, is_held, place_of, sockets
-from turnout.code.provider import CodeContext, CodeProvider
+from turnout.code.provider import CodeContext
 from turnout.code.search import TextSearch
 from turnout.code.settings import HostSettings
 from turnout.guard.listen import HAS_UNIX_SOCKETS
@@ -286,17 +285,6 @@ class HostedIntelligence:
         """A host that is not warm yet is given the time to become so."""
         connection = await self._hosts.connection(self._workspace, COLD_SECONDS)
         return await connection.ask(asked, seconds if connection.hello.warm else COLD_SECONDS)
-
-
-@asynccontextmanager
-async def hosted_code(
-    hosts: Hosts, *, warm: float, cold: float, wanted: Callable[[], bool]
-) -> AsyncIterator[CodeProvider]:
-    """``HostedCode``, whose connections are closed at the end."""
-    try:
-        yield HostedCode(hosts, warm=warm, cold=cold, wanted=wanted)
-    finally:
-        await hosts.aclose()
 
 
 async def _at(place: HostPlace, until: float) -> HostConnection | None:

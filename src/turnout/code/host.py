@@ -58,7 +58,7 @@ class Hosted(Protocol):
     async def warm(self) -> None:
         """Start what takes time before anybody asks."""
 
-    def served(self) -> tuple[say.Served, ...]:
+    async def served(self) -> tuple[say.Served, ...]:
         """How each intelligence is."""
 
     async def aclose(self) -> None:
@@ -250,6 +250,7 @@ class Host:
     async def _status(self) -> say.HostStatus:
         pid = os.getpid()
         memory = await asyncio.to_thread(tree_memory, pid)
+        served = await self._hosted.served()
         now = time.monotonic()  # after what takes a while: hosts are compared by how long they have been idle
         return say.HostStatus(
             version=self._version,
@@ -262,7 +263,7 @@ class Host:
             clients=len(self._visitors),
             asked=self._working,
             memory=memory,
-            served=self._hosted.served(),
+            served=served,
         )
 
 
@@ -417,7 +418,7 @@ async def run(workspace: Path, settings: HostSettings) -> int:
     lock = await hold(place)
     if lock is None:
         return 0
-    host = Host(workspace, place, open_workshop(workspace, settings), settings)
+    host = Host(workspace, place, open_workshop(workspace, settings, data_dir()), settings)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, host.end, f"{number.name} came")

@@ -11,6 +11,7 @@ from turnout.types import ChatRequest, FileContext, TaskCategory
 
 # The most tokens of code context, its largest share of the window, and what a token of code has at least in characters.
 MOST_TOKENS, WINDOW_SHARE, CHARS_PER_TOKEN = 6000, 0.25, 3
+SERENA = "serena"  # in ``CodeContext.provider`` when it has answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ def not_gathered_because(serena: SerenaConfig, request: ChatRequest, needed: boo
     needs it, None where nobody asked."""
     if not request.workspace:
         return "there is no workspace"
-    if not serena.enabled or serena.priority == "off":
+    if serena.off:
         return "it is switched off in the configuration"
     if request.file_context is not None:
         return ""
