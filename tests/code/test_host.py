@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from tests.code.hosting import HERE, Held, end_all, ended, hosting
+from tests.code.workspaces import server
 from turnout.code import host as host_module
 from turnout.code import protocol as say
 from turnout.code.client import HostedCode, HostedIntelligence, Hosts
@@ -29,20 +30,36 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="UNIX sockets, p
 
 AT = Position(1, 4)
 CODING = TaskCategory.CODING
-# Each of many processes: asks the host for its process id and prints it.
+# Each of many processes: asks about a symbol where there is a language server, and prints the host's process id.
 ASKER = """
 import asyncio, sys
 from pathlib import Path
+import msgspec
 from turnout.code.client import HostedIntelligence, Hosts
 from turnout.code.settings import HostSettings
+from turnout.types import Position
 
 async def main():
-    hosts = Hosts(Path(sys.argv[2]), HostSettings())
-    print((await HostedIntelligence(hosts, Path(sys.argv[1])).status()).pid, flush=True)
+    settings = msgspec.json.decode(sys.argv[3], type=HostSettings)
+    hosts = Hosts(Path(sys.argv[2]), settings)
+    told = HostedIntelligence(hosts, Path(sys.argv[1]))
+    if settings.language_servers:
+        assert "total" in await told.hover("a.py", Position(1, 4))
+    print((await told.status()).pid, flush=True)
     await hosts.aclose()
 
 asyncio.run(main())
 """
+
+
+async def ten_ask(workspace: Path, data: Path, settings: HostSettings) -> set[int]:
+    """The process ids of the hosts that ten processes meet who ask at once."""
+    arguments = (str(workspace), str(data), msgspec.json.encode(settings).decode())
+    askers = [
+        await asyncio.create_subprocess_exec(sys.executable, "-c", ASKER, *arguments, stdout=asyncio.subprocess.PIPE)
+        for _ in range(10)
+    ]
+    return {int((await asker.communicate())[0]) for asker in askers}
 
 
 @pytest.fixture
@@ -332,23 +349,26 @@ def test_the_name_of_a_socket_is_short_enough_however_long_the_data_directory(wo
 
 
 async def test_ten_processes_at_once_have_one_host(workspace: Path, data: Path) -> None:
-    askers = [
-        await asyncio.create_subprocess_exec(
-            sys.executable, "-c", ASKER, str(workspace), str(data), stdout=asyncio.subprocess.PIPE
-        )
-        for _ in range(10)
-    ]
-    told = [(await asker.communicate())[0].split() for asker in askers]
-    assert len({each[0] for each in told}) == 1
+    (pid,) = await ten_ask(workspace, data, HostSettings())
     assert len(list(sockets(data))) == 1
     hosts = Hosts(data, HostSettings())
-    assert [status.pid for status in await hosts.running()] == [int(told[0][0])]
+    assert [status.pid for status in await hosts.running()] == [pid]
     log = place_of(workspace, data).log
     assert log.read_text().count(" serves ") == 1
     assert log.stat().st_mode & 0o777 == 0o600
     assert await hosts.stop(workspace)
     assert await hosts.running() == ()
     assert not await hosts.stop(workspace)
+
+
+async def test_ten_processes_at_once_have_one_language_server(workspace: Path, data: Path) -> None:
+    command = server("python", "ty").command
+    (pid,) = await ten_ask(workspace, data, HostSettings(language_servers={"python": command}))
+    children = [stat.parent for stat in Path("/proc").glob("[0-9]*/stat") if _parent(stat) == pid]
+    commands = [(child / "cmdline").read_bytes().split(b"\0")[0] for child in children]
+    assert [Path(os.fsdecode(command)).name for command in commands] == ["ty"]
+    await end_all(data)
+    assert not any(child.exists() for child in children)
 
 
 async def test_a_host_that_is_killed_in_the_middle_of_a_question_is_replaced(workspace: Path, data: Path) -> None:
@@ -469,3 +489,10 @@ async def test_what_is_started_lives_on_in_a_session_of_its_own(tmp_path: Path) 
     finally:
         os.kill(pid, signal.SIGKILL)
         await ended(pid)
+
+
+def _parent(stat: Path) -> int:
+    try:
+        return int(stat.read_text("utf-8", "replace").rpartition(")")[2].split()[1])
+    except OSError:
+        return 0  # it has ended meanwhile
