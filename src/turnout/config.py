@@ -228,10 +228,7 @@ class CodeConfig(Section, frozen=True, kw_only=True):
     idle_minutes: Annotated[
         int,
         Meta(
-            ge=1,
-            le=10_080,
-            description="The process that holds them, one for each workspace, ends when it was not asked for so long.",
-            extra={"unit": "minutes"},
+            ge=1, le=10_080, description="Their process ends when nobody asks for so long.", extra={"unit": "minutes"}
         ),
     ] = 15
 
