@@ -165,7 +165,7 @@ def _code_of(config: CodeConfig, stack: AsyncExitStack) -> HostedCode:
     hosts = hosts_of(config)
     stack.push_async_callback(hosts.aclose)
     warm, cold = config.budget_ms / 1000, config.cold_budget_ms / 1000
-    return HostedCode(hosts, warm=warm, cold=max(warm, cold), wanted=lambda: bool(code_installed(config)))
+    return HostedCode(hosts, warm=warm, cold=max(warm, cold), wanted=lambda root: code_installed(config).knows(root))
 
 
 def _fleet(loaded: LoadedConfig, client: HttpClient, allow: AllowList, bundled: _Bundled, learned: Learned) -> Fleet:

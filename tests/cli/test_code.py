@@ -101,7 +101,7 @@ def test_a_place_that_is_none(place: str, said: str, bare: Path) -> None:
 def test_where_nothing_is_installed_it_says_what_to_do(bare: Path) -> None:
     result = run("code", "hover", "shop.py:4")
     assert result.exit_code == 1
-    assert "neither Serena nor a language server is installed" in result.stderr
+    assert "neither Serena nor a language server is installed for the files of" in result.stderr
     assert "turnout code install" in result.stderr
     result = run("code", "status")
     assert result.stdout.startswith("installed: no Serena; no language server\nrunning: nothing")

@@ -18,6 +18,7 @@ from turnout.code import host as host_module
 from turnout.code import protocol as say
 from turnout.code.client import HostedCode, HostedIntelligence, Hosts
 from turnout.code.connection import HostGoneError, LateError, open_connection
+from turnout.code.installed import installed
 from turnout.code.intelligence import Ability, IntelligenceError, NotSupportedError, Place
 from turnout.code.places import place_of, sockets
 from turnout.code.provider import CodeContext
@@ -81,7 +82,7 @@ def workspace(tmp_path: Path) -> Path:
 
 
 def code_of(hosts: Hosts, seconds: float = 20.0) -> HostedCode:
-    return HostedCode(hosts, warm=seconds, cold=seconds, wanted=lambda: True)
+    return HostedCode(hosts, warm=seconds, cold=seconds, wanted=lambda _: True)
 
 
 async def gathered(code: HostedCode, workspace: Path) -> CodeContext:
@@ -397,7 +398,7 @@ async def test_a_host_that_hangs_costs_no_more_than_the_budget_and_is_then_left_
     held = Held(waits=True)
     async with hosting(workspace, data, held):
         hosts = Hosts(data, HostSettings())
-        code = HostedCode(hosts, warm=0.2, cold=0.2, wanted=lambda: True)
+        code = HostedCode(hosts, warm=0.2, cold=0.2, wanted=lambda _: True)
         for _ in range(2):
             found = await gathered(code, workspace)
             assert found.provider == "text search"
@@ -471,10 +472,17 @@ async def test_a_position_beyond_the_end_is_the_only_error(workspace: Path, data
 
 async def test_where_nothing_is_installed_no_process_is_started(workspace: Path, data: Path) -> None:
     hosts = Hosts(data, HostSettings())
-    found = await gathered(HostedCode(hosts, warm=5.0, cold=5.0, wanted=lambda: False), workspace)
+    found = await gathered(HostedCode(hosts, warm=5.0, cold=5.0, wanted=lambda _: False), workspace)
     assert found.provider == "text search"
     assert "turnout code install" in found.note
     assert list(sockets(data)) == []
+
+
+def test_a_server_for_other_languages_is_none_for_this_workspace(workspace: Path, data: Path) -> None:
+    true = ("/bin/true",)
+    assert installed(HostSettings(language_servers={"python": true}), data).knows(workspace)
+    assert not installed(HostSettings(language_servers={"python": (), "rust": true}), data).knows(workspace)
+    assert not installed(HostSettings(language_servers={"python": true}), data).knows(workspace / "gone")
 
 
 async def test_what_is_started_lives_on_in_a_session_of_its_own(tmp_path: Path) -> None:

@@ -263,8 +263,9 @@ def _asked(loaded: LoadedConfig, root: Path, ask: Callable[[HostedIntelligence],
     from turnout.build import code_installed, hosts_of
     from turnout.code.client import HostedIntelligence
 
-    if not code_installed(loaded.config.code):
-        raise CodeSetupError("neither Serena nor a language server is installed", hint=_TO_INSTALL)
+    if not code_installed(loaded.config.code).knows(root):
+        said = f"neither Serena nor a language server is installed for the files of {root}"
+        raise CodeSetupError(said, hint=_TO_INSTALL)
 
     async def run() -> _T:
         async with AsyncExitStack() as stack:

@@ -38,6 +38,7 @@ from turnout.types import FileContext, Position, TaskCategory
 MOST_STARTS = 3
 STOP_SECONDS = 15.0
 STATUS_SECONDS = 2.0
+KNOWN_SECONDS = 30.0  # how long what is installed for a workspace is not looked up again
 AVOID_SECONDS = 60.0  # after two failures in a row, nobody waits for it for so long
 COLD_SECONDS = 30.0  # for who asks it alone and has nothing else
 _LIMITS = {Ability.REFERENCES: 10.0, Ability.RENAME: 30.0, Ability.DIAGNOSTICS: 10.0}
@@ -137,13 +138,14 @@ class HostedCode:
     Args:
         hosts: the connections; closed by whoever made them.
         warm, cold: seconds that may be waited for a host that has answered something already, and for one that starts.
-        wanted: whether there is anything that a host could start.
+        wanted: whether there is anything that a host could start for a workspace; it is called in a thread.
     """
 
-    def __init__(self, hosts: Hosts, *, warm: float, cold: float, wanted: Callable[[], bool]) -> None:
+    def __init__(self, hosts: Hosts, *, warm: float, cold: float, wanted: Callable[[Path], bool]) -> None:
         self._hosts, self._warm_seconds, self._cold_seconds, self._wanted = hosts, warm, cold, wanted
         self._warm: set[Path] = set()
         self._failures: dict[Path, tuple[int, float]] = {}
+        self._known: dict[Path, tuple[bool, float]] = {}
 
     async def gather(
         self, query: str, category: TaskCategory, file_context: FileContext | None, workspace: Path, room: int
@@ -158,7 +160,7 @@ class HostedCode:
         text = TextSearch(min(self._warm_seconds, seconds))
         beside = asyncio.create_task(text.gather(query, category, file_context, workspace, room))
         try:
-            why = self._why_not(root)
+            why = await self._why_not(root)
             if not why:
                 asked = say.Gather(query[: say.MAX_QUERY], category, file_context, room)
                 try:
@@ -171,16 +173,23 @@ class HostedCode:
             await asyncio.wait([beside])
         return _with_note(found, why)
 
-    def _why_not(self, root: Path) -> str:
+    async def _why_not(self, root: Path) -> str:
         """Why the host is not asked, "" when it is."""
         if not HAS_UNIX_SOCKETS:
             return "no code intelligence: this platform has no UNIX sockets"
-        if not self._wanted():
-            return "no code intelligence is installed (`turnout code install`)"
+        if not await self._is_wanted(root):
+            return "no code intelligence is installed for it (`turnout code install`)"
         failures, last = self._failures.get(root, (0, 0.0))
         if failures > 1 and time.monotonic() < last + AVOID_SECONDS:
             return "the code intelligence is left alone for a minute, as it has failed twice"
         return ""
+
+    async def _is_wanted(self, root: Path) -> bool:
+        wanted, until = self._known.get(root, (False, 0.0))
+        if time.monotonic() >= until:
+            wanted = await asyncio.to_thread(self._wanted, root)
+            self._known[root] = wanted, time.monotonic() + KNOWN_SECONDS
+        return wanted
 
     async def _ask(self, root: Path, asked: say.Gather, seconds: float) -> CodeContext | None:
         until = time.monotonic() + seconds

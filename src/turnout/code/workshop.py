@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from turnout.code.chain import Chain
 from turnout.code.gather import gather
-from turnout.code.installed import installed
+from turnout.code.installed import installed, languages_of
 from turnout.code.intelligence import Intelligence, IntelligenceError, SymbolWriter
 from turnout.code.lsp import LanguageServer
 from turnout.code.lsp_servers import LANGUAGES
 from turnout.code.protocol import Served
 from turnout.code.provider import CodeContext
-from turnout.code.search import files_of
 from turnout.code.serena import SerenaIntelligence, serena_for
 from turnout.code.settings import HostSettings
 from turnout.types import FileContext, TaskCategory
-
-_MAX_LOOKED, _LOOK_SECONDS = 20_000, 1.0
 
 log = logging.getLogger("turnout.code")
 
@@ -94,17 +90,6 @@ def open_workshop(workspace: Path, settings: HostSettings, data_dir: Path) -> Wo
         if name in languages
     }
     return Workshop(workspace, serena_for(workspace, data_dir), servers)
-
-
-def languages_of(workspace: Path) -> frozenset[str]:
-    """The languages of a workspace's files, by their suffixes; of a large one, of the first files."""
-    of_suffix = {suffix: name for name, language in LANGUAGES.items() for suffix in language.suffixes}
-    until, found = time.monotonic() + _LOOK_SECONDS, set()
-    for number, path in enumerate(files_of(workspace)):
-        if number >= _MAX_LOOKED or time.monotonic() > until:
-            break
-        found.add(of_suffix.get(path.suffix.lower(), ""))
-    return frozenset(found - {""})
 
 
 def _state(pid: int) -> str:
