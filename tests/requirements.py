@@ -1090,7 +1090,16 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         by(
             CHAIN + "test_who_hangs_does_not_keep_the_next_from_answering_and_is_given_up",
             code="turnout.code.chain:Chain._first",
-    ("CODE-3", "a missing, slow or broken Serena degrades to the next provider", CODE),
+        ),
+    ),
+    (
+        "CODE-3",
+        "never a failed query, never beyond the budget",
+        by(
+            GATHER + "test_who_hangs_costs_the_budget_and_not_more_and_the_text_search_answers",
+            code="turnout.code.gather:gather",
+        ),
+    ),
     (
         "CODE-1",
         "every ability through the host of a workspace, and back with its errors",
@@ -1117,13 +1126,6 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
     ),
     (
         "CODE-3",
-        "never a failed query, never beyond the budget",
-        by(
-            GATHER + "test_who_hangs_costs_the_budget_and_not_more_and_the_text_search_answers",
-            code="turnout.code.gather:gather",
-        ),
-    ),
-    ("CODE-3", "a missing, slow or broken Serena degrades to the next provider, in the query path", CODE),
         "one host for each workspace, however many processes ask",
         by(HOSTED + "test_ten_processes_at_once_have_one_host", code="turnout.code.client:Hosts.running"),
     ),
