@@ -198,11 +198,6 @@ class SerenaConfig(Section, frozen=True, kw_only=True):
         Meta(description="Whose code may be read. Default: the nearest directory up from the current one with `.git`."),
     ] = None
 
-    @property
-    def off(self) -> bool:
-        """Whether no code context is gathered at all."""
-        return not self.enabled or self.priority == "off"
-
 
 class CodeConfig(Section, frozen=True, kw_only=True):
     """Who knows the code of a workspace (docs/code.md)."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from turnout.backends import BY_KIND
 from turnout.backends.lanes import chat_lane
-from turnout.code.provider import not_gathered_because, room_for
+from turnout.code.provider import is_off, not_gathered_because, room_for
 from turnout.config import AgentConfig, RouterConfig
 from turnout.context.tokens import TokenCounter, get_token_counter
 from turnout.decided import Decided
@@ -335,7 +335,7 @@ class Router:
     async def _with_code(
         self, request: ChatRequest, task: ClassificationResult | None, principal: Principal
     ) -> tuple[ChatRequest, CodeContext | None, Mapping[str, str]]:
-        if not request.workspace or self._config.serena.off or (task is None and request.file_context is None):
+        if not request.workspace or is_off(self._config.serena) or (task is None and request.file_context is None):
             return request, None, {}
         gather = partial(self._gather, task, principal)
         return await self._inserted.into(principal.id, request, self._agent(request).context_format, gather)
