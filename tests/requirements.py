@@ -1125,6 +1125,14 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         ),
     ),
     (
+        "CODE-2",
+        "through the gateway: only of the workspaces that a key allows",
+        by(
+            "gateway/test_auth.py::test_code_is_read_where_the_key_has_a_workspace_and_nowhere_else",
+            code="turnout.gateway.auth:_workspace",
+        ),
+    ),
+    (
         "CODE-3",
         "one host for each workspace, however many processes ask",
         by(HOSTED + "test_ten_processes_at_once_have_one_host", code="turnout.code.client:Hosts.running"),
