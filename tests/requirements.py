@@ -87,6 +87,8 @@ HEALTH = "fleet/test_health.py::"
 WATCH = "fleet/test_watch.py::"
 COMPACT = "context/test_compaction.py::"
 BAD = "context/test_bad_input.py::"
+HOSTED = "code/test_host.py::"
+INSERTED = "test_inserted.py::"
 OPENAI = "backends/test_openai_compatible.py::"
 
 ROWS: tuple[tuple[str, str, Proven | str], ...] = (
@@ -1098,7 +1100,64 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
             code="turnout.code.gather:gather",
         ),
     ),
-    ("CODE-3", "a missing, slow or broken Serena degrades to the next provider, in the query path", CODE),
+    (
+        "CODE-1",
+        "every ability through the host of a workspace, and back with its errors",
+        by(
+            HOSTED + "test_every_ability_goes_there_and_back",
+            HOSTED + "test_an_error_of_the_intelligence_is_an_error_of_the_same_kind_here",
+            code=("turnout.code.host:Host._look", "turnout.code.connection:HostConnection.ask"),
+        ),
+    ),
+    (
+        "CODE-1",
+        "on the command line, by the real ty",
+        by("cli/test_code.py::test_every_question_is_answered_by_a_real_server", code="turnout.cli.code:_asked"),
+    ),
+    (
+        "CODE-2",
+        "gathered once per question, never on tool results, sent again byte for byte",
+        by(
+            INSERTED + "test_a_question_has_its_code_in_every_later_turn",
+            INSERTED + "test_a_tools_result_has_nothing_gathered_and_the_question_keeps_its_code",
+            INSERTED + "test_a_session_has_it_in_the_next_process_too",
+            code="turnout.inserted:Inserted.into",
+        ),
+    ),
+    (
+        "CODE-2",
+        "through the gateway: only of the workspaces that a key allows",
+        by(
+            "gateway/test_auth.py::test_code_is_read_where_the_key_has_a_workspace_and_nowhere_else",
+            code="turnout.gateway.auth:_workspace",
+        ),
+    ),
+    (
+        "CODE-3",
+        "one host for each workspace, however many processes ask",
+        by(HOSTED + "test_ten_processes_at_once_have_one_host", code="turnout.code.client:Hosts.running"),
+    ),
+    (
+        "CODE-3",
+        "lazy, ended when idle, with its workspace, and as the fourth",
+        by(
+            HOSTED + "test_it_ends_when_nobody_asks",
+            HOSTED + "test_it_ends_with_its_workspace_and_with_its_socket",
+            HOSTED + "test_of_four_the_one_that_was_idle_longest_ends",
+            code="turnout.code.host:Host._until_it_ends",
+        ),
+    ),
+    (
+        "CODE-3",
+        "missing, killed or hung: the text search within the budget, with a note",
+        by(
+            HOSTED + "test_a_host_that_is_killed_in_the_middle_of_a_question_is_replaced",
+            HOSTED + "test_a_host_that_hangs_costs_no_more_than_the_budget_and_is_then_left_alone",
+            HOSTED + "test_a_host_that_cannot_start_is_told_of_and_does_not_cost_the_budget",
+            HOSTED + "test_where_nothing_is_installed_no_process_is_started",
+            code="turnout.code.client:HostedCode.gather",
+        ),
+    ),
     ("CODE-4", "edits", CODE),
     (
         "CFG-0",

@@ -15,6 +15,7 @@ from tests.fakes.llm import WORDS, openai_app
 from turnout.api import LocalLLMRouter
 from turnout.context.store import Exchange, StoredMessage, open_store
 from turnout.errors import StorageError
+from turnout.run import Run
 from turnout.session import Session, new_session_id
 from turnout.types import ChatRequest, Event, Principal, TextDelta, message
 
@@ -71,7 +72,10 @@ async def test_a_turn_that_is_cut_short_once_it_was_kept_is_read_from_the_store(
     class CutShort:
         """A router whose caller leaves while the exchange is written."""
 
-        async def route(self, request: ChatRequest, principal: Principal) -> AsyncGenerator[Event, None]:
+        def begin(self, request: ChatRequest, principal: Principal) -> Run:
+            return Run(request, principal, "a", "1")
+
+        async def route(self, request: ChatRequest, principal: Principal, run: Run) -> AsyncGenerator[Event, None]:
             yield TextDelta("x")
             both = (request.messages[-1], message("assistant", "x"))
             store.append(principal.id, request.session_id, Exchange(tuple(StoredMessage(m, 0, 1) for m in both)))

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from turnout.backends import DEFAULT_URLS
-from turnout.code.search import TextSearch
+from turnout.code.client import HostedCode, Hosts
+from turnout.code.installed import Installed, installed
+from turnout.code.settings import HostSettings
 from turnout.config import (
+    CodeConfig,
     EmbeddedConfig,
     LoadedConfig,
     RouterConfig,
@@ -115,7 +118,7 @@ async def open_router(
             table=_table(config),
             fleet=fleet,
             pins=pins,
-            code=TextSearch(),
+            code=_code_of(config.code, stack),
             audit=audit,
             store=store,
             journal=await stack.enter_async_context(_journal(loaded, audit)),
@@ -142,6 +145,27 @@ async def _journal(loaded: LoadedConfig, audit: AuditLog | None) -> AsyncIterato
         yield journal
     finally:
         await asyncio.to_thread(journal.save)
+
+
+def hosts_of(config: CodeConfig) -> Hosts:
+    """The way to the processes that know code; none is started before somebody asks. Closed by whoever wanted it."""
+    return Hosts(data_dir(), _settings_of(config))
+
+
+def code_installed(config: CodeConfig) -> Installed:
+    """What a host of code intelligence could start."""
+    return installed(_settings_of(config), data_dir())
+
+
+def _settings_of(config: CodeConfig) -> HostSettings:
+    return HostSettings(idle_seconds=config.idle_minutes * 60.0, language_servers=config.language_servers)
+
+
+def _code_of(config: CodeConfig, stack: AsyncExitStack) -> HostedCode:
+    hosts = hosts_of(config)
+    stack.push_async_callback(hosts.aclose)
+    warm, cold = config.budget_ms / 1000, config.cold_budget_ms / 1000
+    return HostedCode(hosts, warm=warm, cold=max(warm, cold), wanted=lambda root: code_installed(config).knows(root))
 
 
 def _fleet(loaded: LoadedConfig, client: HttpClient, allow: AllowList, bundled: _Bundled, learned: Learned) -> Fleet:

@@ -210,6 +210,22 @@ class CodeConfig(Section, frozen=True, kw_only=True):
             "is found in the current directory."
         ),
     ] = {}
+    budget_ms: Annotated[
+        Milliseconds,
+        Meta(
+            description="How long a question waits for code context. What is there by then is used, and what the text "
+            "search found when nobody answers."
+        ),
+    ] = 3000
+    cold_budget_ms: Annotated[
+        Milliseconds, Meta(description="The same while Serena and the language servers are being started.")
+    ] = 8000
+    idle_minutes: Annotated[
+        int,
+        Meta(
+            ge=1, le=10_080, description="Their process ends when nobody asks for so long.", extra={"unit": "minutes"}
+        ),
+    ] = 15
 
 
 class ContextConfig(Section, frozen=True, kw_only=True):

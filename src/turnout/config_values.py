@@ -14,6 +14,26 @@ from urllib.parse import unquote, urlsplit
 from turnout.config import CustomEndpoint, RouterConfig, ServiceConfig
 from turnout.config_agents import AGENT_ALIASES
 
+# The languages that `code.language_servers` takes.
+CODE_LANGUAGES = (
+    "bash",
+    "cpp",
+    "csharp",
+    "elixir",
+    "go",
+    "haskell",
+    "java",
+    "kotlin",
+    "lua",
+    "php",
+    "python",
+    "ruby",
+    "rust",
+    "scala",
+    "swift",
+    "typescript",
+    "zig",
+)
 KeyPath: TypeAlias = tuple[str, ...]
 # Key path, what is wrong, what would be right.
 Problem: TypeAlias = tuple[KeyPath, str, str]

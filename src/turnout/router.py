@@ -7,15 +7,16 @@ import logging
 import math
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from turnout.backends import BY_KIND
 from turnout.backends.lanes import chat_lane
-from turnout.code.provider import not_gathered_because, room_for
+from turnout.code.provider import is_off, not_gathered_because, room_for
 from turnout.config import AgentConfig, RouterConfig
 from turnout.context.tokens import TokenCounter, get_token_counter
 from turnout.decided import Decided
@@ -38,10 +39,11 @@ from turnout.guard.audit import AuditLog
 from turnout.guard.records import QueryEnd, QueryStart
 from turnout.guard.trail import Trail
 from turnout.hygiene import tidy
+from turnout.inserted import Inserted, without_serena
 from turnout.journal import Journal, Voted
 from turnout.outcome import broken, failed, reason_of, record_of, route_to, tried_of
 from turnout.placement import Placement
-from turnout.request import answer_room, capabilities_of, check, classify, enrich, query_of
+from turnout.request import answer_room, capabilities_of, check, classify, query_of
 from turnout.residency import the_one, unload, warm
 from turnout.routing.advice import BUNDLED, what_to_check
 from turnout.routing.capabilities import CapabilityTable
@@ -108,6 +110,7 @@ class Router:
         limit = config.context.summary_timeout / 1000
         writer = Summarizer(client, fleet, table, lambda: self._selector.pool(self.catalog), limit, self._tell_summary)
         self._fitter = Fitter(client, config.context, fleet, writer, Decided(store))
+        self._inserted = Inserted(store)
         self._audit = audit
         self._budget = RetryBudget()
         self._placement = Placement(fleet)
@@ -226,12 +229,11 @@ class Router:
             if principal.models and request.model and request.model not in VIRTUAL_MODELS:
                 self.meant(request.model, principal)
             await self._wait_for_answers(request, run.task, principal)
-            context = await self._gather(request, run.task, principal)
-            request = enrich(request, context, self._agent(request).context_format)
+            request, run.code, run.inserted = await self._with_code(request, run.task, principal)
             selection = self._select(request, run.task, principal)
             selection, run.place = self._placement.order(request, principal.id, selection, run.task)
             run.selection = selection
-            for notice in self._notices(request, run.task, context):
+            for notice in self._notices(request, run.task, run.code):
                 yield notice
             async with aclosing(self._in_pieces(request, self._execute(run, request, selection))) as events:
                 async for event in events:
@@ -258,8 +260,7 @@ class Router:
         """
         check(request)
         task = classify(request, self._config.routing.classification)
-        context = await self._gather(request, task, LOCAL)
-        request = enrich(request, context, self._agent(request).context_format)
+        request, context, _ = await self._with_code(request, task, LOCAL)
         selection, _ = self._placement.order(request, LOCAL.id, self._select(request, task, LOCAL), task)
         why = self._not_gathered(request, task) or "the workspace could not be read in time"
         note = f"{context.provider}: {context.note}" if context else f"none: {why}"
@@ -331,8 +332,16 @@ class Router:
     def _not_gathered(self, request: ChatRequest, task: ClassificationResult | None) -> str:
         return not_gathered_because(self._config.serena, request, task.needs_code_context if task else None)
 
-    async def _gather(
+    async def _with_code(
         self, request: ChatRequest, task: ClassificationResult | None, principal: Principal
+    ) -> tuple[ChatRequest, CodeContext | None, Mapping[str, str]]:
+        if not request.workspace or is_off(self._config.serena) or (task is None and request.file_context is None):
+            return request, None, {}
+        gather = partial(self._gather, task, principal)
+        return await self._inserted.into(principal.id, request, self._agent(request).context_format, gather)
+
+    async def _gather(
+        self, task: ClassificationResult | None, principal: Principal, request: ChatRequest
     ) -> CodeContext | None:
         if self._not_gathered(request, task):
             return None
@@ -519,10 +528,9 @@ class Router:
         self, request: ChatRequest, task: ClassificationResult | None, context: CodeContext | None
     ) -> Sequence[Notice]:
         routing = self._config.task_routing.get(task.category) if task else None
-        if routing is not None and routing.require_serena and context is None:
-            text = f"{task.category if task else ''} asks for code context, and none was available: no workspace is set"
-            return (Notice("no_code_context", text),)
-        return ()
+        if task is None or routing is None or not routing.require_serena:
+            return ()
+        return without_serena(request, task.category, context, self._not_gathered(request, task))
 
     def _tokens(self, request: ChatRequest) -> int:
         if request.raw is not None and not request.messages:
@@ -547,6 +555,8 @@ class Router:
         if run.route is not None:
             added = exchange(run.request.messages, "".join(run.text), run.route, compacted=run.compacted)
             store.append(run.principal.id, run.request.session_id, added)
+            for name, text in run.inserted.items():
+                store.keep_summary(run.principal.id, run.request.session_id, name, text)
 
     async def _audit_start(self, run: Run) -> None:
         if self._trail is not None:

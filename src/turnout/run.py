@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
+from turnout.code.provider import CodeContext
 from turnout.errors import EndpointLoadingError
 from turnout.fitting import Refusals
 from turnout.routing.classifier import ClassificationResult
@@ -49,6 +50,8 @@ class Run:
     compacted: bool = False  # what was sent to the model that answers
     refusals: Refusals = field(default_factory=Refusals)
     selection: Selection | None = None
+    code: CodeContext | None = None  # what was gathered for this question
+    inserted: Mapping[str, str] = field(default_factory=dict)  # of it in the user's turn, by what it is kept under
     place: bytes = b""  # what its conversation is known by
 
     @property

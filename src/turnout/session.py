@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -33,6 +33,7 @@ from turnout.types import (
 if TYPE_CHECKING:
     from turnout.context.store import SessionStore
     from turnout.router import Router
+    from turnout.run import Run
 
 STORE_FILE = "sessions.db"
 # Stands for a question that has not been asked yet.
@@ -143,8 +144,15 @@ class Session:
             compact_at=self.compact_at,
         )
 
-    async def events(self, router: Router, request: ChatRequest) -> AsyncGenerator[Event, None]:
+    async def events(
+        self, router: Router, request: ChatRequest, begun: Callable[[Run], None] = lambda _: None
+    ) -> AsyncGenerator[Event, None]:
         """Ask, with this conversation before the question; a whole answer is added to it. Close it to cancel.
+
+        Args:
+            router: who answers.
+            request: system prompt and question.
+            begun: told the record of this request, which is filled meanwhile.
 
         Raises:
             TurnoutError: as ``Router.route`` and ``refresh``.
@@ -154,7 +162,9 @@ class Session:
         version, self._version = self._version, None
         answer: list[str] = []
         kept = self._store is not None
-        async with aclosing(router.route(self.continued(request), self._principal)) as events:
+        run = router.begin(self.continued(request), self._principal)
+        begun(run)
+        async with aclosing(router.route(run.request, self._principal, run)) as events:
             async for event in events:
                 if isinstance(event, TextDelta):
                     answer.append(event.text)

@@ -39,13 +39,13 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @asynccontextmanager
 async def gateway(
-    *urls: str, hosts: tuple[str, ...] = (), require_key: bool = False
+    *urls: str, hosts: tuple[str, ...] = (), require_key: bool = False, workspace: str = ""
 ) -> AsyncIterator[tuple[str, Gateway]]:
     custom = [{"name": f"s{n}", "endpoint": url} for n, url in enumerate(urls)]
     config = load_any({"custom_endpoints": custom, "discovery": {"enabled": False}})
     async with AsyncExitStack() as stack:
         router = await stack.enter_async_context(open_router(config))
-        door = Door(Keyring(keys.keys_path(config_dir())), hosts, require_key=require_key)
+        door = Door(Keyring(keys.keys_path(config_dir())), hosts, require_key=require_key, workspace=workspace)
         app = create_app(router, door=door)
         _, url = await stack.enter_async_context(running(app))
         yield url, app
@@ -377,3 +377,66 @@ async def test_a_model_that_the_key_may_not_ask_for_is_reached_in_no_format(path
             async with session.get(url + listing, headers={"x-api-key": token}) as reply:
                 assert "b-7b" not in await reply.text()
     assert app.state.fake.seen == []
+
+
+def shop(folder: Path) -> str:
+    """A workspace that defines ``total``."""
+    folder.mkdir(parents=True)
+    (folder / "shop.py").write_text(f"def total():\n    return '{folder.name}'\n")
+    return str(folder.resolve())
+
+
+async def sent(url: str, model: str = "auto", **headers: str) -> int:
+    body = {"model": model, "messages": [{"role": "user", "content": "What does `total` do?"}]}
+    async with aiohttp.ClientSession() as client:
+        async with client.post(f"{url}/v1/chat/completions", json=body, headers=headers) as answer:
+            await answer.read()
+            return answer.status
+
+
+async def test_code_is_read_where_the_key_has_a_workspace_and_nowhere_else(tmp_path: Path) -> None:
+    ours, other = shop(tmp_path / "ours"), shop(tmp_path / "other")
+    (tmp_path / "ours" / "sub").mkdir()
+    (tmp_path / "ours" / "out").symlink_to(other)
+    one = {"authorization": f"Bearer {make('one', workspaces=(ours,))}"}
+    two = {"authorization": f"Bearer {make('two', workspaces=(ours, other))}"}
+    none = {"authorization": f"Bearer {make('none')}"}
+    app = openai_app(window=16_384)
+    async with serving(app) as upstream, gateway(upstream) as (url, _):
+        for key, workspace, found in (
+            (one, "", "ours"),
+            (one, ours, "ours"),
+            (one, f"{ours}/sub/..", "ours"),
+            (two, "", ""),
+            (two, other, "other"),
+            (none, "", ""),
+        ):
+            headers = {**key, **({"x-turnout-workspace": workspace} if workspace else {})}
+            assert await sent(url, **headers) == 200
+            said = app.state.fake.seen[-1]["messages"][-1]["content"]
+            assert (f"return '{found}'" in said, "## " in said) == (bool(found), bool(found))
+        assert await sent(url, app.state.fake.models[0], **one) == 200
+        assert app.state.fake.seen[-1]["messages"][-1]["content"] == "What does `total` do?"
+        asked = len(app.state.fake.seen)
+        for key, workspace in (
+            (one, other),
+            (one, f"{ours}/../other"),
+            (one, f"{ours}/out"),
+            (one, f"{ours}/absent"),
+            (one, "ours"),
+            (one, "/"),
+            (none, ours),
+        ):
+            assert await sent(url, **key, **{"x-turnout-workspace": workspace}) == 403, workspace
+        assert len(app.state.fake.seen) == asked
+
+
+async def test_without_keys_the_configured_workspace_is_read_when_it_is_asked_for(tmp_path: Path) -> None:
+    ours, other = shop(tmp_path / "ours"), shop(tmp_path / "other")
+    app = openai_app(window=16_384)
+    async with serving(app) as upstream, gateway(upstream, workspace=ours) as (url, _):
+        assert await sent(url) == 200
+        assert app.state.fake.seen[-1]["messages"][-1]["content"] == "What does `total` do?"
+        assert await sent(url, **{"x-turnout-workspace": ours}) == 200
+        assert "return 'ours'" in app.state.fake.seen[-1]["messages"][-1]["content"]
+        assert await sent(url, **{"x-turnout-workspace": other}) == 403

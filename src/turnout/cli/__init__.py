@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "undo": ("edits", "Take back what `ask --edit`, `ask --apply` or `/apply` changed last in the workspace."),
     "session": ("session", "List, show, resume, export or delete conversations."),
     "explain": ("decide", "Show which model a question would go to, with every candidate and why; runs nothing."),
+    "code": ("code", "Ask about the code of a workspace: symbols, uses, types, what is wrong."),
     "classify": ("decide", "Show what kind of work a question is, and what spoke for it."),
     "eval": ("evaluate", "Measure what Turnout decides on examples of your own."),
     "feedback": ("feedback", "Say whether an answer was any good; without a request, list the last ones."),

@@ -29,6 +29,7 @@ from turnout.types import ChatRequest, Event, ExecutionResult, ReasoningDelta, R
 
 if TYPE_CHECKING:
     from turnout.config import LoadedConfig
+    from turnout.run import Run
     from turnout.types import Json
 
 _OFFER = "No local server answered. Use the bundled demonstration model (SmolLM2 135M, small, for trying out only)?"
@@ -39,23 +40,34 @@ NO_END = "the answer was given, but how it ended could not be written to the aud
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer. ``alarm``: its end is not in the audit log."""
+    """A whole answer. ``alarm``: its end is not in the audit log. ``run``: what is known of how it came about."""
 
     result: ExecutionResult
     alarm: AuditError | None
+    run: Run | None
 
 
 @dataclass(slots=True)
 class Screen:
-    """Where the answer goes while it comes. ``update`` changes the spinner's text, "" ends it."""
+    """Where the answer goes while it comes. ``update`` changes the spinner's text, "" ends it. ``shows_context``: the
+    code that was sent along is told before."""
 
     stream: bool
     update: Callable[[str], None]
+    shows_context: bool = False
+    run: Run | None = None
     last: str = "\n"
+
+    def begin(self, run: Run) -> None:
+        """This is the record of what is asked."""
+        self.run = run
 
     def see(self, event: Event) -> None:
         match event:
             case Started(route):
+                if self.shows_context and self.run is not None:
+                    self.update("")
+                    show_context(self.run)
                 self.update(f"{route.sent_model} @ {route.service} answers")
             case ReasoningDelta():
                 self.update("the model is thinking")
@@ -78,6 +90,7 @@ class Screen:
 @click.command()
 @request_options
 @click.option("--embedded", is_flag=True, help="Use the bundled demonstration model and look for no server.")
+@click.option("--show-context", is_flag=True, help="Show the code that is sent along, and who was asked for it.")
 @click.option("--no-stream", is_flag=True, help="Print the answer when it is complete.")
 @click.option("--session", metavar="NAME", help="Begin or go on with this conversation, and keep what is said.")
 @click.option("--edit", is_flag=True, help="Show the edits that the answer proposes as diffs, and ask before writing.")
@@ -87,6 +100,7 @@ class Screen:
 def ask(
     config_file: str | None,
     embedded: bool,
+    show_context: bool,
     no_stream: bool,
     session: str | None,
     edit: bool,
@@ -118,7 +132,8 @@ def ask(
     stream = not (no_stream or as_json)
     began = time.monotonic()
     try:
-        answer = _answer(loaded, request, embedded=embedded, stream=stream)
+        shown = show_context and not as_json
+        answer = _answer(loaded, request, embedded=embedded, stream=stream, shows_context=shown)
     except TurnoutError as error:
         if as_json:
             raise PartialError(error, _failure_fields(error)) from error
@@ -127,6 +142,8 @@ def ask(
         raise
     seconds = time.monotonic() - began
     fields = {**_result_fields(answer.result, seconds), "session": session} if as_json else {}
+    if as_json and show_context:
+        fields["code_context"] = _context_fields(answer.run)
     if not as_json:
         _tell(answer.result, seconds, streamed=stream)
         if not (edit or apply):
@@ -146,26 +163,32 @@ def _tell(result: ExecutionResult, seconds: float, *, streamed: bool) -> None:
         note(line)
 
 
-def _answer(loaded: LoadedConfig, request: ChatRequest, *, embedded: bool, stream: bool) -> Answer:
+def _answer(loaded: LoadedConfig, request: ChatRequest, *, embedded: bool, stream: bool, shows_context: bool) -> Answer:
     if embedded:
-        return asyncio.run(_run(only_embedded(loaded), request, embedded=True, stream=stream))
+        return asyncio.run(
+            _run(only_embedded(loaded), request, embedded=True, stream=stream, shows_context=shows_context)
+        )
     try:
-        return asyncio.run(_run(loaded, request, embedded=False, stream=stream))
+        return asyncio.run(_run(loaded, request, embedded=False, stream=stream, shows_context=shows_context))
     except NoServiceError as error:
         if _agreed(loaded):
-            return asyncio.run(_run(only_embedded(loaded), request, embedded=True, stream=stream))
+            return asyncio.run(
+                _run(only_embedded(loaded), request, embedded=True, stream=stream, shows_context=shows_context)
+            )
         hint = f"{error.hint}; `turnout ask --embedded` asks the bundled model alone{_install_first()}"
         raise NoServiceError(error.message, hint=hint, probed=error.probed) from error
 
 
-async def _run(loaded: LoadedConfig, request: ChatRequest, *, embedded: bool, stream: bool) -> Answer:
+async def _run(
+    loaded: LoadedConfig, request: ChatRequest, *, embedded: bool, stream: bool, shows_context: bool
+) -> Answer:
     from turnout.api import collect
     from turnout.build import open_router
     from turnout.cli.notes import log_as_notes
     from turnout.session import Session, open_sessions
 
     with waiting("starting the bundled model" if embedded else "looking for servers") as update:
-        screen = Screen(stream, update)
+        screen = Screen(stream, update, shows_context)
         try:
             with log_as_notes(screen.end_line):
                 async with AsyncExitStack() as stack:
@@ -175,10 +198,26 @@ async def _run(loaded: LoadedConfig, request: ChatRequest, *, embedded: bool, st
                     session = Session(request.session_id, store)
                     await session.refresh()
                     router = await stack.enter_async_context(open_router(loaded, embedded=embedded, store=store))
-                    async with aclosing(seen(session.events(router, request), screen)) as events:
-                        return Answer(await collect(events), router.audit_alarm)
+                    async with aclosing(seen(session.events(router, request, screen.begin), screen)) as events:
+                        return Answer(await collect(events), router.audit_alarm, screen.run)
         finally:
             screen.end_line()
+
+
+def show_context(run: Run) -> None:
+    """The code that is sent along with a question, on stderr."""
+    if run.code is None:
+        note("code context: none")
+        return
+    note(f"code context: {run.code.provider}: {run.code.note}")
+    for added in run.inserted.values():
+        click.echo(f"{safe(added).strip()}\n", err=True)
+
+
+def _context_fields(run: Run | None) -> Json:
+    if run is None or run.code is None:
+        return None
+    return {"provider": run.code.provider, "note": run.code.note, "text": "".join(run.inserted.values()).strip()}
 
 
 async def seen(events: AsyncGenerator[Event, None], screen: Screen) -> AsyncGenerator[Event, None]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from turnout.guard.keys import Key, Keys
     from turnout.types import Json
 
-COLUMNS = ("name", "state", "role", "expires", "models", "routes", "rate", "concurrent", "created")
+COLUMNS = ("name", "state", "role", "expires", "models", "routes", "rate", "concurrent", "workspaces", "created")
 _SECONDS = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _MAX_DAYS = 36_500
 _SET = re.compile(r"\[!?+\]?+[^\]]*\]")  # of characters, as fnmatch reads it
@@ -43,6 +43,14 @@ def key() -> None:
 @click.option("--rate", metavar="N/min", help="Requests a minute.")
 @click.option("--concurrent", type=click.IntRange(1, 100_000), help="Requests at the same time.")
 @click.option(
+    "--workspace",
+    "workspaces",
+    multiple=True,
+    metavar="DIR",
+    help="Whose code is put into what it asks of `auto` or a category. Of several, the header x-turnout-workspace says "
+    "which. Repeatable.",
+)
+@click.option(
     "--role",
     type=click.Choice(["user", "admin"]),
     default="user",
@@ -59,6 +67,7 @@ def add(
     routes: tuple[str, ...],
     rate: str | None,
     concurrent: int | None,
+    workspaces: tuple[str, ...],
     role: str,
     as_json: bool,
 ) -> None:
@@ -72,6 +81,7 @@ def add(
         routes=_routes(routes),
         rate=_per_minute(rate),
         concurrent=concurrent or 0,
+        workspaces=tuple(map(_directory, workspaces)),
     )
     token = _change(config_file, f"key added: {name}", lambda known, now: keys.add(known, name, limits, now))
     _print_token(name, token, as_json)
@@ -118,7 +128,7 @@ def list_keys(as_json: bool) -> None:
     if not found:
         note("There is no key: the gateway serves this machine alone, without one. `turnout key add NAME` makes one.")
         return
-    table(COLUMNS, [_cells(each, now) for each in found], spare=("created", "role", "routes"))
+    table(COLUMNS, [_cells(each, now) for each in found], spare=("created", "role", "routes", "workspaces"))
 
 
 def _change(config_file: str | None, what: str, change: Callable[[Keys, float], tuple[Keys, str]]) -> str:
@@ -182,6 +192,7 @@ def _fields(key: Key, now: float) -> dict[str, Json]:
         "routes": list(key.routes),
         "rate": key.rate or None,
         "concurrent": key.concurrent or None,
+        "workspaces": list(key.workspaces),
     }
 
 
@@ -190,7 +201,16 @@ def _cells(key: Key, now: float) -> tuple[str, ...]:
 
     limits = f"{key.rate}/min" if key.rate else "-", str(key.concurrent or "-")
     allowed = ", ".join(key.models) or "all", ", ".join(key.routes) or "all"
-    return key.name, key.state(now), key.role, day_of(key.expires), *allowed, *limits, day_of(key.created)
+    code = ", ".join(key.workspaces) or "-"
+    return key.name, key.state(now), key.role, day_of(key.expires), *allowed, *limits, code, day_of(key.created)
+
+
+def _directory(name: str) -> str:
+    from turnout.cli.request import find_workspace
+
+    if not name.strip():
+        raise UsageError("--workspace names nothing", hint="leave it out to have no code read")
+    return str(find_workspace(name, None))
 
 
 def _patterns(option: str, given: tuple[str, ...]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from turnout.types import ChatRequest, FileContext, TaskCategory
 
 # The most tokens of code context, its largest share of the window, and what a token of code has at least in characters.
 MOST_TOKENS, WINDOW_SHARE, CHARS_PER_TOKEN = 6000, 0.25, 3
+SERENA = "serena"  # in ``CodeContext.provider`` when it has answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +112,17 @@ def room_for(window: int, left: int) -> int:
     return CHARS_PER_TOKEN * max(0, min(MOST_TOKENS, int(window * WINDOW_SHARE), left))
 
 
+def is_off(serena: SerenaConfig) -> bool:
+    """Whether no code context is gathered at all."""
+    return not serena.enabled or serena.priority == "off"
+
+
 def not_gathered_because(serena: SerenaConfig, request: ChatRequest, needed: bool | None) -> str:
     """Why no code context is gathered, "" when it is: who names a file wants it read. ``needed``: whether the question
     needs it, None where nobody asked."""
     if not request.workspace:
         return "there is no workspace"
-    if not serena.enabled or serena.priority == "off":
+    if is_off(serena):
         return "it is switched off in the configuration"
     if request.file_context is not None:
         return ""

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 import time
 from collections import Counter
 from collections.abc import Callable
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 from starlette.types import Scope
 
@@ -40,7 +42,8 @@ _JSON_TYPE = re.compile(rb"application/(?:[\w.-]+\+)?json[ \t]*(?:;.*)?", re.IGN
 _HEADERS = frozenset({b"host", b"origin", b"content-type"})
 # Where the clients of the wire formats put their key (facts/agents.md, sections 2, 3 and 7).
 _KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key")
-_LOOKED_AT = _HEADERS | frozenset(_KEY_HEADERS)
+_WORKSPACE = b"x-turnout-workspace"
+_LOOKED_AT = _HEADERS | {_WORKSPACE} | frozenset(_KEY_HEADERS)
 _WANTED = "Authorization: Bearer KEY, or x-api-key, api-key or x-goog-api-key"
 
 
@@ -51,10 +54,14 @@ class Door:
         keyring: the keys.
         hosts: names of this gateway in the Host header, besides those of loopback.
         require_key: also when no key was ever made: the gateway can be reached from elsewhere.
+        workspace: whose code this machine's own programs may have read where there are no keys; "" for nobody's.
     """
 
-    def __init__(self, keyring: Keyring, hosts: tuple[str, ...] = (), *, require_key: bool = False) -> None:
+    def __init__(
+        self, keyring: Keyring, hosts: tuple[str, ...] = (), *, require_key: bool = False, workspace: str = ""
+    ) -> None:
         self._keyring, self._require_key = keyring, require_key
+        self._workspaces = (str(Path(workspace).expanduser().absolute()),) if workspace else ()
         self._hosts = LOOPBACK_HOSTS | {_bracketed(host).lower().encode() for host in hosts}
 
     @property
@@ -87,12 +94,15 @@ class Door:
             hint = "whoever runs the gateway finds the reason in its log"
             raise HttpError(503, "the keys cannot be read, so nobody is let in", hint=hint) from error
         if not needed:
+            exchange.workspace = _workspace(seen.get(_WORKSPACE, []), self._workspaces)
             return
         if key is None:
             exchange.principal = NOBODY
             raise _unknown(seen)
         exchange.principal = Principal(key.name, frozenset({key.role}), key.models)
         _check_key(key, scope["path"])
+        implied = key.workspaces[0] if len(key.workspaces) == 1 else ""
+        exchange.workspace = _workspace(seen.get(_WORKSPACE, []), key.workspaces) or implied
         if scope["method"] == "POST":
             meter.take(key)
         else:
@@ -149,6 +159,29 @@ def _unknown(seen: dict[bytes, list[bytes]]) -> HttpError:
     said = "the key is not known" if _tokens(seen) else "a key is needed"
     hint = f"{_WANTED}; `turnout key add NAME` makes one"
     return HttpError(401, said, hint=hint, headers={"WWW-Authenticate": "Bearer"}, code="invalid_api_key")
+
+
+def _workspace(asked: list[bytes], allowed: tuple[str, ...]) -> str:
+    """The directory that a request names, "" when it names none. Who may not have one is not told whether it is there.
+
+    Raises:
+        HttpError: it is in none of those that are allowed, links followed.
+    """
+    if not asked:
+        return ""
+    try:
+        wanted = Path(os.fsdecode(asked[0]))
+        path = wanted.resolve()
+        if (
+            wanted.is_absolute()
+            and any(path.is_relative_to(Path(each).resolve()) for each in allowed)
+            and path.is_dir()
+        ):
+            return str(path)
+    except (OSError, ValueError, RuntimeError):
+        pass  # no path at all: refused below as any other
+    hint = "`turnout key add --workspace DIR` allows a directory to a key; without keys, serena.workspace does"
+    raise HttpError(403, "the code of that directory is not read for you", hint=hint, code="not_permitted")
 
 
 def _check_key(key: Key, path: str) -> None:

@@ -260,9 +260,9 @@ def answered(router: Router, asked: ChatRequest | Completion, scope: Scope) -> A
         return _told(router.side.complete(asked, principal_of(scope)), exchange_of(scope))
     name = conversation_of(scope["headers"])
     agent = calling_agent(scope["headers"], beginning_of(asked)).name
-    if name or agent:
-        asked = replace(asked, conversation=name, agent=agent)
     exchange = exchange_of(scope)
+    if name or agent or exchange.workspace:
+        asked = replace(asked, conversation=name, agent=agent, workspace=exchange.workspace)
     return router.route(asked, exchange.principal, exchange.begin(router, asked))
 
 

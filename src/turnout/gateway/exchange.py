@@ -30,6 +30,7 @@ class Exchange:
     Attributes:
         principal: who asks.
         key: the key that was presented, None where none is needed.
+        workspace: whose code may be read for it, "" for nobody's.
         status: of the answer, 0 before it begins and when the client left before.
         run: the pipeline's record, None of what is no chat.
         aside: which way an answer went that the pipeline has no record of, such as vectors.
@@ -37,13 +38,14 @@ class Exchange:
         error: code of the error that it was answered with, "" for none.
     """
 
-    __slots__ = ("_id", "aside", "error", "key", "principal", "refused", "run", "started", "status")
+    __slots__ = ("_id", "aside", "error", "key", "principal", "refused", "run", "started", "status", "workspace")
 
     def __init__(self) -> None:
         self._id = ""
         self.started = time.monotonic()
         self.principal = _LOCAL
         self.key: Key | None = None
+        self.workspace = ""
         self.status = 0
         self.run: Run | None = None
         self.aside: Route | None = None

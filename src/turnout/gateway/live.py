@@ -201,7 +201,12 @@ class Live:
             router,
             max_body_bytes=gateway.max_body_mb * 1_000_000,
             patience=gateway.patience / 1000,
-            door=Door(self._keyring, gateway.hosts, require_key=self._beyond_loopback),
+            door=Door(
+                self._keyring,
+                gateway.hosts,
+                require_key=self._beyond_loopback,
+                workspace=loaded.config.serena.workspace or "",
+            ),
             shared=self._shared,
             access=self._access if wanted else None,
         )

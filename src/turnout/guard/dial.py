@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -15,6 +16,7 @@ from typing import TypeAlias
 from turnout.errors import EndpointDownError, GuardError
 from turnout.guard.allow import HOSTS_FILE_NAMES, AllowList
 from turnout.guard.http1 import Connection
+from turnout.guard.listen import HAS_UNIX_SOCKETS, peer_is_us
 
 Resolve: TypeAlias = Callable[[str, int], Awaitable[list[str]]]
 
@@ -208,3 +210,22 @@ async def system_resolve(host: str, port: int) -> list[str]:
     """The system's own resolver."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(row[4][0]) for row in found))
+
+
+async def dial_unix(path: str, limit: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection to a process of this user, by its UNIX socket.
+
+    Args:
+        path: the socket's.
+        limit: the longest line that is read from it, in bytes.
+
+    Raises:
+        OSError: nobody listens there, or another user does (``PermissionError``).
+    """
+    if sys.platform == "win32" or not HAS_UNIX_SOCKETS:
+        raise OSError("this platform has no UNIX sockets")
+    reader, writer = await asyncio.open_unix_connection(path, limit=limit)
+    if not peer_is_us(writer.get_extra_info("socket")):
+        writer.transport.abort()
+        raise PermissionError(f"{path} is another user's")
+    return reader, writer

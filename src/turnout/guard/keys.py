@@ -46,6 +46,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
         routes: patterns of the paths it may use; empty for all but those of an ``admin``.
         rate: requests a minute; 0 for no limit.
         concurrent: requests at the same time; 0 for no limit.
+        workspaces: absolute directories whose code may be read for its requests; empty for none.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     routes: tuple[str, ...] = ()
     rate: int = 0
     concurrent: int = 0
+    workspaces: tuple[str, ...] = ()
 
     def state(self, now: float) -> str:
         """``active``, ``expired`` or ``revoked``; ``now`` in seconds since 1970."""
@@ -83,6 +85,7 @@ class Limits:
     routes: tuple[str, ...] = ()
     rate: int = 0
     concurrent: int = 0
+    workspaces: tuple[str, ...] = ()
 
 
 def keys_path(data_dir: Path) -> Path:
@@ -153,6 +156,7 @@ def add(keys: Keys, name: str, limits: Limits, now: float) -> tuple[Keys, str]:
         routes=limits.routes,
         rate=limits.rate,
         concurrent=limits.concurrent,
+        workspaces=limits.workspaces,
     )
     return _with(keys, made), token
 

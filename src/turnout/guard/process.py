@@ -1,8 +1,8 @@
 """The one place where children are started: a short environment, their own group, always reaped.
 
-A child does not outlive us. Its standard input is a pipe that we hold open: when we are gone, however we went, it reads
-the end there. On Linux the kernel also kills it when the thread that started it ends; that is the thread of its event
-loop, which could not look after it any longer. Other systems have the pipe alone.
+A child does not outlive us, but for one of ``start_detached``. Its standard input is a pipe that we hold open: when we
+are gone, however we went, it reads the end there. On Linux the kernel also kills it when the thread that started it
+ends; that is the thread of its event loop, which could not look after it any longer. Other systems have the pipe alone.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TEMP", "SYSTEMROOT", 
 _KEPT_ERRORS = 65_536
 _LINE_BYTES = 65_536
 _DRAIN_SECONDS = 1.0
+_DETACH_SECONDS = 10.0
 _KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 
 # PR_SET_PDEATHSIG, then the program in the same process. Set by a small program of our own, because Python code between
@@ -31,6 +32,26 @@ import ctypes, os, sys
 ctypes.CDLL(None).prctl(1, 9)
 if os.getppid() != int(sys.argv[1]):
     os._exit(1)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+# The program as a grandchild that is nobody's: in a session of its own, adopted and reaped by the system, its output in
+# a file. Who started it goes on once it has left the group, which ends with its leader.
+_DETACHER = """\
+import os, sys
+left, leaving = os.pipe()
+if child := os.fork():
+    os.close(leaving)
+    os.read(left, 1)
+    print(child, flush=True)
+    os._exit(0)
+os.setsid()
+os.close(leaving)
+os.umask(0o077)
+log = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+os.dup2(log, 1)
+os.dup2(log, 2)
 os.execvp(sys.argv[2], sys.argv[2:])
 """
 
@@ -228,3 +249,28 @@ async def spawn(
         start_new_session=sys.platform != "win32",
     )
     return Child(transport, protocol)
+
+
+async def start_detached(command: Sequence[str], *, env: Mapping[str, str], cwd: Path, log: Path) -> int:
+    """Start a process that outlives us; where there is no fork it cannot be. Returns its process id.
+
+    Args:
+        command: program and arguments; never a shell line.
+        env: variables beside the few that are passed on.
+        cwd: its working directory.
+        log: what it writes to its standard output and error is added to this file.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    if sys.platform == "win32":
+        raise OSError("a process that outlives its starter is started on POSIX systems alone")
+    child = await spawn([sys.executable, "-I", "-S", "-c", _DETACHER, str(log), *command], env=env, cwd=cwd)
+    try:
+        told = await child.read_line(_DETACH_SECONDS)
+        await child.read_all()
+    finally:
+        await child.stop()
+    if not told.strip().isdigit():
+        raise OSError(f"the process could not be started: {child.errors.strip()[-200:]}")
+    return int(told)
