@@ -25,8 +25,8 @@ MAX_CONVERSATIONS = 4096
 WORTH_MOVING, WORTH_ITS_PRICE = 10.0, 1.5
 # Of a server that does not say how many prefixes it keeps: one with pages for many.
 MANY_SLOTS = 64
-# Whoever was answered a moment ago is most likely in a tool loop. Two loops in one slot push each other out at every step,
-# so that is priced as so many prompts read again. Found with `make sim` on three fleets; 4 to 8, and 10 to 30 seconds, do
+# Whoever was answered a moment ago is most likely in a tool loop. Two loops in one slot push each other out at every
+# step, so that is priced as so many prompts read again. Found with `make sim`; 4 to 8 steps, and 10 to 30 seconds, do
 # about as well.
 LOOP_STEPS, LOOP_SECONDS = 5.0, 15.0
 # So many answers in a row that began so much later than expected: the server has become slow.
@@ -103,8 +103,8 @@ class Affinity:
         return place.tokens if key in islice(reversed(self._at[place.url]), slots or MANY_SLOTS) else 0
 
     def lost(self, key: bytes, candidate: Candidate, slots: int) -> float:
-        """Tokens that are read again because a conversation loses its slot to this one, by how likely it comes back, and
-        how soon."""
+        """Tokens that are read again as a conversation loses its slot to this one: by how likely it comes back, how
+        soon."""
         here = self._at.get(candidate.endpoint.url)
         kept = slots or MANY_SLOTS
         if here is None or len(here) < kept or key in islice(reversed(here), kept):
