@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes import language_server
 from turnout.code.intelligence import Ability, IntelligenceError, NotSupportedError
 from turnout.code.lsp import MAX_STARTS, LanguageServer, Limits
 from turnout.code.lsp_servers import LANGUAGES, Server
 from turnout.types import Position
 
-SCRIPT = str(Path(language_server.__file__))
+SCRIPT = str(Path(__file__).parents[1] / "fakes" / "language_server.py")
 TEXT = "def total(): ...\n"
 START = Position(0, 4)
 Make = Callable[..., LanguageServer]
