@@ -121,7 +121,7 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "steps 1 to 9 in order",
         by(
             REAL + "test_quick_route_answers_with_the_real_model",
-            code=("turnout.router:Router.route", "turnout.request:classify", "turnout.request:enrich"),
+            code=("turnout.router:Router.route", "turnout.request:classify", "turnout.inserted:Inserted.into"),
         ),
     ),
     (
@@ -471,7 +471,13 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "scores from evidence for today's models, each with its sources",
         by(
             CAPABILITIES + "test_every_score_can_be_computed_again_from_its_evidence",
-            CAPABILITIES + "test_measured_order_is_kept",
+            code="turnout.routing.why:scored",
+        ),
+    ),
+    (
+        "SEL-1",
+        "each score is told with its terms and their sources",
+        by(
             "cli/test_capabilities.py::test_the_terms_make_the_score",
             "cli/test_capabilities.py::test_why_names_each_result_with_its_list_and_date",
             code=("turnout.routing.why:scored", "turnout.cli.capabilities:explain_model"),
@@ -1106,7 +1112,7 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         by(
             HOSTED + "test_every_ability_goes_there_and_back",
             HOSTED + "test_an_error_of_the_intelligence_is_an_error_of_the_same_kind_here",
-            code=("turnout.code.host:Host._look", "turnout.code.connection:HostConnection.ask"),
+            code=("turnout.code.host:Host._look", "turnout.code.connection:HostConnection._send"),
         ),
     ),
     (
