@@ -121,7 +121,7 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "steps 1 to 9 in order",
         by(
             REAL + "test_quick_route_answers_with_the_real_model",
-            code=("turnout.router:Router.route", "turnout.request:classify", "turnout.inserted:Inserted.into"),
+            code=("turnout.router:Router.route", "turnout.request:classify", "turnout.router:Router._with_code"),
         ),
     ),
     (

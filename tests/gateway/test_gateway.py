@@ -37,7 +37,8 @@ def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def gateway(*urls: str, max_body: int = 1_000_000) -> AsyncIterator[str]:
-    custom = [{"name": f"s{n}", "endpoint": url, "priority": n} for n, url in enumerate(urls)]
+    # No retries: what they are is for tests/test_fallback.py, and each takes its pause.
+    custom = [{"name": f"s{n}", "endpoint": url, "priority": n, "max_retries": 0} for n, url in enumerate(urls)]
     config = load_any({"custom_endpoints": custom, "discovery": {"enabled": False}})
     async with AsyncExitStack() as stack:
         router = await stack.enter_async_context(open_router(config))
