@@ -25,8 +25,10 @@ from turnout.fleet.catalog import Catalog
 from turnout.gateway.access import AccessLog
 from turnout.gateway.app import Gateway, Shared, calm_collector, create_app, running
 from turnout.gateway.auth import Door
+from turnout.gateway.lockout import Lockout
 from turnout.gateway.transport import Limits
 from turnout.guard.keys import Keyring, keys_path
+from turnout.guard.tokens import Tokenring
 from turnout.router import Router
 from turnout.types import Health
 
@@ -168,7 +170,7 @@ class Live:
     def __init__(self, started_with: GatewayConfig, *, beyond_loopback: bool) -> None:
         self._started_with, self._beyond_loopback = started_with, beyond_loopback
         self._shared = Shared()
-        self._keyring = Keyring(keys_path(data_dir()))
+        self._ring, self._lockout = Tokenring(Keyring(keys_path(data_dir()))), Lockout()
         self._access: AccessLog | None = None
         self._now: _Generation
         self._old: set[asyncio.Task[None]] = set()
@@ -202,10 +204,11 @@ class Live:
             max_body_bytes=gateway.max_body_mb * 1_000_000,
             patience=gateway.patience / 1000,
             door=Door(
-                self._keyring,
+                self._ring,
                 gateway.hosts,
                 require_key=self._beyond_loopback,
                 workspace=loaded.config.serena.workspace or "",
+                lockout=self._lockout,
             ),
             shared=self._shared,
             access=self._access if wanted else None,
