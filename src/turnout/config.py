@@ -284,6 +284,13 @@ class SecurityConfig(Section, frozen=True, kw_only=True):
             "`air-gapped`: no public one, none larger than a /8 (IPv6: /16)."
         ),
     ] = ("192.168.0.0/16", "10.0.0.0/8", "172.16.0.0/12")
+    ca_file: Annotated[
+        str | None,
+        Meta(
+            description="The site's own authority (PEM): only servers with its certificates are trusted at `https://` "
+            "addresses. Relative to the configuration file. Default: whom the system trusts."
+        ),
+    ] = None
     audit_enabled: Annotated[bool, Meta(description="Write the audit log; when it cannot be opened, nothing runs.")] = (
         True
     )
@@ -402,6 +409,17 @@ class EmbeddedConfig(Section, frozen=True, kw_only=True):
     ] = 1
 
 
+class TlsConfig(Section, frozen=True, kw_only=True):
+    """TLS of the gateway (docs/gateway.md). Paths are relative to the configuration file; PEM."""
+
+    cert: Annotated[str | None, Meta(description="Its certificate, and the chain up to the authority.")] = None
+    key: Annotated[str | None, Meta(description="The private key, which not everybody may read.")] = None
+    client_ca: Annotated[
+        str | None,
+        Meta(description="Clients must have a certificate of this authority too, beside their key. Default: not."),
+    ] = None
+
+
 class GatewayConfig(Section, frozen=True, kw_only=True):
     """``turnout serve`` (docs/gateway.md). Beyond loopback it needs keys."""
 
@@ -440,6 +458,7 @@ class GatewayConfig(Section, frozen=True, kw_only=True):
         bool | None,
         Meta(description="A JSON line on standard output for each request. Default: only beyond loopback."),
     ] = None
+    tls: TlsConfig = TlsConfig()
 
 
 class AgentConfig(Section, frozen=True, kw_only=True):

@@ -480,8 +480,10 @@ def _with_files(config: RouterConfig, source: _Source) -> RouterConfig:
     routing = config.routing
     _require_path(routing.models_file, ("routing", "models_file"), source)
     _require_path(config.serena.workspace, ("serena", "workspace"), source)
-    for place in ("audit_log_path", "audit_head_path", "audit_syslog"):
+    for place in ("audit_log_path", "audit_head_path", "audit_syslog", "ca_file"):
         _require_path(getattr(config.security, place), ("security", place), source)
+    for place in ("cert", "key", "client_ca"):
+        _require_path(getattr(config.gateway.tls, place), ("gateway", "tls", place), source)
     if routing.models_file is not None:
         routing = replace(routing, models_file=str(source.place(routing.models_file)))
     discovery = config.discovery

@@ -111,6 +111,10 @@ def _gateway_problems(config: RouterConfig) -> Iterator[Problem]:
     host = config.gateway.host
     if host != "localhost" and (_network(host) is None or "/" in host):
         yield ("gateway", "host"), f"{shown(host)} is not an address of this host", "for example 127.0.0.1 or 0.0.0.0"
+    tls = config.gateway.tls
+    for given, missing in (("cert", "key"), ("key", "cert"), ("client_ca", "cert")):
+        if getattr(tls, given) and not getattr(tls, missing):
+            yield ("gateway", "tls", given), f"there is no {missing} that belongs to it", f"set gateway.tls.{missing}"
     for number, name in enumerate(config.gateway.hosts):
         if "/" in name or not _is_host(name):
             hint = "a name or an address, without scheme, port and wildcard"

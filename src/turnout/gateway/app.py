@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import gc
+import ssl
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import cast
@@ -292,6 +293,7 @@ async def running(
     limits: Limits = DEFAULT_LIMITS,
     grace: int = 5,
     ending: Callable[[], None] | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[tuple[asyncio.Task[None], str]]:
     """Serve ``app``; yields the server's task and its URL once it listens.
 
@@ -302,6 +304,7 @@ async def running(
         limits: what a client may take before it has asked anything.
         grace: seconds that requests have to end when all is over.
         ending: called when all is over, for an application that answers a request that is then cancelled at once.
+        tls: what to listen with, None for plain HTTP.
 
     Raises:
         ListenError: it cannot listen there.
@@ -317,6 +320,8 @@ async def running(
         server_header=False,
         timeout_graceful_shutdown=grace,
     )
+    config.load()
+    config.ssl = tls
     server = _Server(config)
     task = asyncio.create_task(server.serve([listener]))
     while not server.started:
@@ -327,7 +332,7 @@ async def running(
         actual = listener.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
         async with sweeping(lambda: server.server_state.connections, limits):
-            yield task, f"http://{shown}:{actual}"
+            yield task, f"http{'s' if tls is not None else ''}://{shown}:{actual}"
     finally:
         if ending is not None:
             ending()
