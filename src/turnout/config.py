@@ -16,9 +16,8 @@ import msgspec
 from msgspec import Meta
 
 from turnout.errors import ConfigError
+from turnout.hidden import MASK
 from turnout.types import Json, TaskCategory
-
-MASK = "********"
 
 Milliseconds: TypeAlias = Annotated[int, Meta(ge=1, le=86_400_000, extra={"unit": "ms"})]
 Tokens: TypeAlias = Annotated[int, Meta(ge=1, le=100_000_000, extra={"unit": "tokens"})]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+import os
 import re
 import secrets
 import time
@@ -112,6 +113,9 @@ def read_keys(path: Path) -> Keys | None:
         said = " ".join(str(error).split())
         hint = "bring it back from a backup, or delete it and make new keys"
         raise StorageError(f"the keys in {path} cannot be read: {said}", hint=hint) from error
+    if os.name == "posix" and path.stat().st_mode & 0o077:
+        hint = f"chmod 600 {path}; if others could read it, delete it and make new keys: its secret signs tokens"
+        raise StorageError(f"the keys in {path} may be read by others", hint=hint)
     return found
 
 
@@ -277,7 +281,7 @@ class Watched(ABC):
         self.path = path
         self.version = 0
         self._next_look = 0.0
-        self._seen: tuple[int, int, int] | None = None
+        self._seen: tuple[int, ...] | None = None
         self._problem: StorageError | None = None
 
     def check(self) -> None:
@@ -300,14 +304,14 @@ class Watched(ABC):
     def _read(self) -> None:
         """Take over what is in the file, or that there is none. Raises StorageError."""
 
-    def _identity(self) -> tuple[int, int, int] | None:
+    def _identity(self) -> tuple[int, ...] | None:
         try:
             status = self.path.stat()
         except FileNotFoundError:
             return None
         except OSError:
-            return (-1, -1, -1)  # reading it says why
-        return status.st_ino, status.st_mtime_ns, status.st_size
+            return (-1,)  # reading it says why
+        return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
     def _reread(self) -> None:
         self.version += 1
@@ -316,7 +320,7 @@ class Watched(ABC):
             self._problem = None
         except StorageError as error:
             self._problem = error
-            self._seen = (-2, -2, -2)  # read again at the next look: it may be a passing trouble
+            self._seen = (-2,)  # read again at the next look: it may be a passing trouble
 
 
 class Keyring(Watched):
