@@ -23,11 +23,10 @@ from turnout.config import (
     TaskRouting,
     audit_path,
     data_dir,
-    redacted,
     user_config_dir,
 )
 from turnout.config_load import example_yaml, find_config, load_config, load_config_from_dict
-from turnout.config_values import NO_EFFECT
+from turnout.config_values import NO_EFFECT, redacted
 from turnout.errors import ConfigError
 from turnout.fleet.discovery import targets
 from turnout.fleet.host import HostInfo

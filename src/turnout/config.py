@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from turnout.errors import ConfigError
 from turnout.hidden import MASK
-from turnout.types import Json, TaskCategory
+from turnout.types import TaskCategory
 
 Milliseconds: TypeAlias = Annotated[int, Meta(ge=1, le=86_400_000, extra={"unit": "ms"})]
 Tokens: TypeAlias = Annotated[int, Meta(ge=1, le=100_000_000, extra={"unit": "tokens"})]
@@ -536,18 +536,6 @@ def section_of(config: RouterConfig, endpoint: str) -> str:
     return f"custom_endpoints.{numbers[0]}" if numbers else f"services.{endpoint}"
 
 
-# The owner's defaults that depend on the category (last lines of the owner's file).
-TASK_DEFAULTS: dict[TaskCategory, dict[str, object]] = {
-    TaskCategory.REASONING: {"min_context": 16_384},
-    TaskCategory.ANALYSIS: {
-        "min_context": 16_384,
-        "require_serena": True,
-        "fallback_models": ("codellama-34b-instruct", "qwen2.5-72b-instruct"),
-    },
-    TaskCategory.DOCUMENTATION: {"fallback_models": ("qwen2.5-32b-instruct", "mistral-nemo-12b")},
-}
-
-
 def data_dir(env: Mapping[str, str] = os.environ) -> Path:
     """Where our own files are kept: ``TURNOUT_DATA_DIR``, else the platform's place for them.
 
@@ -607,12 +595,3 @@ def signing_dir(env: Mapping[str, str] = os.environ) -> Path:
 def beside(loaded: LoadedConfig, given: str) -> Path:
     """A configured path, relative to the configuration file."""
     return (loaded.file.parent if loaded.file else Path.cwd()) / Path(given).expanduser()
-
-
-def redacted(config: RouterConfig) -> dict[str, Json]:
-    """The configuration as plain values, keys replaced by asterisks."""
-    data: dict[str, Json] = msgspec.to_builtins(config)
-    for section in (*dict(data["services"]).values(), *list(data["custom_endpoints"])):  # type: ignore[arg-type]
-        if isinstance(section, dict) and section.get("key"):
-            section["key"] = MASK
-    return data

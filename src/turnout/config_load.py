@@ -14,14 +14,13 @@ import msgspec
 from msgspec import inspect
 
 from turnout.config import (
-    TASK_DEFAULTS,
     LoadedConfig,
     RouterConfig,
     Section,
     user_config_dir,
 )
 from turnout.config_agents import AGENTS, agent_defaults
-from turnout.config_values import KeyPath, dotted, doubtful, impossible, shown
+from turnout.config_values import TASK_DEFAULTS, KeyPath, dotted, doubtful, impossible, shown
 from turnout.errors import ConfigError
 from turnout.hidden import SHORTEST, hide
 from turnout.types import TaskCategory

@@ -13,10 +13,10 @@ from typing import Any, cast
 import msgspec
 from msgspec import inspect
 
-from turnout.config import TASK_DEFAULTS, RouterConfig
+from turnout.config import RouterConfig
 from turnout.config_agents import AGENT_DEFAULTS, AGENTS
 from turnout.config_load import expected, unit_of
-from turnout.config_values import CODE_LANGUAGES
+from turnout.config_values import CODE_LANGUAGES, TASK_DEFAULTS
 from turnout.types import Json, TaskCategory
 
 _KEYED_BY = {"services": "kind", "task_routing": "category", "agents": "agent"}

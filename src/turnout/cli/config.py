@@ -57,7 +57,7 @@ def show(config_file: str | None, as_json: bool) -> None:
     """
     from msgspec.structs import replace
 
-    from turnout.config import redacted
+    from turnout.config_values import redacted
     from turnout.fleet.host import loopback_only
 
     loaded = loaded_config(config_file)
