@@ -71,6 +71,7 @@ def test_what_makes_no_sense_changes_nothing(args: list[str], code: int, says: s
     run("key", "add", "ci", "--models", "qwen*")
     result = run("token", *args)
     assert (result.exit_code, says in result.stderr) == (code, True), result.stderr
+    assert ("security:not_permitted: token mint" in audited(tmp_path)) is (code == 4)
     assert not (tmp_path / "data" / "tokens.json").exists()
 
 

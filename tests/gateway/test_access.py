@@ -258,6 +258,8 @@ async def test_nobody_grants_more_than_he_has(body: dict[str, object], says: str
         async with session.post(f"{url}/v1/tokens", json=body, headers={"x-api-key": key}) as reply:
             answer = await reply.json()
             assert (reply.status, says in answer["error"]["message"]) == (403, True), answer
+    (refused,) = [r for r in audited() if r["event_type"] == "security:not_permitted"]
+    assert (refused["principal"], refused["error"]) == ("ci", "403 POST /v1/tokens from 127.0.0.1")
     assert not (config_dir() / "tokens.json").exists()
 
 

@@ -10,7 +10,7 @@ import click
 
 from turnout.cli.limits import patterns, per_minute, routes_of, seconds
 from turnout.cli.output import json_option, loaded_config, note, print_json, table
-from turnout.errors import StorageError, UsageError
+from turnout.errors import NotPermittedError, StorageError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -158,7 +158,12 @@ def _change(
     audit, path = open_audit_log(loaded_config(config_file)), _path()
     try:
         with changing_tokens(path) as (keys, known):
-            changed, told = change(keys, known)
+            try:
+                changed, told = change(keys, known)
+            except NotPermittedError as error:
+                if audit is not None:
+                    audit.event("security:not_permitted", service="token mint", error=error.message)
+                raise
             what = describe(told)
             if audit is not None:
                 audit.event("config", service=what)

@@ -11,7 +11,7 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from turnout.errors import TurnoutError, UsageError
+from turnout.errors import NotPermittedError, TurnoutError, UsageError
 from turnout.gateway.completions import read_body
 from turnout.gateway.exchange import exchange_of
 from turnout.gateway.formats import OPENAI_CHAT
@@ -57,8 +57,18 @@ async def _answered(request: Request, how: Callable[[Request, Key], object]) -> 
     except ClientDisconnect:
         return Response(status_code=499)
     except TurnoutError as error:
-        return refusal(error, OPENAI_CHAT)
+        return refusal(_noted(request, error), OPENAI_CHAT)
     return Response(encode(answer), media_type="application/json", headers={"Cache-Control": "no-store"})
+
+
+def _noted(request: Request, error: TurnoutError) -> TurnoutError:
+    """The error, in the audit log as those of the door are where somebody may not do what he wants."""
+    if isinstance(error, NotPermittedError):
+        error = HttpError(403, error.message, hint=error.hint, code=error.code)
+    if isinstance(error, HttpError) and error.status in (401, 403):
+        app = request.app
+        app.shared.refusals.write(error, exchange_of(request.scope), request.scope, app.state.router.note)
+    return error
 
 
 def _key_of(request: Request) -> Key:
