@@ -55,6 +55,10 @@ SIDE_GATE = "gateway/test_side.py::"
 NATIVE = "gateway/test_native.py::"
 PASSING = "wire/test_passing.py::"
 ALLOW = "guard/test_allow.py::"
+ACCESS = "gateway/test_access.py::"
+TOKENS = "guard/test_tokens.py::"
+TLS = "gateway/test_tls.py::"
+SECRETS = "gateway/test_secrets.py::"
 NET = "guard/test_network.py::"
 CONF = "test_config.py::"
 NAMES = "routing/test_names.py::"
@@ -1243,6 +1247,70 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
     ("SEC-5", "model usage patterns logged", AIRGAP),
     ("SEC-5", "all security events logged", AIRGAP),
     ("SEC-5", "log rotation and retention in place", AIRGAP),
+    (
+        "SEC-5",
+        "access: every route gives every role, key and token its answer",
+        by(
+            ACCESS + "test_every_route_gives_every_key_and_token_the_answer_that_it_should",
+            code=("turnout.gateway.auth:Door.admit", "turnout.guard.roles:may"),
+        ),
+    ),
+    (
+        "SEC-5",
+        "access: short-lived tokens that nobody forges, prolongs or keeps after they are revoked",
+        by(
+            TOKENS + "test_no_change_of_a_token_is_taken_for_one",
+            TOKENS + "test_a_clock_that_is_set_back_gives_it_no_time",
+            TOKENS + "test_what_revokes_it",
+            TOKENS + "test_it_ends_with_the_key_it_came_from",
+            code="turnout.guard.tokens:Tokenring.find",
+        ),
+    ),
+    (
+        "SEC-5",
+        "access: nobody grants more than he has",
+        by(
+            ACCESS + "test_nobody_grants_more_than_he_has",
+            ACCESS + "test_a_token_asks_as_itself_and_never_beyond_the_key_it_came_from",
+            code="turnout.guard.tokens:mint",
+        ),
+    ),
+    (
+        "SEC-5",
+        "access: grants and revocations are in the audit log",
+        by(ACCESS + "test_a_key_mints_lists_and_revokes_over_http", code="turnout.gateway.tokens:_changed"),
+    ),
+    (
+        "SEC-5",
+        "access: who shows many wrong keys is shut out for a while, and nobody else",
+        by(
+            ACCESS + "test_many_wrong_keys_are_refused_for_a_while_and_a_right_one_on_loopback_never",
+            ACCESS + "test_elsewhere_a_locked_out_address_is_not_listened_to_and_others_are",
+            code="turnout.gateway.lockout:Lockout.count",
+        ),
+    ),
+    (
+        "SEC-5",
+        "access: TLS and client certificates of the site's own authority",
+        by(
+            TLS + "test_the_gateway_speaks_tls_alone",
+            TLS + "test_a_client_needs_a_certificate_of_the_authority_that_is_named_and_a_key",
+            code="turnout.guard.tls:server_context",
+        ),
+    ),
+    (
+        "SEC-5",
+        "access: servers trusted by the site's own authority alone",
+        by(
+            TLS + "test_a_server_is_trusted_by_the_sites_authority_and_by_no_other",
+            code="turnout.guard.tls:client_context",
+        ),
+    ),
+    (
+        "SEC-5",
+        "access: no secret in anything that comes out",
+        by(SECRETS + "test_no_repr_of_a_configuration_tells_a_key", code="turnout.config:Section.__repr__"),
+    ),
     (
         "AGENT-1",
         "from environment and processes",

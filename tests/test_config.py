@@ -23,11 +23,10 @@ from turnout.config import (
     TaskRouting,
     audit_path,
     data_dir,
-    redacted,
     user_config_dir,
 )
 from turnout.config_load import example_yaml, find_config, load_config, load_config_from_dict
-from turnout.config_values import NO_EFFECT
+from turnout.config_values import NO_EFFECT, redacted
 from turnout.errors import ConfigError
 from turnout.fleet.discovery import targets
 from turnout.fleet.host import HostInfo
@@ -478,3 +477,18 @@ def test_a_file_that_lies_in_the_current_directory_names_no_command_to_run(
     (tmp_path / "user" / "turnout").mkdir(parents=True)
     (tmp_path / "user" / "turnout" / "turnout.yaml").write_text(text)
     assert load_config(None, kinds=DEFAULT_URLS, env=env).config.code.language_servers == expected
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no such modes")
+def test_a_secret_that_others_may_read_is_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("s3cret-s3cret")
+    (tmp_path / "mine").chmod(0o600)
+    (tmp_path / "open").write_text("s3cret-s3cret")
+    (tmp_path / "open").chmod(0o644)
+    file = tmp_path / "turnout.yaml"
+    given = "ollama: {key: 'file:mine'}, jan: {key: 'file:open'}, vllm: {key: sk-1234567890}, lmstudio: {key: none}"
+    file.write_text(f"services: {{{given}, localai: {{key: '${{K}}'}}}}")
+    warnings = load_config(file, kinds=DEFAULT_URLS, env={"K": "sk-0987654321"}).warnings
+    assert [warning.partition(": ")[0] for warning in warnings] == ["services.jan.key", "services.vllm.key"]
+    assert "everybody may read the secret" in warnings[0]
+    assert "stands in the file itself" in warnings[1]

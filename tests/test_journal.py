@@ -24,6 +24,7 @@ from turnout.gateway.app import create_app, running
 from turnout.gateway.auth import Door
 from turnout.guard import keys
 from turnout.guard.keys import Keyring, Limits
+from turnout.guard.tokens import Tokenring
 from turnout.router import Router
 from turnout.types import ChatRequest, Principal, TaskCategory, TextDelta, Tool, message
 
@@ -268,7 +269,7 @@ async def test_the_gateway_takes_feedback_of_whoever_asked() -> None:
     ann, bob = make_key("ann"), make_key("bob")
     body = {"model": "auto", "messages": [{"role": "user", "content": f"Write {SECRET}"}]}
     async with serving(openai_app(MODELS)) as upstream, router_of(upstream) as router:
-        app = create_app(router, door=Door(Keyring(keys.keys_path(data_dir()))))
+        app = create_app(router, door=Door(Tokenring(Keyring(keys.keys_path(data_dir())))))
         async with running(app) as (_, url), aiohttp.ClientSession() as session:
 
             async def post(path: str, token: str, sent: object) -> tuple[int, dict[str, object], str]:

@@ -43,6 +43,7 @@ from turnout.guard.audit import AuditLog, Keeping, Seal, open_audit
 from turnout.guard.chain import head_path
 from turnout.guard.network import HttpClient, open_client
 from turnout.guard.signing import Signer
+from turnout.guard.tls import TlsFiles, client_context, server_context
 from turnout.journal import Journal
 from turnout.journal import keep_on as journal_kept
 from turnout.residency import keep_warm
@@ -103,7 +104,7 @@ async def open_router(
             stack.callback(audit.close)
             if watch:
                 audit.event("start")
-        client = await stack.enter_async_context(open_client(allow, on_refusal=_refusal_logger(audit)))
+        client = await stack.enter_async_context(_open_client(loaded, allow, _refusal_logger(audit)))
         bundled = _Bundled(config.embedded)
         stack.push_async_callback(bundled.stop)
         if embedded:
@@ -205,7 +206,7 @@ async def open_client_for(loaded: LoadedConfig) -> AsyncIterator[HttpClient]:
     allow = refuse_outside(loaded)
     audit = open_audit_log(loaded)
     try:
-        async with open_client(allow, on_refusal=partial(_audit_refusal, audit)) as client:
+        async with _open_client(loaded, allow, partial(_audit_refusal, audit)) as client:
             yield client
     finally:
         if audit is not None:
@@ -372,6 +373,35 @@ def open_editor(loaded: LoadedConfig, workspace: Path, tenant: str = "local") ->
     finally:
         if audit is not None:
             audit.close()
+
+
+def tls_files(loaded: LoadedConfig) -> TlsFiles | None:
+    """What ``gateway.tls`` names, None where it names nothing."""
+    tls = loaded.config.gateway.tls
+    if not tls.cert or not tls.key:
+        return None
+    client_ca = beside(loaded, tls.client_ca) if tls.client_ca else None
+    return TlsFiles(beside(loaded, tls.cert), beside(loaded, tls.key), client_ca)
+
+
+def check_tls(loaded: LoadedConfig) -> None:
+    """Read the files of ``gateway.tls`` and ``security.ca_file``.
+
+    Raises:
+        StorageError: one of them cannot be used.
+    """
+    files, authority = tls_files(loaded), loaded.config.security.ca_file
+    if files is not None:
+        server_context(files)
+    if authority:
+        client_context(beside(loaded, authority))
+
+
+def _open_client(loaded: LoadedConfig, allow: AllowList, on_refusal: Callable[[GuardError], None]) -> HttpClient:
+    """Raises StorageError: ``security.ca_file`` cannot be used."""
+    authority = loaded.config.security.ca_file
+    tls = client_context(beside(loaded, authority)) if authority else None
+    return open_client(allow, on_refusal=on_refusal, tls=tls)
 
 
 def _refusal_logger(audit: AuditLog | None) -> Callable[[GuardError], None]:

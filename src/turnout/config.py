@@ -16,9 +16,8 @@ import msgspec
 from msgspec import Meta
 
 from turnout.errors import ConfigError
-from turnout.types import Json, TaskCategory
-
-MASK = "********"
+from turnout.hidden import MASK
+from turnout.types import TaskCategory
 
 Milliseconds: TypeAlias = Annotated[int, Meta(ge=1, le=86_400_000, extra={"unit": "ms"})]
 Tokens: TypeAlias = Annotated[int, Meta(ge=1, le=100_000_000, extra={"unit": "tokens"})]
@@ -284,6 +283,13 @@ class SecurityConfig(Section, frozen=True, kw_only=True):
             "`air-gapped`: no public one, none larger than a /8 (IPv6: /16)."
         ),
     ] = ("192.168.0.0/16", "10.0.0.0/8", "172.16.0.0/12")
+    ca_file: Annotated[
+        str | None,
+        Meta(
+            description="The site's own authority (PEM): only servers with its certificates are trusted at `https://` "
+            "addresses. Relative to the configuration file. Default: whom the system trusts."
+        ),
+    ] = None
     audit_enabled: Annotated[bool, Meta(description="Write the audit log; when it cannot be opened, nothing runs.")] = (
         True
     )
@@ -402,6 +408,17 @@ class EmbeddedConfig(Section, frozen=True, kw_only=True):
     ] = 1
 
 
+class TlsConfig(Section, frozen=True, kw_only=True):
+    """TLS of the gateway (docs/gateway.md). Paths are relative to the configuration file; PEM."""
+
+    cert: Annotated[str | None, Meta(description="Its certificate, and the chain up to the authority.")] = None
+    key: Annotated[str | None, Meta(description="The private key, which not everybody may read.")] = None
+    client_ca: Annotated[
+        str | None,
+        Meta(description="Clients must have a certificate of this authority too, beside their key. Default: not."),
+    ] = None
+
+
 class GatewayConfig(Section, frozen=True, kw_only=True):
     """``turnout serve`` (docs/gateway.md). Beyond loopback it needs keys."""
 
@@ -440,6 +457,7 @@ class GatewayConfig(Section, frozen=True, kw_only=True):
         bool | None,
         Meta(description="A JSON line on standard output for each request. Default: only beyond loopback."),
     ] = None
+    tls: TlsConfig = TlsConfig()
 
 
 class AgentConfig(Section, frozen=True, kw_only=True):
@@ -518,18 +536,6 @@ def section_of(config: RouterConfig, endpoint: str) -> str:
     return f"custom_endpoints.{numbers[0]}" if numbers else f"services.{endpoint}"
 
 
-# The owner's defaults that depend on the category (last lines of the owner's file).
-TASK_DEFAULTS: dict[TaskCategory, dict[str, object]] = {
-    TaskCategory.REASONING: {"min_context": 16_384},
-    TaskCategory.ANALYSIS: {
-        "min_context": 16_384,
-        "require_serena": True,
-        "fallback_models": ("codellama-34b-instruct", "qwen2.5-72b-instruct"),
-    },
-    TaskCategory.DOCUMENTATION: {"fallback_models": ("qwen2.5-32b-instruct", "mistral-nemo-12b")},
-}
-
-
 def data_dir(env: Mapping[str, str] = os.environ) -> Path:
     """Where our own files are kept: ``TURNOUT_DATA_DIR``, else the platform's place for them.
 
@@ -589,12 +595,3 @@ def signing_dir(env: Mapping[str, str] = os.environ) -> Path:
 def beside(loaded: LoadedConfig, given: str) -> Path:
     """A configured path, relative to the configuration file."""
     return (loaded.file.parent if loaded.file else Path.cwd()) / Path(given).expanduser()
-
-
-def redacted(config: RouterConfig) -> dict[str, Json]:
-    """The configuration as plain values, keys replaced by asterisks."""
-    data: dict[str, Json] = msgspec.to_builtins(config)
-    for section in (*dict(data["services"]).values(), *list(data["custom_endpoints"])):  # type: ignore[arg-type]
-        if isinstance(section, dict) and section.get("key"):
-            section["key"] = MASK
-    return data

@@ -14,15 +14,15 @@ import msgspec
 from msgspec import inspect
 
 from turnout.config import (
-    TASK_DEFAULTS,
     LoadedConfig,
     RouterConfig,
     Section,
     user_config_dir,
 )
 from turnout.config_agents import AGENTS, agent_defaults
-from turnout.config_values import KeyPath, dotted, doubtful, impossible, shown
+from turnout.config_values import TASK_DEFAULTS, KeyPath, dotted, doubtful, impossible, shown
 from turnout.errors import ConfigError
+from turnout.hidden import SHORTEST, hide
 from turnout.types import TaskCategory
 
 if TYPE_CHECKING:
@@ -480,8 +480,10 @@ def _with_files(config: RouterConfig, source: _Source) -> RouterConfig:
     routing = config.routing
     _require_path(routing.models_file, ("routing", "models_file"), source)
     _require_path(config.serena.workspace, ("serena", "workspace"), source)
-    for place in ("audit_log_path", "audit_head_path", "audit_syslog"):
+    for place in ("audit_log_path", "audit_head_path", "audit_syslog", "ca_file"):
         _require_path(getattr(config.security, place), ("security", place), source)
+    for place in ("cert", "key", "client_ca"):
+        _require_path(getattr(config.gateway.tls, place), ("gateway", "tls", place), source)
     if routing.models_file is not None:
         routing = replace(routing, models_file=str(source.place(routing.models_file)))
     discovery = config.discovery
@@ -507,9 +509,12 @@ def _require_path(name: str | None, path: KeyPath, source: _Source) -> None:
 def _secret(key: str | None, path: KeyPath, source: _Source) -> str | None:
     if key is not None and key.startswith("file:"):
         key = _from_file(key.removeprefix("file:"), path, source)
+    elif key is not None and len(key) >= SHORTEST and source.file is not None and path not in source.expanded:
+        source.warn(path, "the secret stands in the file itself: ${NAME} or file:/path keeps it out of copies")
     # A header carries visible ASCII only; anything else would fail at the first request.
     if key is not None and not (key and key.isascii() and key.isprintable()):
         source.fail("the key is empty or has characters that no header carries", path, "printable ASCII")
+    hide(key or "")
     return key
 
 
@@ -518,6 +523,8 @@ def _from_file(name: str, path: KeyPath, source: _Source) -> str:
     file = source.place(name)
     try:
         with file.open("rb") as opened:
+            if os.name == "posix" and os.fstat(opened.fileno()).st_mode & 0o007:
+                source.warn(path, f"everybody may read the secret in {file}: chmod 600 {file}")
             return opened.read(65_536).decode("ascii").strip()
     except OSError as error:
         source.fail(f"the key's file {file} cannot be read: {error.strerror}", path, "key: file:/path/to/a/text/file")

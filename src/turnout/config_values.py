@@ -11,8 +11,12 @@ from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 from urllib.parse import unquote, urlsplit
 
+import msgspec
+
 from turnout.config import CustomEndpoint, RouterConfig, ServiceConfig
 from turnout.config_agents import AGENT_ALIASES
+from turnout.hidden import MASK
+from turnout.types import Json, TaskCategory
 
 # The languages that `code.language_servers` takes.
 CODE_LANGUAGES = (
@@ -66,6 +70,16 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 SHORTEST_PREFIX = {4: 8, 6: 7}
 _HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*")
 _ENDPOINT_EXAMPLE = "for example http://127.0.0.1:11434"
+# The owner's defaults that depend on the category (last lines of the owner's file).
+TASK_DEFAULTS: dict[TaskCategory, dict[str, object]] = {
+    TaskCategory.REASONING: {"min_context": 16_384},
+    TaskCategory.ANALYSIS: {
+        "min_context": 16_384,
+        "require_serena": True,
+        "fallback_models": ("codellama-34b-instruct", "qwen2.5-72b-instruct"),
+    },
+    TaskCategory.DOCUMENTATION: {"fallback_models": ("qwen2.5-32b-instruct", "mistral-nemo-12b")},
+}
 
 
 def impossible(config: RouterConfig, kinds: Mapping[str, str]) -> Iterator[Problem]:
@@ -111,6 +125,10 @@ def _gateway_problems(config: RouterConfig) -> Iterator[Problem]:
     host = config.gateway.host
     if host != "localhost" and (_network(host) is None or "/" in host):
         yield ("gateway", "host"), f"{shown(host)} is not an address of this host", "for example 127.0.0.1 or 0.0.0.0"
+    tls = config.gateway.tls
+    for given, missing in (("cert", "key"), ("key", "cert"), ("client_ca", "cert")):
+        if getattr(tls, given) and not getattr(tls, missing):
+            yield ("gateway", "tls", given), f"there is no {missing} that belongs to it", f"set gateway.tls.{missing}"
     for number, name in enumerate(config.gateway.hosts):
         if "/" in name or not _is_host(name):
             hint = "a name or an address, without scheme, port and wildcard"
@@ -291,3 +309,12 @@ def shown(value: object) -> str:
         masked = re.sub(r"//.*@", "//…@", value)
         return repr(masked if len(masked) <= 64 else f"{masked[:60]}…")
     return str(value)[:64] if isinstance(value, int | float) else f"a {type(value).__name__}"
+
+
+def redacted(config: RouterConfig) -> dict[str, Json]:
+    """The configuration as plain values, keys replaced by asterisks."""
+    data: dict[str, Json] = msgspec.to_builtins(config)
+    for section in (*dict(data["services"]).values(), *list(data["custom_endpoints"])):  # type: ignore[arg-type]
+        if isinstance(section, dict) and section.get("key"):
+            section["key"] = MASK
+    return data

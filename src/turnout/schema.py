@@ -13,10 +13,10 @@ from typing import Any, cast
 import msgspec
 from msgspec import inspect
 
-from turnout.config import TASK_DEFAULTS, RouterConfig
+from turnout.config import RouterConfig
 from turnout.config_agents import AGENT_DEFAULTS, AGENTS
 from turnout.config_load import expected, unit_of
-from turnout.config_values import CODE_LANGUAGES
+from turnout.config_values import CODE_LANGUAGES, TASK_DEFAULTS
 from turnout.types import Json, TaskCategory
 
 _KEYED_BY = {"services": "kind", "task_routing": "category", "agents": "agent"}
@@ -78,7 +78,11 @@ def reference_markdown(kinds: Mapping[str, str]) -> str:
         section, path = _inner(field)
         if section is None:
             continue
-        parts += [f"\n## `{path}`\n\n{_prose(section)}\n\n", _table(section)]
+        parts += [f"\n## `{path}`\n\n{_prose(section)}\n\n", _table(section, path)]
+        for inner in section.fields:
+            deeper, name = _inner(inner)
+            if deeper is not None:
+                parts += [f"\n### `{path}.{name}`\n\n{_prose(deeper)}\n\n", _table(deeper)]
         if field.name == "services":
             rows = "".join(f"| `{kind}` | `{url}` |\n" for kind, url in kinds.items())
             parts += ["\nThe kinds, and where each is looked for by default:\n\n| kind | address |\n|---|---|\n", rows]
@@ -108,16 +112,16 @@ def _inner(field: inspect.Field) -> tuple[inspect.StructType | None, str]:
     return None, ""
 
 
-def _table(section: inspect.StructType) -> str:
-    return "| key | type | default | unit | meaning |\n|---|---|---|---|---|\n" + "".join(_rows(section))
+def _table(section: inspect.StructType, above: str = "") -> str:
+    return "| key | type | default | unit | meaning |\n|---|---|---|---|---|\n" + "".join(_rows(section, above))
 
 
-def _rows(section: inspect.StructType) -> Iterator[str]:
+def _rows(section: inspect.StructType, above: str) -> Iterator[str]:
     for field in section.fields:
         inner, path = _inner(field)
         meaning = _description(field.type) or (_prose(inner) if inner else "")
         if inner is not None:
-            link = "".join(c for c in path if c not in ".<>[]")
+            link = "".join(c for c in above + path if c not in ".<>[]")
             default, kind = "", f"[section](#{link})"
         else:
             default, kind = ("required" if field.required else _default(_default_of(field))), expected(field.type)

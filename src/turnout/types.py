@@ -247,12 +247,12 @@ class Principal:
     """Who asks. Every request carries one; ``local`` is the person at this machine.
 
     Attributes:
-        models: patterns of the models, exact or virtual, that may be asked for; empty for all.
+        models: lists of patterns that each must fit a model, exact or virtual, that is asked for; empty for all.
     """
 
     id: str = "local"
     roles: frozenset[str] = frozenset({"user"})
-    models: tuple[str, ...] = ()
+    models: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

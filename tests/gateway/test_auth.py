@@ -18,13 +18,14 @@ from tests.fakes.base import running as serving
 from tests.fakes.llm import openai_app
 from turnout.api import load_any
 from turnout.build import open_router
-from turnout.gateway import auth
+from turnout.gateway import auth, lockout
 from turnout.gateway.app import CHAT, Gateway, create_app, running
 from turnout.gateway.auth import OPEN_ROUTES, Door, Meter, RefusalLog
 from turnout.gateway.exchange import Exchange
 from turnout.gateway.refusal import HttpError
 from turnout.guard import keys
 from turnout.guard.keys import Key, Keyring, Limits
+from turnout.guard.tokens import Tokenring
 
 QUESTION = [{"role": "user", "content": "Say hello"}]
 CHATS = ("/v1/chat/completions", "/v1/messages")
@@ -37,6 +38,12 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def unlocked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is locked out: a walk has many wrong keys."""
+    monkeypatch.setattr(lockout, "MAX_WRONG", 1_000_000)
+
+
 @asynccontextmanager
 async def gateway(
     *urls: str, hosts: tuple[str, ...] = (), require_key: bool = False, workspace: str = ""
@@ -45,7 +52,8 @@ async def gateway(
     config = load_any({"custom_endpoints": custom, "discovery": {"enabled": False}})
     async with AsyncExitStack() as stack:
         router = await stack.enter_async_context(open_router(config))
-        door = Door(Keyring(keys.keys_path(config_dir())), hosts, require_key=require_key, workspace=workspace)
+        ring = Tokenring(Keyring(keys.keys_path(config_dir())))
+        door = Door(ring, hosts, require_key=require_key, workspace=workspace)
         app = create_app(router, door=door)
         _, url = await stack.enter_async_context(running(app))
         yield url, app
@@ -101,6 +109,7 @@ async def test_the_sdks_are_refused_without_one_in_their_own_words() -> None:
                 await other.messages.create(model="auto", messages=QUESTION, max_tokens=8)  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("unlocked")
 async def test_no_route_is_open_without_a_key() -> None:
     """The whole route table and what is not in it, with every method that uvicorn parses."""
     make()
@@ -284,6 +293,7 @@ def test_a_limit_is_said_in_its_number(most: int, running: str, often: str) -> N
         meter.take(key)
 
 
+@pytest.mark.usefixtures("unlocked")
 async def test_refusals_are_in_the_audit_log_and_do_not_fill_it() -> None:
     make("ci", routes=("/v1/*",))
     async with gateway() as (url, _), aiohttp.ClientSession() as session:

@@ -249,8 +249,8 @@ ENDPOINTS = (
     "POST /v1/chat/completions, POST /v1/completions, POST /v1/embeddings, POST /v1/rerank, POST /v1/messages, "
     "POST /v1/messages/count_tokens, POST /v1/responses, POST /api/chat, POST /api/generate, POST /api/embed, "
     "POST /api/embeddings, POST /api/show, POST /v1/feedback, DELETE /v1/responses/{id}, GET /v1/responses/{id}, "
-    "GET /v1/models, GET /v1/models/{id}, GET /api/tags, GET /api/ps, GET /api/version, GET /metrics, GET /healthz, "
-    "GET /readyz, GET /health, GET /"
+    "GET /v1/tokens, POST /v1/tokens, DELETE /v1/tokens/{id}, GET /v1/models, GET /v1/models/{id}, GET /api/tags, "
+    "GET /api/ps, GET /api/version, GET /metrics, GET /healthz, GET /readyz, GET /health, GET /"
 )
 
 

@@ -25,6 +25,7 @@ from turnout.gateway.app import create_app, running
 from turnout.gateway.auth import Door
 from turnout.gateway.completions import WINDOW_FIELDS
 from turnout.guard import keys
+from turnout.guard.tokens import Tokenring
 from turnout.types import Principal
 
 CODER = "Qwen/Qwen2.5-Coder-32B-Instruct-GGUF"
@@ -48,7 +49,7 @@ async def gateway(*servers: dict[str, object], key_file: Path | None = None) -> 
     config = load_any({"custom_endpoints": custom, "discovery": {"enabled": False}})
     async with AsyncExitStack() as stack:
         router = await stack.enter_async_context(open_router(config))
-        door = Door(keys.Keyring(key_file)) if key_file else None
+        door = Door(Tokenring(keys.Keyring(key_file))) if key_file else None
         _, url = await stack.enter_async_context(running(create_app(router, door=door)))
         yield url
 

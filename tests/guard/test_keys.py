@@ -151,3 +151,16 @@ def test_two_processes_lose_none_of_each_others_keys(path: Path) -> None:
     found = keys.read_keys(path)
     assert found is not None
     assert len(found.keys) == 20
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no such modes")
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o666])
+def test_keys_that_others_may_read_let_nobody_in(mode: int, path: Path) -> None:
+    """Whoever has the file's secret makes tokens."""
+    token, ring = add(path, "ci"), Keyring(path)
+    assert ring.find(token) is not None
+    path.chmod(mode)
+    with pytest.raises(StorageError, match="may be read by others.*chmod 600"):
+        ring.find(token)
+    path.chmod(0o600)
+    assert ring.find(token) is not None

@@ -26,6 +26,7 @@ from turnout.errors import (
     ServerFailedError,
     UnknownModelError,
 )
+from turnout.hidden import without_secrets
 from turnout.types import ChatRequest, Details, Endpoint, Event, Health, Json, Model, WireFormat
 from turnout.wire.base import Completion
 
@@ -417,8 +418,8 @@ async def post(
 
 
 def clean(text: str, limit: int = MAX_ERROR_CHARS) -> str:
-    """A server's words made safe for a terminal and a log: no control characters, one line, shortened."""
-    line = " ".join(_CONTROL.sub(" ", text).split())
+    """A server's words made safe for a terminal and a log: no control characters, no key, one line, shortened."""
+    line = without_secrets(" ".join(_CONTROL.sub(" ", text).split()))
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 

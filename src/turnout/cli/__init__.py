@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "launch": ("launch", "Run AGENT on the gateway, with ARGS as its own arguments."),
     "audit": ("audit", "Read, search, count, check and hand over the audit log."),
     "key": ("key", "Make, list, rotate and revoke the keys of the gateway."),
+    "token": ("token", "Mint, list and revoke short-lived tokens of the gateway."),
     "config": ("config", "Check, show or create the configuration."),
     "embedded": ("embedded", "Install or inspect the bundled demonstration model."),
     "doctor": ("doctor", "Check this installation and say how to fix what is wrong."),

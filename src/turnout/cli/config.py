@@ -26,12 +26,13 @@ def check(config_file: str | None, as_json: bool) -> None:
     Reads it and the files that it names, and checks every configured endpoint against the allow-list. Nothing is
     dialled.
     """
-    from turnout.build import read_listed, refuse_outside
+    from turnout.build import check_tls, read_listed, refuse_outside
     from turnout.cli.request import find_workspace
     from turnout.routing.capabilities import load_table
 
     loaded = loaded_config(config_file)
     read_listed(loaded, refuse_outside(loaded))
+    check_tls(loaded)
     models_file = loaded.config.routing.models_file
     load_table(Path(models_file) if models_file else None)
     find_workspace(None, loaded.config.serena.workspace)
@@ -56,7 +57,7 @@ def show(config_file: str | None, as_json: bool) -> None:
     """
     from msgspec.structs import replace
 
-    from turnout.config import redacted
+    from turnout.config_values import redacted
     from turnout.fleet.host import loopback_only
 
     loaded = loaded_config(config_file)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
+from turnout.cli.limits import patterns, per_minute, routes_of, seconds
 from turnout.cli.output import json_option, loaded_config, note, print_json, table
 from turnout.errors import StorageError, UsageError
 
@@ -16,12 +16,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from turnout.guard.keys import Key, Keys
+    from turnout.guard.roles import Role
     from turnout.types import Json
 
 COLUMNS = ("name", "state", "role", "expires", "models", "routes", "rate", "concurrent", "workspaces", "created")
-_SECONDS = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_MAX_DAYS = 36_500
-_SET = re.compile(r"\[!?+\]?+[^\]]*\]")  # of characters, as fnmatch reads it
 
 
 @click.group()
@@ -52,10 +50,10 @@ def key() -> None:
 )
 @click.option(
     "--role",
-    type=click.Choice(["user", "admin"]),
+    type=click.Choice(["user", "operator", "auditor", "admin"]),
     default="user",
     show_default=True,
-    help="An admin may also read what tells of everybody's requests, such as /metrics.",
+    help="user: ask models. operator: read /metrics too. auditor: look and watch, ask nothing. admin: everything.",
 )
 @json_option
 @click.pass_obj
@@ -75,11 +73,11 @@ def add(
     from turnout.guard import keys
 
     limits = keys.Limits(
-        role="admin" if role == "admin" else "user",
-        lasting=_seconds(expires),
-        models=_patterns("--models", models),
-        routes=_routes(routes),
-        rate=_per_minute(rate),
+        role=cast("Role", role),
+        lasting=seconds(expires),
+        models=patterns("--models", models),
+        routes=routes_of(routes),
+        rate=per_minute(rate),
         concurrent=concurrent or 0,
         workspaces=tuple(map(_directory, workspaces)),
     )
@@ -92,7 +90,7 @@ def add(
 @json_option
 @click.pass_obj
 def rotate(config_file: str | None, name: str, as_json: bool) -> None:
-    """Print another key for NAME with the same limits; the old one is refused from now on."""
+    """Print another key for NAME with the same limits; the old one and its tokens are refused from now on."""
     from turnout.guard import keys
 
     token = _change(config_file, f"key rotated: {name}", lambda known, now: keys.rotate(known, name, now))
@@ -104,7 +102,7 @@ def rotate(config_file: str | None, name: str, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def revoke(config_file: str | None, name: str, as_json: bool) -> None:
-    """Refuse the key of NAME from now on. What it has begun goes on."""
+    """Refuse the key of NAME from now on, and every token that came from it. What it has begun goes on."""
     from turnout.guard import keys
 
     _change(config_file, f"key revoked: {name}", lambda known, now: (keys.revoke(known, name, now), ""))
@@ -211,44 +209,3 @@ def _directory(name: str) -> str:
     if not name.strip():
         raise UsageError("--workspace names nothing", hint="leave it out to have no code read")
     return str(find_workspace(name, None))
-
-
-def _patterns(option: str, given: tuple[str, ...]) -> tuple[str, ...]:
-    """The patterns of an option, which is no limit only where it was not given: a variable may have been empty."""
-    found: list[str] = []
-    for text in given:
-        parts = [part.strip() for part in text.split(",") if part.strip()]
-        if not parts:
-            raise UsageError(f"{option} {text[:40]!r} names nothing", hint=f"leave {option} out to allow everything")
-        found += parts
-    for part in found:
-        if "[" in _SET.sub("", part):
-            raise UsageError(f"{option} {part[:40]!r}: its [ has no ]", hint="for example '[ab]*'; [[] is a bracket")
-    return tuple(found)
-
-
-def _routes(given: tuple[str, ...]) -> tuple[str, ...]:
-    found = _patterns("--routes", given)
-    for part in found:
-        if not part.startswith(("/", "*")):
-            raise UsageError(f"--routes {part[:40]!r} fits no path: they begin with /", hint="for example '/v1/*'")
-    return found
-
-
-def _seconds(text: str) -> int:
-    if text == "never":
-        return 0
-    found = re.fullmatch(r"([0-9]{1,6})([mhdw])", text)
-    seconds = int(found[1]) * _SECONDS[found[2]] if found else 0
-    if not 0 < seconds <= _MAX_DAYS * _SECONDS["d"]:
-        raise UsageError(f"{text[:40]!r} is not a time", hint="for example 12h, 30d, 8w or never")
-    return seconds
-
-
-def _per_minute(text: str | None) -> int:
-    if text is None:
-        return 0
-    found = re.fullmatch(r"([0-9]{1,6})(/min)?", text)
-    if found is None or not int(found[1]):
-        raise UsageError(f"{text[:40]!r} is not a rate", hint="for example 60/min")
-    return int(found[1])

@@ -30,7 +30,8 @@ class Offer:
 def address_of(gateway: GatewayConfig) -> str:
     """Where this machine reaches the gateway of the configuration; without a path."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(gateway.host, gateway.host)  # noqa: S104 (nothing is bound)
-    return f"http://{f'[{host}]' if ':' in host else host}:{gateway.port}"
+    scheme = "https" if gateway.tls.cert else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{gateway.port}"
 
 
 def key_given() -> str:

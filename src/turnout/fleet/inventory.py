@@ -20,6 +20,7 @@ from turnout.config import Section
 from turnout.config_load import read_bounded
 from turnout.errors import ConfigError
 from turnout.fleet.catalog import EndpointStatus
+from turnout.hidden import hide
 from turnout.types import Endpoint, Health, Limits
 
 DRIFT = "inventory: "  # how each word about a difference begins
@@ -101,6 +102,7 @@ def _with_keys(inventory: Inventory, env: Mapping[str, str], path: Path) -> Inve
             if name not in env:
                 raise ConfigError(f"{name} is not set", file=str(path), key=f"servers.{number}.key")
             server = msgspec.structs.replace(server, key=env[name])  # noqa: PLW2901
+        hide(server.key or "")
         servers.append(server)
     return msgspec.structs.replace(inventory, servers=tuple(servers))
 

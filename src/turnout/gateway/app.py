@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import gc
+import ssl
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import cast
@@ -24,7 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from turnout import __version__
 from turnout.config import data_dir
 from turnout.errors import StoppingError, TurnoutError
-from turnout.gateway import completions, ollama, responses, side
+from turnout.gateway import completions, ollama, responses, side, tokens
 from turnout.gateway.access import AccessLog
 from turnout.gateway.auth import OPEN_ROUTES, Door, Meter, RefusalLog
 from turnout.gateway.exchange import Exchange, Noted, enter
@@ -33,6 +34,7 @@ from turnout.gateway.refusal import HttpError, format_of, refusal
 from turnout.gateway.transport import GatheringProtocol, Limits, protocol, sweeping
 from turnout.guard.keys import Keyring, keys_path
 from turnout.guard.listen import listen
+from turnout.guard.tokens import Tokenring
 from turnout.router import Router
 
 DEFAULT_LIMITS = Limits()
@@ -90,6 +92,8 @@ def create_app(
             *(Route(path, endpoint, methods=["POST"]) for path, endpoint in CHAT.items()),
             Route("/v1/feedback", side.feedback, methods=["POST"]),
             Route("/v1/responses/{id}", responses.kept_response, methods=["GET", "DELETE"]),
+            Route("/v1/tokens", tokens.tokens, methods=["GET", "POST"]),
+            Route("/v1/tokens/{id}", tokens.token, methods=["DELETE"]),
             Route("/v1/models", completions.list_models, methods=["GET"]),
             Route("/v1/models/{id:path}", completions.show_model, methods=["GET"]),
             Route("/api/tags", ollama.tags, methods=["GET"]),
@@ -107,7 +111,7 @@ def create_app(
     app.router.redirect_slashes = False
     app.state.router = router
     app.state.max_body_bytes, app.state.patience = max_body_bytes, patience
-    app.door = door or Door(Keyring(keys_path(data_dir())))
+    app.door = door or Door(Tokenring(Keyring(keys_path(data_dir()))))
     app.shared, app.access = shared or Shared(), access
     app.state.responses = app.shared.responses
     routes = [route for route in app.routes if isinstance(route, Route)]
@@ -168,8 +172,8 @@ class Gateway(Starlette):
 
     def _ended(self, exchange: Exchange, scope: Scope, chat: str) -> None:
         shared = self.shared
-        if exchange.key is not None:
-            shared.meter.leave(exchange.key)
+        for limit in exchange.grant.limits if exchange.grant is not None else ():
+            shared.meter.leave(limit)
         path = scope["path"]
         route = chat or self.paths.get(path) or self.paths.get(scope.get("endpoint")) or ollama.managed_at(path)
         route = route or UNKNOWN
@@ -289,6 +293,7 @@ async def running(
     limits: Limits = DEFAULT_LIMITS,
     grace: int = 5,
     ending: Callable[[], None] | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[tuple[asyncio.Task[None], str]]:
     """Serve ``app``; yields the server's task and its URL once it listens.
 
@@ -299,6 +304,7 @@ async def running(
         limits: what a client may take before it has asked anything.
         grace: seconds that requests have to end when all is over.
         ending: called when all is over, for an application that answers a request that is then cancelled at once.
+        tls: what to listen with, None for plain HTTP.
 
     Raises:
         ListenError: it cannot listen there.
@@ -314,6 +320,8 @@ async def running(
         server_header=False,
         timeout_graceful_shutdown=grace,
     )
+    config.load()
+    config.ssl = tls
     server = _Server(config)
     task = asyncio.create_task(server.serve([listener]))
     while not server.started:
@@ -324,7 +332,7 @@ async def running(
         actual = listener.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
         async with sweeping(lambda: server.server_state.connections, limits):
-            yield task, f"http://{shown}:{actual}"
+            yield task, f"http{'s' if tls is not None else ''}://{shown}:{actual}"
     finally:
         if ending is not None:
             ending()

@@ -12,7 +12,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -20,8 +20,11 @@ from starlette.types import Scope
 
 from turnout.errors import AuditError, StorageError
 from turnout.gateway.exchange import Exchange, path_of
+from turnout.gateway.lockout import LockedOutError, Lockout
 from turnout.gateway.refusal import HttpError
-from turnout.guard.keys import Key, Keyring, day_of
+from turnout.guard.keys import Key, day_of
+from turnout.guard.roles import ROLES, ability_for, may
+from turnout.guard.tokens import Grant, Tokenring
 from turnout.types import Principal
 
 log = logging.getLogger("turnout")
@@ -29,10 +32,9 @@ log = logging.getLogger("turnout")
 LOOPBACK_HOSTS = frozenset({b"localhost", b"127.0.0.1", b"[::1]"})
 # Whoever watches over the process has no key; these say that it is alive or ready, and nothing else.
 OPEN_ROUTES = frozenset({"/health", "/healthz", "/readyz"})
-# They tell of everybody's requests.
-ADMIN_ROUTES = frozenset({"/metrics"})
 NOBODY = Principal("unknown", frozenset())
 MAX_LOGGED = 30  # refusals of a kind that are written to the audit log each one, in a minute
+MAX_BUCKETS = 4096  # keys and tokens whose rate is remembered
 # A loopback page, or what is no page of a site at all: an editor's own view, such as vscode-webview://.
 _OWN_ORIGIN = re.compile(
     rb"https?://(?:localhost|127\.0\.0\.1|\[::1\])(?::\d{1,5})?|(?!(?:https?|file|ftp|wss?):)[a-z][a-z0-9+.-]*://[!-~]+",
@@ -51,24 +53,33 @@ class Door:
     """Who is let in.
 
     Args:
-        keyring: the keys.
+        ring: the keys, and the tokens that came from them.
         hosts: names of this gateway in the Host header, besides those of loopback.
         require_key: also when no key was ever made: the gateway can be reached from elsewhere.
         workspace: whose code this machine's own programs may have read where there are no keys; "" for nobody's.
+        lockout: whom nobody listens to, over reloads.
     """
 
     def __init__(
-        self, keyring: Keyring, hosts: tuple[str, ...] = (), *, require_key: bool = False, workspace: str = ""
+        self,
+        ring: Tokenring,
+        hosts: tuple[str, ...] = (),
+        *,
+        require_key: bool = False,
+        workspace: str = "",
+        lockout: Lockout | None = None,
     ) -> None:
-        self._keyring, self._require_key = keyring, require_key
+        self.ring, self._require_key = ring, require_key
         self._workspaces = (str(Path(workspace).expanduser().absolute()),) if workspace else ()
+        self._lockout = lockout or Lockout()
         self._hosts = LOOPBACK_HOSTS | {_bracketed(host).lower().encode() for host in hosts}
 
     @property
     def keys_readable(self) -> bool:
         """Whether the keys can be read; while they cannot, nobody is let in."""
         try:
-            self._keyring.check()
+            self.ring.keyring.check()
+            self.ring.check()
         except StorageError:
             return False
         return True
@@ -86,28 +97,34 @@ class Door:
         self._check_origin(seen, scope, chat=chat)
         if scope["path"] in OPEN_ROUTES and scope["method"] in ("GET", "HEAD"):
             return
+        peer = scope["client"][0] if scope.get("client") else ""
         try:
-            needed = self._require_key or self._keyring.defined
-            key = self._presented(seen) if needed else None
+            if not (self._require_key or self.ring.keyring.defined):
+                exchange.workspace = _workspace(seen.get(_WORKSPACE, []), self._workspaces)
+                return
+            self._lockout.require_open(peer)
+            grant = self._presented(seen)
         except StorageError as error:
             log.error("%s", error)
             hint = "whoever runs the gateway finds the reason in its log"
             raise HttpError(503, "the keys cannot be read, so nobody is let in", hint=hint) from error
-        if not needed:
-            exchange.workspace = _workspace(seen.get(_WORKSPACE, []), self._workspaces)
-            return
-        if key is None:
+        except LockedOutError:
             exchange.principal = NOBODY
+            raise
+        if grant is None:
+            exchange.principal = NOBODY
+            if _shown(seen):
+                self._lockout.count(peer)
             raise _unknown(seen)
-        exchange.principal = Principal(key.name, frozenset({key.role}), key.models)
-        _check_key(key, scope["path"])
-        implied = key.workspaces[0] if len(key.workspaces) == 1 else ""
-        exchange.workspace = _workspace(seen.get(_WORKSPACE, []), key.workspaces) or implied
-        if scope["method"] == "POST":
-            meter.take(key)
-        else:
-            meter.enter(key)
-        exchange.key = key
+        exchange.principal = grant.principal
+        _check_state(grant)
+        for limit in grant.limits:
+            _check_route(limit, scope["path"])
+        workspaces = grant.limits[-1].workspaces  # a token's are its key's
+        implied = workspaces[0] if len(workspaces) == 1 else ""
+        exchange.workspace = _workspace(seen.get(_WORKSPACE, []), workspaces) or implied
+        meter.enter_all(grant.limits, asks=scope["method"] == "POST")
+        exchange.grant = grant
 
     def _check_origin(self, seen: dict[bytes, list[bytes]], scope: Scope, *, chat: bool) -> None:
         """Refuse what is not sent to this gateway by a program.
@@ -134,15 +151,15 @@ class Door:
         dialled = scope.get("server")
         return dialled is not None and name == _bracketed(str(dialled[0])).lower().encode()
 
-    def _presented(self, seen: dict[bytes, list[bytes]]) -> Key | None:
-        for token in _tokens(seen):
-            key = self._keyring.find(token)
-            if key is not None:
-                return key
+    def _presented(self, seen: dict[bytes, list[bytes]]) -> Grant | None:
+        for shown in _shown(seen):
+            grant = self.ring.find(shown)
+            if grant is not None:
+                return grant
         return None
 
 
-def _tokens(seen: dict[bytes, list[bytes]]) -> list[str]:
+def _shown(seen: dict[bytes, list[bytes]]) -> list[str]:
     """What may be a key; a header that is given twice counts once, so that nobody tries many in one request."""
     found = []
     for name in _KEY_HEADERS:
@@ -156,7 +173,7 @@ def _tokens(seen: dict[bytes, list[bytes]]) -> list[str]:
 
 
 def _unknown(seen: dict[bytes, list[bytes]]) -> HttpError:
-    said = "the key is not known" if _tokens(seen) else "a key is needed"
+    said = "the key is not known" if _shown(seen) else "a key is needed"
     hint = f"{_WANTED}; `turnout key add NAME` makes one"
     return HttpError(401, said, hint=hint, headers={"WWW-Authenticate": "Bearer"}, code="invalid_api_key")
 
@@ -184,13 +201,26 @@ def _workspace(asked: list[bytes], allowed: tuple[str, ...]) -> str:
     raise HttpError(403, "the code of that directory is not read for you", hint=hint, code="not_permitted")
 
 
-def _check_key(key: Key, path: str) -> None:
-    if key.state(time.time()) != "active":
+def _check_state(grant: Grant) -> None:
+    if grant.state == "active":
+        return
+    token, key = grant.token, grant.limits[-1]
+    if token is None:
         said, hint = f"the key {key.name!r} has expired on {day_of(key.expires)} UTC", f"turnout key rotate {key.name}"
-        raise HttpError(401, said, hint=hint, headers={"WWW-Authenticate": "Bearer"}, code="expired_api_key")
-    if path in ADMIN_ROUTES and key.role != "admin" and path not in key.routes:
-        hint = f"turnout key add NAME --role admin, or --routes {path}"
-        raise HttpError(403, f"the key {key.name!r} may not use {path}", hint=hint, code="not_permitted")
+    else:
+        said, hint = f"the token {token.id} is {grant.state}", "mint another: `turnout token mint`"
+    code = f"{grant.state}_{'api_key' if token is None else 'token'}"
+    raise HttpError(401, said, hint=hint, headers={"WWW-Authenticate": "Bearer"}, code=code)
+
+
+def _check_route(key: Key, path: str) -> None:
+    ability = ability_for(path)
+    # A key's routes may name what only tells of the process, for a scraper that shall do nothing else.
+    if not may(key.role, ability) and not (ability == "watch" and path in key.routes):
+        roles = " or ".join(role for role in ROLES if may(role, ability))
+        said = f"the key {key.name!r} may not use {path[:200]}: its role is {key.role}"
+        more = f", or --routes {path}" if ability == "watch" else ""
+        raise HttpError(403, said, hint=f"turnout key add NAME --role {roles}{more}", code="not_permitted")
     if key.routes and not any(fnmatchcase(path, pattern) for pattern in key.routes):
         hint = f"it may use: {', '.join(key.routes)}"
         raise HttpError(403, f"the key {key.name!r} may not use {path[:200]}", hint=hint, code="not_permitted")
@@ -207,6 +237,25 @@ class Meter:
         self._clock = clock
         self._buckets: dict[str, tuple[float, float]] = {}  # what is left, and when that was so
         self._running: Counter[str] = Counter()
+
+    def enter_all(self, keys: Sequence[Key], *, asks: bool) -> None:
+        """Count a request that several limits hold for: of a token its own, then those of the key it came from.
+
+        Raises:
+            HttpError: it is one too many for one of them, and none of them counts it as running.
+        """
+        entered: list[Key] = []
+        try:
+            for key in keys:
+                if asks:
+                    self.take(key)
+                else:
+                    self.enter(key)
+                entered.append(key)
+        except HttpError:
+            for key in entered:
+                self.leave(key)
+            raise
 
     def take(self, key: Key) -> None:
         """Count a request that asks for something.
@@ -252,13 +301,17 @@ class Meter:
             said = f"the key {key.name!r} may ask {often} a minute"
             headers = {"Retry-After": str(wait)}
             raise HttpError(503, said, hint=f"ask again in {wait} s", headers=headers, code="rate_limited")
+        if key.name not in self._buckets and len(self._buckets) >= MAX_BUCKETS:
+            full = now - 60  # whoever asked last before then has all of its minute again
+            self._buckets = {name: bucket for name, bucket in self._buckets.items() if bucket[1] > full}
         self._buckets[key.name] = left - 1, now
 
 
 class RefusalLog:
     """Refusals on their way to the audit log: whoever knocks all day does not fill the disk.
 
-    Of each kind ``MAX_LOGGED`` a minute are written; how many more there were is said in the next minute's first.
+    Of each kind ``MAX_LOGGED`` a minute are written; how many more there were is said in the next minute's first. A
+    lock-out is written once, when it begins.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -274,7 +327,11 @@ class RefusalLog:
             self._minute = now
             self._written.clear()
         kind = error.code
-        if self._written[kind] >= MAX_LOGGED:
+        if isinstance(error, LockedOutError):
+            if not error.begins:
+                self._more[kind] += 1
+                return
+        elif self._written[kind] >= MAX_LOGGED:
             self._more[kind] += 1
             return
         self._written[kind] += 1

@@ -15,7 +15,7 @@ from turnout.types import ChatRequest, FallbackLevel, Principal, Route
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from turnout.guard.keys import Key
+    from turnout.guard.tokens import Grant
     from turnout.router import Router
     from turnout.run import Run
 
@@ -29,7 +29,7 @@ class Exchange:
 
     Attributes:
         principal: who asks.
-        key: the key that was presented, None where none is needed.
+        grant: the key or token that was presented, None where none is needed.
         workspace: whose code may be read for it, "" for nobody's.
         status: of the answer, 0 before it begins and when the client left before.
         run: the pipeline's record, None of what is no chat.
@@ -38,13 +38,13 @@ class Exchange:
         error: code of the error that it was answered with, "" for none.
     """
 
-    __slots__ = ("_id", "aside", "error", "key", "principal", "refused", "run", "started", "status", "workspace")
+    __slots__ = ("_id", "aside", "error", "grant", "principal", "refused", "run", "started", "status", "workspace")
 
     def __init__(self) -> None:
         self._id = ""
         self.started = time.monotonic()
         self.principal = _LOCAL
-        self.key: Key | None = None
+        self.grant: Grant | None = None
         self.workspace = ""
         self.status = 0
         self.run: Run | None = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from starlette.types import Receive, Scope, Send
 
-from turnout.build import load, open_router
+from turnout.build import load, open_router, tls_files
 from turnout.config import GatewayConfig, LoadedConfig, data_dir
 from turnout.config_values import LOOPBACK
 from turnout.errors import AuditError, TurnoutError, UsageError
@@ -25,8 +26,11 @@ from turnout.fleet.catalog import Catalog
 from turnout.gateway.access import AccessLog
 from turnout.gateway.app import Gateway, Shared, calm_collector, create_app, running
 from turnout.gateway.auth import Door
+from turnout.gateway.lockout import Lockout
 from turnout.gateway.transport import Limits
 from turnout.guard.keys import Keyring, keys_path
+from turnout.guard.tls import load_certificate, server_context
+from turnout.guard.tokens import Tokenring
 from turnout.router import Router
 from turnout.types import Health
 
@@ -40,7 +44,7 @@ def serve(loaded: LoadedConfig, host: str | None = None, port: int | None = None
     Raises:
         UsageError: other machines could reach the address, and there is no key.
         ListenError: the port is in use.
-        StorageError: the keys cannot be read.
+        StorageError: the keys, or the files of its TLS, cannot be read.
     """
     gateway = loaded.config.gateway
     address = host or gateway.host
@@ -77,9 +81,14 @@ async def _serve(loaded: LoadedConfig, host: str, port: int) -> int:
     gateway = loaded.config.gateway
     read = _identity(loaded.file)  # before servers are looked for: what is saved meanwhile is news
     limits = Limits(body_seconds=gateway.body_timeout / 1000, connections=gateway.max_connections)
-    async with _live(loaded, beyond_loopback=host not in LOOPBACK) as live:
+    beyond = host not in LOOPBACK
+    files = tls_files(loaded)
+    tls = server_context(files) if files is not None else None
+    if beyond and tls is None:
+        _say("Warning: keys and prompts cross the network in the clear; gateway.tls encrypts them (docs/gateway.md)")
+    async with _live(loaded, beyond_loopback=beyond, tls=tls) as live:
         calm_collector()
-        async with running(live, host, port, limits=limits, grace=1, ending=live.end) as (server, url):
+        async with running(live, host, port, limits=limits, grace=1, ending=live.end, tls=tls) as (server, url):
             _say(f"Turnout listens on {url}\n{_found(live.router_catalog, loaded.config.discovery.interval)}")
             stopping = _Stopping(live)
             with _log_on_stderr(), _signals(stopping.handlers):
@@ -165,10 +174,12 @@ class _Generation:
 class Live:
     """The ASGI application that always leads to the configuration in effect. Made by ``_live``."""
 
-    def __init__(self, started_with: GatewayConfig, *, beyond_loopback: bool) -> None:
-        self._started_with, self._beyond_loopback = started_with, beyond_loopback
+    def __init__(
+        self, started_with: GatewayConfig, *, beyond_loopback: bool, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self._started_with, self._beyond_loopback, self._tls = started_with, beyond_loopback, tls
         self._shared = Shared()
-        self._keyring = Keyring(keys_path(data_dir()))
+        self._ring, self._lockout = Tokenring(Keyring(keys_path(data_dir()))), Lockout()
         self._access: AccessLog | None = None
         self._now: _Generation
         self._old: set[asyncio.Task[None]] = set()
@@ -202,10 +213,11 @@ class Live:
             max_body_bytes=gateway.max_body_mb * 1_000_000,
             patience=gateway.patience / 1000,
             door=Door(
-                self._keyring,
+                self._ring,
                 gateway.hosts,
                 require_key=self._beyond_loopback,
                 workspace=loaded.config.serena.workspace or "",
+                lockout=self._lockout,
             ),
             shared=self._shared,
             access=self._access if wanted else None,
@@ -238,6 +250,9 @@ class Live:
         try:
             _require_file(before.file)
             loaded = load(before.file)
+            files = tls_files(loaded)
+            if self._tls is not None and files is not None:
+                load_certificate(self._tls, files)
             await self.open(loaded)
         except Exception as error:  # noqa: BLE001 - whatever a new configuration brings, the old one goes on
             said = str(error) if isinstance(error, TurnoutError) else f"{type(error).__name__}: {error}"
@@ -248,13 +263,11 @@ class Live:
         for warning in loaded.warnings:
             _say(f"Warning: {warning}")
         old, new = self._started_with, loaded.config.gateway
-        if (old.host, old.port, old.body_timeout, old.max_connections) != (
-            new.host,
-            new.port,
-            new.body_timeout,
-            new.max_connections,
-        ):
-            _say("Warning: gateway.host, port, body_timeout and max_connections change at the next start")
+        if _fixed(old) != _fixed(new):
+            _say(
+                "Warning: gateway.host, port, body_timeout, max_connections, whether there is TLS and its client_ca "
+                "change at the next start"
+            )
         _say(f"Turnout has read {where} anew. {_found(self.router_catalog, loaded.config.discovery.interval)}")
 
     def _note(self, what: str, error: str = "") -> None:
@@ -289,8 +302,10 @@ class Live:
 
 
 @asynccontextmanager
-async def _live(loaded: LoadedConfig, *, beyond_loopback: bool) -> AsyncIterator[Live]:
-    live = Live(loaded.config.gateway, beyond_loopback=beyond_loopback)
+async def _live(
+    loaded: LoadedConfig, *, beyond_loopback: bool, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Live]:
+    live = Live(loaded.config.gateway, beyond_loopback=beyond_loopback, tls=tls)
     await live.open(loaded)
     try:
         yield live
@@ -318,6 +333,12 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
+
+
+def _fixed(gateway: GatewayConfig) -> tuple[object, ...]:
+    """What holds until the process ends."""
+    listens = gateway.host, gateway.port, gateway.body_timeout, gateway.max_connections
+    return *listens, bool(gateway.tls.cert), gateway.tls.client_ca
 
 
 def _require_file(file: Path | None) -> None:

@@ -45,14 +45,21 @@ class Connections:
         allow: what may be dialled.
         resolve: how allowed names are resolved.
         on_refusal: told of every address that was not dialled.
+        tls: whom to trust at https addresses; None for whom the system trusts.
     """
 
-    def __init__(self, allow: AllowList, resolve: Resolve, on_refusal: Callable[[GuardError], None]) -> None:
+    def __init__(
+        self,
+        allow: AllowList,
+        resolve: Resolve,
+        on_refusal: Callable[[GuardError], None],
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._allow, self._resolve, self._on_refusal = allow, resolve, on_refusal
         self._kept: dict[Place, list[Connection]] = {}
         self._open: set[Connection] = set()
         self._sweep_timer: asyncio.TimerHandle | None = None
-        self._tls: ssl.SSLContext | None = None
+        self._tls = tls
         self._closed = False
 
     def kept(self, place: Place) -> Connection | None:

@@ -8,20 +8,23 @@ it, and since nobody outside can compute the hash of what he sends, the time of 
 from __future__ import annotations
 
 import hmac
+import logging
+import os
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
 from turnout.errors import StorageError, UsageError
 from turnout.files import lock_folder, read_file, replace_file, unlock_folder
+from turnout.guard.roles import Role
 
 PREFIX = "tk-"
 LOOK_SECONDS = 0.25
@@ -30,8 +33,10 @@ DEFAULT_SECONDS = 90 * 86_400  # that a key lasts, where nobody says how long
 _HASH_KEY_BYTES = _TOKEN_BYTES = 32
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
 _RESERVED = frozenset({"local", "unknown"})  # whoever asks at this machine, and whoever has no key
+_SET = re.compile(r"\[!?+\]?+[^\]]*\]")  # of characters, as fnmatch reads it
+_SET_BACK = 60.0  # seconds that a clock goes back before that is said
 
-Role = Literal["user", "admin"]
+log = logging.getLogger("turnout")
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,10 +45,10 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name: whose it is: the principal of its requests.
         digest: the keyed hash of the key, "" once it is revoked.
-        role: an ``admin`` may use the routes that tell of everybody's requests.
+        role: what it may do at all (``roles.py``).
         created, expires, revoked: seconds since 1970; 0 for never.
         models: patterns of what it may ask for; empty for everything.
-        routes: patterns of the paths it may use; empty for all but those of an ``admin``.
+        routes: patterns of the paths it may use; empty for all that its role has.
         rate: requests a minute; 0 for no limit.
         concurrent: requests at the same time; 0 for no limit.
         workspaces: absolute directories whose code may be read for its requests; empty for none.
@@ -108,6 +113,9 @@ def read_keys(path: Path) -> Keys | None:
         said = " ".join(str(error).split())
         hint = "bring it back from a backup, or delete it and make new keys"
         raise StorageError(f"the keys in {path} cannot be read: {said}", hint=hint) from error
+    if os.name == "posix" and path.stat().st_mode & 0o077:
+        hint = f"chmod 600 {path}; if others could read it, delete it and make new keys: its secret signs tokens"
+        raise StorageError(f"the keys in {path} may be read by others", hint=hint)
     return found
 
 
@@ -200,6 +208,21 @@ def write_keys(path: Path, keys: Keys) -> None:
         raise StorageError(f"the keys cannot be kept in {path}: {error.strerror or error}") from error
 
 
+def require_patterns(what: str, patterns: Iterable[str], *, paths: bool = False) -> None:
+    """Refuse what would fit nothing.
+
+    Raises:
+        UsageError: a pattern of ``what`` is none.
+    """
+    for part in patterns:
+        if not part.strip():
+            raise UsageError(f"{what} {part[:40]!r} names nothing", hint=f"leave {what} out to allow everything")
+        if "[" in _SET.sub("", part):
+            raise UsageError(f"{what} {part[:40]!r}: its [ has no ]", hint="for example '[ab]*'; [[] is a bracket")
+        if paths and not part.startswith(("/", "*")):
+            raise UsageError(f"{what} {part[:40]!r} fits no path: they begin with /", hint="for example '/v1/*'")
+
+
 def day_of(seconds: int) -> str:
     """A moment for people, in UTC; ``never`` for 0."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M") if seconds else "never"
@@ -221,19 +244,96 @@ def _with(keys: Keys, key: Key) -> Keys:
     return Keys(keys.hash_key, tuple(sorted([*others, key], key=lambda each: each.name)))
 
 
-class Keyring:
-    """The keys as the file has them now: a change is seen within ``LOOK_SECONDS``.
+class Clock:
+    """Seconds since 1970 that never go back in this process: what has expired stays so, whatever is done to the clock.
+
+    A clock that is set forward and back again leaves them ahead until the next start: rather shut than open.
+    """
+
+    def __init__(self, wall: Callable[[], float] = time.time, ticking: Callable[[], float] = time.monotonic) -> None:
+        self._wall, self._ticking = wall, ticking
+        self._last, self._ticks = wall(), ticking()
+        self._said = False
+
+    def __call__(self) -> float:
+        """Now."""
+        wall, ticks = self._wall(), self._ticking()
+        since = self._last + (ticks - self._ticks)
+        if wall < since - _SET_BACK and not self._said:
+            self._said = True
+            log.warning(
+                "the clock was set back by %.0f s: keys and tokens expire as if it had not, until the next start",
+                since - wall,
+            )
+        self._last, self._ticks = max(wall, since), ticks
+        return self._last
+
+
+class Watched(ABC):
+    """A small file as it is now: a change is seen within ``LOOK_SECONDS``.
+
+    Attributes:
+        path: the file.
+        version: another number after each change.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.version = 0
+        self._next_look = 0.0
+        self._seen: tuple[int, ...] | None = None
+        self._problem: StorageError | None = None
+
+    def check(self) -> None:
+        """Look whether the file has changed.
+
+        Raises:
+            StorageError: the file is there and cannot be read.
+        """
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + LOOK_SECONDS
+            seen = self._identity()
+            if seen != self._seen:
+                self._seen = seen
+                self._reread()
+        if self._problem is not None:
+            raise self._problem
+
+    @abstractmethod
+    def _read(self) -> None:
+        """Take over what is in the file, or that there is none. Raises StorageError."""
+
+    def _identity(self) -> tuple[int, ...] | None:
+        try:
+            status = self.path.stat()
+        except FileNotFoundError:
+            return None
+        except OSError:
+            return (-1,)  # reading it says why
+        return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
+
+    def _reread(self) -> None:
+        self.version += 1
+        try:
+            self._read()
+            self._problem = None
+        except StorageError as error:
+            self._problem = error
+            self._seen = (-2,)  # read again at the next look: it may be a passing trouble
+
+
+class Keyring(Watched):
+    """The keys as the file has them now.
 
     A file that cannot be read opens nothing: ``find`` and ``defined`` raise until it can.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._next_look = 0.0
-        self._seen: tuple[int, int, int] | None = None
+    def __init__(self, path: Path, clock: Callable[[], float] | None = None) -> None:
+        super().__init__(path)
+        self.now = clock or Clock()
         self._keys: Keys | None = None
         self._by_digest: dict[str, Key] = {}
-        self._problem: StorageError | None = None
 
     @property
     def defined(self) -> bool:
@@ -242,8 +342,17 @@ class Keyring:
         Raises:
             StorageError: the file is there and cannot be read.
         """
+        return self.keys is not None
+
+    @property
+    def keys(self) -> Keys | None:
+        """All of them, None where there never was one.
+
+        Raises:
+            StorageError: the file is there and cannot be read.
+        """
         self.check()
-        return self._keys is not None
+        return self._keys
 
     def find(self, token: str) -> Key | None:
         """The key that a client presents, also when it has expired; None when it is none of ours.
@@ -258,38 +367,8 @@ class Keyring:
         key = self._by_digest.get(digest)
         return key if key is not None and hmac.compare_digest(key.digest, digest) else None
 
-    def check(self) -> None:
-        """Look whether the file has changed.
-
-        Raises:
-            StorageError: the file is there and cannot be read.
-        """
-        now = time.monotonic()
-        if now >= self._next_look:
-            self._next_look = now + LOOK_SECONDS
-            seen = self._identity()
-            if seen != self._seen:
-                self._seen = seen
-                self._read()
-        if self._problem is not None:
-            raise self._problem
-
-    def _identity(self) -> tuple[int, int, int] | None:
-        try:
-            status = self._path.stat()
-        except FileNotFoundError:
-            return None
-        except OSError:
-            return (-1, -1, -1)  # reading it says why
-        return status.st_ino, status.st_mtime_ns, status.st_size
-
     def _read(self) -> None:
-        found, problem = None, None
-        try:
-            found = read_keys(self._path)
-        except StorageError as error:
-            problem = error
-            self._seen = (-2, -2, -2)  # read again at the next look: it may be a passing trouble
-        # Only now: whatever else goes wrong in reading must not look as if there were no keys.
-        self._keys, self._problem = found, problem
+        found = read_keys(self.path)
+        # Only now: whatever goes wrong in reading must not look as if there were no keys.
+        self._keys = found
         self._by_digest = {key.digest: key for key in found.keys if not key.revoked} if found is not None else {}

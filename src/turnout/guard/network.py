@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -251,9 +252,11 @@ class StreamReply:
 class HttpClient:
     """Made by ``open_client``. Every connection passes the allow-list."""
 
-    def __init__(self, allow: AllowList, resolve: Resolve, on_refusal: OnRefusal | None) -> None:
+    def __init__(
+        self, allow: AllowList, resolve: Resolve, on_refusal: OnRefusal | None, tls: ssl.SSLContext | None = None
+    ) -> None:
         self._allow, self._on_refusal = allow, on_refusal
-        self._connections = Connections(allow, resolve, self._refused)
+        self._connections = Connections(allow, resolve, self._refused, tls)
         self.refusals = 0  # of the guard, since the start
         self._read_url = lru_cache(maxsize=4096)(self._checked_url)  # the allow-list never changes; fleets are large
 
@@ -379,15 +382,22 @@ class HttpClient:
             self._on_refusal(error)
 
 
-def open_client(allow: AllowList, *, resolve: Resolve | None = None, on_refusal: OnRefusal | None = None) -> HttpClient:
+def open_client(
+    allow: AllowList,
+    *,
+    resolve: Resolve | None = None,
+    on_refusal: OnRefusal | None = None,
+    tls: ssl.SSLContext | None = None,
+) -> HttpClient:
     """The HTTP client of this process; use it with ``async with``, or call ``aclose``.
 
     Args:
         allow: what may be dialled.
         resolve: how allowed names are resolved, ``(name, port) -> addresses``; None for the system's resolver.
         on_refusal: told of every refusal (the audit log).
+        tls: whom to trust at https addresses (``tls.client_context``); None for whom the system trusts.
     """
-    return HttpClient(allow, resolve or system_resolve, on_refusal)
+    return HttpClient(allow, resolve or system_resolve, on_refusal, tls)
 
 
 def _too_long(phase: str, seconds: float, endpoint: str) -> PhaseTimeoutError:
@@ -402,7 +412,7 @@ def _too_long(phase: str, seconds: float, endpoint: str) -> PhaseTimeoutError:
 
 def _not_reached(error: OSError, endpoint: str) -> EndpointDownError:
     if isinstance(error, InsecureError):
-        hint = "is its certificate signed by an authority that this machine trusts?"
+        hint = "is its certificate for that name, and of an authority that is trusted (security.ca_file)?"
         return EndpointDownError(f"no secure connection to {endpoint}", endpoint=endpoint, hint=hint)
     if isinstance(error, socket.gaierror):
         return EndpointDownError(f"the host name of {endpoint} is unknown here", endpoint=endpoint)

@@ -41,7 +41,7 @@ class Needs:
         capabilities: of ``tools, vision``.
         answer: tokens that are wanted for the answer; of a window at most ``answer_share`` is kept free for it.
         preference: a model, or how the names of a family begin, that the calling agent prefers; "" for none.
-        allowed: patterns of the models that whoever asks for an exact one may use; empty for all.
+        allowed: lists of patterns that each must open an exact model that is asked for; empty for all.
     """
 
     category: TaskCategory | None
@@ -51,7 +51,7 @@ class Needs:
     answer: int = 0
     answer_share: float = 0.5
     preference: str = ""
-    allowed: tuple[str, ...] = ()
+    allowed: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def select(pool: Sequence[Candidate], needs: Needs, config: RouterConfig, table:
     rejected = [(c, f"not the model asked for ({needs.model})") for c in pool if c not in wanted] if needs.model else []
     for candidate in wanted:
         reason = _hard_reason(candidate, needs, config, table, alone=len(wanted) == 1)
-        if needs.allowed and needs.model and not opens(needs.allowed, candidate, table):
+        if needs.model and not all(opens(patterns, candidate, table) for patterns in needs.allowed):
             reason = "may not be asked for with this key"
         if reason:
             rejected.append((candidate, reason))
@@ -342,13 +342,12 @@ def permitted(
     Raises:
         NotPermittedError: none of them; or nobody is meant, and the name is not among those of the principal.
     """
-    meant, patterns = tuple(meant), principal.models
-    if not patterns:
-        return meant
-    found = tuple(c for c in meant if opens(patterns, c, table))
-    if not found and (meant or not same_name(model, patterns)):
-        hint = f"it may ask for: {', '.join(patterns)}"
-        raise NotPermittedError(f"the key {principal.id!r} may not ask for {model[:80]!r}", hint=hint)
+    meant = found = tuple(meant)
+    for patterns in principal.models:
+        found = tuple(c for c in found if opens(patterns, c, table))
+        if not found and (meant or not same_name(model, patterns)):
+            hint = f"it may ask for: {', '.join(patterns)}"
+            raise NotPermittedError(f"the key {principal.id!r} may not ask for {model[:80]!r}", hint=hint)
     return found
 
 
