@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+import turnout
 from turnout.cli.output import cell, json_option, loaded_config, note, print_json, table, waiting
 from turnout.errors import EXIT_FAILED, StorageError, UsageError
 
@@ -114,7 +115,9 @@ def _write(
     from turnout.guard.signing import PUBLIC, Signer
 
     signer, at = Signer(signing_dir()), datetime.now(UTC)
-    report = make_report(canaries, at=at, configuration=_configuration(loaded), audit=audit)
+    report = make_report(
+        canaries, at=at, version=turnout.__version__, configuration=_configuration(loaded), audit=audit
+    )
     folder = out or proofs_dir()
     contents = {
         f"proof-{at:%Y%m%dT%H%M%SZ}.json": signed_json(report, signer),

@@ -100,7 +100,8 @@ _JUDGED: dict[str, tuple[tuple[Verdict, str], tuple[Verdict, str]]] = {
     "refused": (("out", ""), ("stopped", "this machine")),
     "silence": (("unclear", ""), ("stopped", "this machine")),
     "no resolver": (("unclear", ""), ("stopped", "this machine")),
-    "no such name": (("unclear", ""), ("stopped", "this machine")),
+    "no such name": (("unclear", ""), ("unclear", "")),
+    "not known inside": (("stopped", "network"), ("stopped", "this machine")),
     "failed": (("unclear", ""), ("unclear", "")),
     "reached": (("out", ""), ("out", "")),
 }
@@ -111,6 +112,7 @@ _ERRORS = {
     "refused": (errno.ECONNREFUSED, errno.ECONNRESET),
     "silence": (errno.ETIMEDOUT, errno.EAGAIN),
 }
+_INVALID = ".invalid"
 _UNKNOWN_NAME = {getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA") if hasattr(socket, name)}
 
 
@@ -140,9 +142,14 @@ def read_target(text: str, allow: AllowList) -> Target:
 
 def judge(door: str, target: Target, seen: Seen, *, quiet: bool, own: bool) -> Canary:
     """The verdict on what was met; ``quiet``: no interface but loopback has sent anything meanwhile."""
-    loud, silent = _JUDGED[seen.code]
+    code, found = seen.code, seen.found or seen.code
+    if code == "no such name" and target.host.endswith(_INVALID):
+        found += f"; any resolver says so of {_INVALID}: name one that exists outside (--target)"
+    elif code == "no such name":
+        code = "not known inside"
+    loud, silent = _JUDGED[code]
     verdict, by = silent if quiet else loud
-    return Canary(door, target.shown, verdict, by, seen.found or seen.code, own)
+    return Canary(door, target.shown, verdict, by, found, own)
 
 
 async def fly(allow: AllowList, targets: tuple[Target, ...]) -> tuple[Canary, ...]:

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-import turnout
 from turnout.errors import EndpointDownError, TurnoutError
 from turnout.guard.allow import AllowList
 from turnout.guard.canaries import Canary, Seen, Target, judge, seen_of
@@ -178,7 +177,7 @@ def _configuration(place: str) -> Json:
 
 def _own_place() -> str:
     """Where this very code is, so that the child runs no other."""
-    return str(Path(turnout.__file__).parents[1])
+    return str(Path(__file__).parents[2])
 
 
 async def _listening(said: Callable[[], str], ended: Callable[[], int | None]) -> str:

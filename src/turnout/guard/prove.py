@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import datetime
 
-import turnout
 from turnout.guard import evidence
 from turnout.guard.canaries import Canary
 from turnout.types import Json
@@ -23,12 +22,18 @@ _UNTRIED = "find out why these could not be tried, and run `turnout prove` again
 
 
 def make_report(
-    canaries: Sequence[Canary], *, at: datetime, configuration: dict[str, Json], audit: dict[str, Json] | None
+    canaries: Sequence[Canary],
+    *,
+    at: datetime,
+    version: str,
+    configuration: dict[str, Json],
+    audit: dict[str, Json] | None,
 ) -> dict[str, Json]:
     """The report, unsigned.
 
     Args:
         at: when it was made, with its time zone.
+        version: of Turnout.
         configuration: what is in force, without secrets.
         audit: how far the audit log had come; None when there is none.
     """
@@ -36,7 +41,7 @@ def make_report(
     return {
         "kind": KIND,
         "made": at.isoformat(timespec="seconds"),
-        "turnout": turnout.__version__,
+        "turnout": version,
         "ok": is_proven(canaries),
         "counts": {verdict: counts[verdict] for verdict in ("stopped", "unclear", "out")},
         "fixes": [*fixes(canaries, lifted=bool(configuration.get("allow_external")))],
