@@ -97,12 +97,13 @@ def _tell(audit: AuditLog, canaries: tuple[Canary, ...]) -> None:
 
 
 async def _all(allow: AllowList, targets: tuple[Target, ...]) -> tuple[Canary, ...]:
-    from turnout.guard.canaries import fly
+    from turnout.guard.canaries import fly_others, fly_own
     from turnout.guard.canary_gateway import fly_through_gateway
     from turnout.guard.hook import second_line
 
     with second_line(allow, lambda _: None):
-        return (*await fly(allow, targets), *await fly_through_gateway(targets[0]))
+        own = (*await fly_own(allow, targets), *await fly_through_gateway(targets[0]))
+        return (*own, *await fly_others(targets))
 
 
 def _write(

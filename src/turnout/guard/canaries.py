@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ipaddress
 import json
 import os
+import re
 import socket
 import sys
 import threading
@@ -113,6 +115,7 @@ _ERRORS = {
     "silence": (errno.ETIMEDOUT, errno.EAGAIN),
 }
 _INVALID = ".invalid"
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,253}")
 _UNKNOWN_NAME = {getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA") if hasattr(socket, name)}
 
 
@@ -128,9 +131,9 @@ def read_target(text: str, allow: AllowList) -> Target:
         port = rest.removeprefix(":") or port
     elif text.count(":") == 1:
         host, _, port = text.partition(":")
-    if not port.isdecimal() or not 0 < int(port) < 65_536 or not host.isascii() or not host.isprintable():
+    target = Target(host.lower(), int(port) if port.isascii() and port.isdecimal() else 0)
+    if not 0 < target.port < 65_536 or not (_NAME.fullmatch(host) if target.is_name else _is_address(host)):
         raise UsageError(f"{text[:80]!r} is no canary", hint="write it like 192.0.2.1:443 or canary.invalid")
-    target = Target(host.lower(), int(port))
     try:
         allow.check_host(target.host)
     except GuardError:
@@ -138,6 +141,14 @@ def read_target(text: str, allow: AllowList) -> Target:
     if allow.allow_external:
         return target
     raise UsageError(f"{text[:80]} may be dialled, so it is no canary", hint="name what the allow-list does not hold")
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def judge(door: str, target: Target, seen: Seen, *, quiet: bool, own: bool) -> Canary:
@@ -152,15 +163,16 @@ def judge(door: str, target: Target, seen: Seen, *, quiet: bool, own: bool) -> C
     return Canary(door, target.shown, verdict, by, found, own)
 
 
-async def fly(allow: AllowList, targets: tuple[Target, ...]) -> tuple[Canary, ...]:
-    """Try every door, those of our own first. Takes a few times ``SECONDS``.
-
-    Call it in ``second_line``, as the gateway runs.
-    """
+async def fly_own(allow: AllowList, targets: tuple[Target, ...]) -> list[Canary]:
+    """Try the doors that Turnout closes itself; call it in ``second_line``, as the gateway runs."""
     with _proxy_variables(f"http://{targets[0].shown}"):
-        ours = await _batch([*_client(allow, targets), *_python(targets)], own=True)
-        theirs = await _batch([*_uvloop(targets), *_c_code(targets), *_child(targets)], own=False)
-    return (*ours, *theirs)
+        return await _batch([*_client(allow, targets), *_python(targets)], own=True)
+
+
+async def fly_others(targets: tuple[Target, ...]) -> list[Canary]:
+    """Try the doors that only the network closes. What they send really leaves, where nothing stops it."""
+    with _proxy_variables(f"http://{targets[0].shown}"):
+        return await _batch([*_uvloop(targets), *_c_code(targets), *_child(targets)], own=False)
 
 
 async def _batch(attempts: list[Attempt], *, own: bool) -> list[Canary]:

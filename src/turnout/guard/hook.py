@@ -2,11 +2,13 @@
 
 The first line is ``dial.py``, which our own connections pass. This one is an audit hook of the interpreter (PEP 578),
 which sees what libraries do with Python's own ``socket`` module. It does not see what libuv (uvloop's own
-``create_connection``), other C code and children do: those only the network stops (docs/security.md).
+``create_connection``), other C code and children do, nor that a name given to ``socket.connect`` itself is looked up,
+which happens before the event: those only the network stops (docs/security.md).
 """
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import logging
 import socket
@@ -28,8 +30,13 @@ _PACKET = getattr(socket, "AF_PACKET", -1)
 log = logging.getLogger("turnout")
 
 
-class SecondLineError(GuardError):
-    """Refused by the audit hook: something in this process did not go through the guard."""
+class SecondLineError(GuardError, PermissionError):
+    """Refused by the audit hook: something in this process did not go through the guard. An OSError too, so that a
+    library that was refused closes what it opened."""
+
+    def __init__(self, message: str, *, target: str = "", hint: str = "") -> None:
+        super().__init__(message, target=target, hint=hint)
+        self.errno = errno.EACCES
 
 
 # Replaced, never changed: other threads read it. An interpreter's hooks cannot be taken away again, so one stays.
@@ -99,29 +106,28 @@ def _check_sent(allow: AllowList, arguments: tuple[Any, ...]) -> None:
         return
     if used.family not in _INTERNET:
         raise GuardError(f"sockets of family {used.family} are not used here", target=str(used.family))
-    _check_host(allow, address[0], looked_up=True)
+    if not _is_address(address[0]) and address[0] != "localhost":
+        raise GuardError("a name is dialled, and nobody sees what it leads to", target=str(address[0])[:120])
+    _check_host(allow, address[0])
 
 
 def _check_looked_up(allow: AllowList, arguments: tuple[Any, ...]) -> None:
     host = arguments[0]
     if host is not None and not _is_address(host):
-        _check_host(allow, host, looked_up=False)
+        _check_host(allow, host)
 
 
 def _check_reverse(allow: AllowList, arguments: tuple[Any, ...]) -> None:
     host = arguments[0]
-    _check_host(allow, host[0] if isinstance(host, tuple) else host, looked_up=False)
+    _check_host(allow, host[0] if isinstance(host, tuple) else host)
 
 
-def _check_host(allow: AllowList, host: object, *, looked_up: bool) -> None:
-    """``looked_up``: a name would be resolved by C code that says nothing of it, so none but our own machine's may."""
+def _check_host(allow: AllowList, host: object) -> None:
     text = host.decode("ascii", "replace") if isinstance(host, bytes | bytearray) else str(host)
     if _is_address(text):
         allow.check_address(text)
     elif text not in ("", "localhost"):
         allow.check_host(text.lower())
-        if looked_up:
-            raise GuardError(f"{text[:120]} would be looked up where nobody sees what it leads to", target=text[:120])
 
 
 def _is_address(host: object) -> bool:
