@@ -12,13 +12,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from turnout.errors import GuardError
+from turnout.guard.allow import AllowList
 from turnout.guard.canary_code import _sockaddr
 
 ETH_P_ALL = 3
 
 
 class Recorder:
-    """Gets a copy of every packet; ``off`` tells the destinations of those that were not for loopback."""
+    """Gets a copy of every packet; ``off`` tells where those went that are not on the list."""
 
     def __init__(self) -> None:
         self._packets = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL))
@@ -26,15 +28,21 @@ class Recorder:
         self._packets.bind(("lo", ETH_P_ALL))
         self._packets.setblocking(False)
 
-    def off(self) -> set[str]:
-        """Since the last look. Loopback delivers within the sender's call, so nothing is under way."""
+    def off(self, allow: AllowList = AllowList()) -> set[str]:  # noqa: B008 - immutable
+        """Since the last look. Loopback delivers within the sender's call, so nothing is under way.
+
+        Args:
+            allow: what may be dialled.
+        """
         found = set()
         while True:
             try:
                 address = destination(self._packets.recv(64))
             except BlockingIOError:
                 return found
-            if not address.is_loopback:
+            try:
+                allow.check_address(str(address))
+            except GuardError:
                 found.add(str(address))
 
     def close(self) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import json
 import socket
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -16,8 +18,10 @@ import uvloop
 
 from tests.guard.listener import HELLO, listening, says
 from tests.guard.recorder import Recorder, dns, recording
+from turnout.api import load_any
 from turnout.config import SecurityConfig
 from turnout.errors import AuditError, GuardError
+from turnout.gateway.live import _live
 from turnout.guard import canary_code, hook
 from turnout.guard.allow import AllowList
 from turnout.guard.hook import SecondLineError, second_line
@@ -175,6 +179,23 @@ def test_a_packet_socket_is_not_made(refused: list[GuardError], whole_world_is_h
     with pytest.raises(SecondLineError, match="packet socket"):
         socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
     assert len(refused) == 1
+
+
+@pytest.mark.isolated
+async def test_the_gateway_has_it_and_writes_down_what_it_refused(
+    recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TURNOUT_DATA_DIR", str(tmp_path))
+    loaded = load_any({"discovery": {"enabled": False}})
+    async with _live(loaded, beyond_loopback=False) as live:
+        await live.open(loaded)  # as a reload does
+        with pytest.raises(SecondLineError):
+            _udp(OUTSIDE)
+    assert hook._in_force == ()
+    assert recorder.off() == set()
+    log = [json.loads(line) for line in (tmp_path / "audit.log").read_text().splitlines()]
+    (told,) = [record for record in log if record["event_type"] == "security:refused"]
+    assert told["error"] == f"second line: {OUTSIDE} is outside the allowed networks"
 
 
 # Blind spots: what docs/security.md says is not seen.
