@@ -69,6 +69,18 @@ LINES = {
     "config check": "config check",
     "config show": "config show",
     "config init": "config init --force",
+    "code install": "",
+    "code status": "code status",
+    "code symbols": "code symbols total",
+    "code references": "code references shop.py:1",
+    "code hover": "code hover shop.py:1",
+    "code definition": "code definition shop.py:1",
+    "code type-definition": "code type-definition shop.py:1",
+    "code implementations": "code implementations shop.py:1",
+    "code calls": "code calls shop.py:1",
+    "code diagnostics": "code diagnostics shop.py",
+    "code outline": "code outline shop.py",
+    "code stop": "code stop",
     "embedded install": "",
     "embedded status": "embedded status",
     "serve": "",
@@ -110,6 +122,8 @@ async def test_no_command_makes_a_packet_off_the_list(
         discovery={"enabled": True, "timeout": 300, "scan_cidrs": ["10.1.2.0/30"], "scan_ports": [9]},
         security={"allowed_hosts": ["gpu1.lan"]},
     )
+    Path(".git").mkdir()
+    Path("shop.py").write_text("def total(prices: list[int]) -> int:\n    return sum(prices)\n")
     Path("examples.jsonl").write_text(json.dumps({"query": "fix this bug", "category": "coding"}) + "\n")
     allow = AllowList.from_config(SecurityConfig())
     left, codes = dict[str, set[str]](), dict[str, int]()
