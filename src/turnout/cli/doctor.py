@@ -10,12 +10,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 
-from turnout.cli.output import json_option, print_json, said, table, waiting
-from turnout.errors import EXIT_FAILED, TurnoutError
+from turnout.cli.output import json_option, loaded_config, print_json, said, table, waiting
+from turnout.errors import EXIT_FAILED, TurnoutError, UsageError
 
 if TYPE_CHECKING:
     from turnout.config import LoadedConfig
@@ -36,13 +37,26 @@ class Check:
 
 
 @click.command()
+@click.option("--air-gap", is_flag=True, help="Check the 17 lines of the air-gap checklist instead.")
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="With --air-gap: also write a signed page for people.",
+)
 @json_option
 @click.pass_context
-def doctor(context: click.Context, as_json: bool) -> None:
+def doctor(context: click.Context, air_gap: bool, html: Path | None, as_json: bool) -> None:
     """Check this installation and say how to fix what is wrong.
 
-    Exits with 1 when a check fails; warnings do not count.
+    With --air-gap every line of the checklist passes, fails, or is not checkable from here, with evidence and fix; the
+    servers behind the router are included. Exits with 1 when a check fails; warnings, and what is not checkable, do not
+    count.
     """
+    if air_gap:
+        _air_gap(context, html, as_json=as_json)
+        return
+    if html is not None:
+        raise UsageError("--html is the page of the air-gap checklist", hint="add --air-gap")
     with waiting("checking"):
         checks = list(_checks(context.obj))
     failed = [check for check in checks if check.state == "fail"]
@@ -51,6 +65,22 @@ def doctor(context: click.Context, as_json: bool) -> None:
     else:
         table(("check", "state", "found", "fix"), [(c.name, c.state, c.found, c.fix) for c in checks])
     if failed:
+        context.exit(EXIT_FAILED)
+
+
+def _air_gap(context: click.Context, html: Path | None, *, as_json: bool) -> None:
+    from turnout.cli.airgap import decide
+    from turnout.cli.airgap_show import show, write_page
+    from turnout.cli.airgap_site import look_around
+
+    loaded = loaded_config(context.obj)
+    with waiting("checking"):
+        site = asyncio.run(look_around(loaded))
+    lines = decide(site)
+    if html is not None:
+        write_page(lines, site, html)
+    show(lines, site, as_json=as_json)
+    if any(line.state == "fail" for line in lines):
         context.exit(EXIT_FAILED)
 
 

@@ -14,6 +14,7 @@ import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from starlette.types import Receive, Scope, Send
@@ -21,18 +22,22 @@ from starlette.types import Receive, Scope, Send
 from turnout.build import load, open_router, tls_files
 from turnout.config import GatewayConfig, LoadedConfig, data_dir
 from turnout.config_values import LOOPBACK
-from turnout.errors import AuditError, TurnoutError, UsageError
+from turnout.errors import AuditError, GuardError, TurnoutError, UsageError
 from turnout.fleet.catalog import Catalog
 from turnout.gateway.access import AccessLog
 from turnout.gateway.app import Gateway, Shared, calm_collector, create_app, running
 from turnout.gateway.auth import Door
 from turnout.gateway.lockout import Lockout
 from turnout.gateway.transport import Limits
+from turnout.guard.allow import AllowList
+from turnout.guard.hook import second_line
 from turnout.guard.keys import Keyring, keys_path
 from turnout.guard.tls import load_certificate, server_context
 from turnout.guard.tokens import Tokenring
 from turnout.router import Router
 from turnout.types import Health
+
+log = logging.getLogger("turnout")
 
 LOOK_SECONDS = 1.0
 _HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
@@ -165,10 +170,16 @@ class _Generation:
 
     async def _run(self) -> None:
         async with open_router(self.loaded, watch=True) as router:
-            self.app = self._make(router, self.loaded)
-            self._opened.set_result(None)
-            await self._retired.wait()
-            await self.app.idle()
+            with second_line(AllowList.from_config(self.loaded.config.security), partial(_tell_refused, router)):
+                self.app = self._make(router, self.loaded)
+                self._opened.set_result(None)
+                await self._retired.wait()
+                await self.app.idle()
+
+
+def _tell_refused(router: Router, error: GuardError) -> None:
+    log.warning("refused by the second line of the guard: %s", error.message)
+    router.note("security:refused", error=f"second line: {error.message}")
 
 
 class Live:
