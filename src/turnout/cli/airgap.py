@@ -95,7 +95,7 @@ class Site:
         missing: primary models of the configuration that no server has.
         locked: None while there is no lock file.
         keys: of the gateway; None when there are none.
-        tokens: the longest that a token may live, in seconds; None while there are no tokens.
+        tokens: the longest that a token may live, in seconds.
         log: None when the log is off.
     """
 
@@ -109,7 +109,7 @@ class Site:
     missing: tuple[str, ...] = ()
     locked: Locked | None = None
     keys: Keys | None = None
-    tokens: int | None = None
+    tokens: int = 0
     log: Log | None = None
 
 
@@ -294,14 +294,13 @@ def _authenticated(site: Site) -> _Found:
 
 
 def _short_lived(site: Site) -> _Found:
-    if site.tokens is None:
-        lasting = [key.name for key in _active(site) if not key.expires]
-        said = f"; these keys never expire: {few_of(lasting)}" if lasting else ""
-        found = f"not there yet: this version mints no tokens (`turnout token mint`){said}"
-        return _Found("fail", found, "make keys that expire soon: turnout key add NAME --expires 12h")
+    lasting = [key.name for key in _active(site) if not key.expires]
+    if lasting:
+        fix = "turnout key add NAME --expires 30d, and hand out tokens: turnout token mint --ttl 10m"
+        return _Found("fail", f"these keys never expire: {few_of(lasting)}", fix)
     if site.tokens > SHORT_SECONDS:
         return _Found("fail", f"a token may live for {site.tokens} s", "let none live longer than a day")
-    return _Found("pass", f"tokens live for at most {site.tokens} s")
+    return _Found("pass", f"tokens live for at most {site.tokens} s, and every key expires")
 
 
 def _access_logged(site: Site) -> _Found:

@@ -24,6 +24,7 @@ from turnout.guard.keys import keys_path, read_keys
 from turnout.guard.network import HttpClient
 from turnout.guard.report import read_report
 from turnout.guard.signing import Signer
+from turnout.guard.tokens import MAX_SECONDS
 from turnout.routing.select import asked_for
 from turnout.types import Health, Json
 
@@ -56,18 +57,13 @@ async def look_around(loaded: LoadedConfig) -> Site:
         missing=_missing(loaded, catalog),
         locked=locked_models(),
         keys=read_keys(keys_path(data_dir())),
-        tokens=longest_token(),
+        tokens=MAX_SECONDS,
         log=log,
     )
 
 
 def locked_models() -> Locked | None:
     """The lock file of models; None, because this version has none yet."""
-    return None
-
-
-def longest_token() -> int | None:
-    """The longest that a token may live, in seconds; None, because this version has none yet."""
     return None
 
 

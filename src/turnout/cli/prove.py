@@ -148,7 +148,7 @@ def _configuration(loaded: LoadedConfig) -> dict[str, Json]:
 
 def in_force(loaded: LoadedConfig) -> dict[str, Json]:
     """What of the configuration a proof is about; ``sha256`` is of all of it, keys masked."""
-    from turnout.config import redacted
+    from turnout.config_values import redacted
 
     security = loaded.config.security
     text = json.dumps(redacted(loaded.config), sort_keys=True)
