@@ -18,26 +18,6 @@ from turnout.config_agents import AGENT_ALIASES
 from turnout.hidden import MASK
 from turnout.types import Json, TaskCategory
 
-# The languages that `code.language_servers` takes.
-CODE_LANGUAGES = (
-    "bash",
-    "cpp",
-    "csharp",
-    "elixir",
-    "go",
-    "haskell",
-    "java",
-    "kotlin",
-    "lua",
-    "php",
-    "python",
-    "ruby",
-    "rust",
-    "scala",
-    "swift",
-    "typescript",
-    "zig",
-)
 KeyPath: TypeAlias = tuple[str, ...]
 # Key path, what is wrong, what would be right.
 Problem: TypeAlias = tuple[KeyPath, str, str]
