@@ -9,7 +9,6 @@ fails. Left out are the tests marked ``isolated``, which stage such packets on p
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import suppress
 
 import pytest
 
@@ -35,12 +34,14 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         result = yield
         _recorder[0].off(ALLOW)
         return result
-    with suppress(FileExistsError):
-        lead_everywhere_home()
     try:
+        lead_everywhere_home()
+    except FileExistsError:  # a fixture of this module does already, until its end
         result = yield
-    finally:
-        with suppress(ProcessLookupError):  # the kernel's word for a route that is not there
+    else:
+        try:
+            result = yield
+        finally:
             lead_everywhere_home(undo=True)
     if left := _recorder[0].off(ALLOW):
         _found[item.nodeid] = left

@@ -96,6 +96,7 @@ async def test_a_broken_guard_is_caught(
     monkeypatch.setattr(AllowList, "check_address", lambda *_, **__: None)
     with second_line(ALLOW, lambda _: None):
         own = await fly_own(ALLOW, targets(everywhere.port))
+    monkeypatch.undo()  # the recorder asks the list too
     out = {canary.door for canary in own if canary.verdict == "out"}
     assert "our HTTP client" in out
     assert recorder.off() >= set(ADDRESSES)
