@@ -243,6 +243,7 @@ def test_a_changed_log_and_a_lifted_list_fail_their_lines(tmp_path: Path) -> Non
     assert lines["queries logged as hashes, not as text"]["state"] == "fail"
 
 
+@pytest.mark.isolated
 @pytest.mark.skipif(os.environ.get("TURNOUT_TEST_ISOLATED") != "1", reason="it proves first, which really dials")
 def test_a_proof_is_evidence_as_long_as_it_is_this_installations(tmp_path: Path) -> None:
     configure("http://127.0.0.1:9")
