@@ -1218,7 +1218,7 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         by(
             HOOK + "test_python_code_of_any_library_is_refused",
             HOOK + "test_the_gateway_has_it_and_writes_down_what_it_refused",
-            code="turnout.guard.hook:_hook",
+            code="turnout.guard.hook:second_line",
         ),
     ),
     (
