@@ -5,8 +5,8 @@ python bench/code.py DIR        DIR holds a large Python package, such as `pip d
 Serena and ty are those of the tests (`python -m tests.code.serena_env`). A function of a file of about 40 KB is chosen
 that is used in 5 to 60 lines elsewhere; the question is at its definition. Each context is asked through the host of
 the workspace, as `turnout ask` does, with the default budgets; the warm ones are all of different questions, since the
-same one again is not gathered anew. A bundle is hover, definition, outline, references and errors, asked at once of
-Serena or of ty alone, in this process.
+same one again is not gathered anew. A bundle is hover, definition, outline and errors, which is what is asked at a
+position, at once of Serena or of ty alone, in this process; then the same with references.
 """
 
 from __future__ import annotations
@@ -88,24 +88,20 @@ async def contexts(root: Path, data: Path, file: str, name: str, at: Position) -
     await hosts.aclose()
 
 
-async def bundle(who: Intelligence, file: str, at: Position) -> None:
-    """Five questions at once, several times, after the first."""
+async def bundle(who: Intelligence, file: str, at: Position, *, references: bool) -> None:
+    """Several questions at once, several times, after the first."""
 
     async def ask() -> float:
         began = time.perf_counter()
-        await asyncio.gather(
-            who.hover(file, at),
-            who.definition(file, at),
-            who.outline(file),
-            who.references(file, at),
-            who.diagnostics(file),
-        )
+        asked = [who.hover(file, at), who.definition(file, at), who.outline(file), who.diagnostics(file)]
+        await asyncio.gather(*asked, *([who.references(file, at)] if references else []))
         return time.perf_counter() - began
 
     first = await ask()
     times = [await ask() for _ in range(RUNS)]
+    what = f"{who.name}{', with references' if references else ''}"
     told = f"median of {RUNS}, longest {max(times):.3f}; the first {first:.2f} s"
-    print(f"  bundle of {who.name:<18} {statistics.median(times):6.3f} s   {told}")
+    print(f"  bundle of {what:<26} {statistics.median(times):6.3f} s   {told}")
 
 
 def _memory(host: int) -> str:
@@ -132,7 +128,8 @@ def _size(pid: int) -> int:
 
 @contextmanager
 def data_directory(*, serena: bool) -> Iterator[Path]:
-    """A new one, with Serena and ty as `turnout code install` brings them, or with ty on the PATH alone."""
+    """A new one, with Serena and ty as `turnout code install` brings them, or with ty on the PATH alone; the hosts that
+    were started for it are ended."""
     programs = environment_dir(serena_dir(VERSION))
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as path:
         os.environ["TURNOUT_DATA_DIR"], os.environ["PATH"] = folder, path
@@ -158,9 +155,10 @@ async def bundles(root: Path, data: Path, file: str, at: Position) -> None:
     ty = next(one for one in language_servers(root, {}, (environment_dir(data) / "bin",)) if one.name == "ty")
     serena = SerenaIntelligence(program, root, data)
     try:
-        await bundle(ty, file, at)
         await serena.warm()
-        await bundle(serena, file, at)
+        for who in (ty, serena):
+            await bundle(who, file, at, references=False)
+            await bundle(who, file, at, references=True)
     finally:
         await ty.aclose()
         await serena.aclose()
