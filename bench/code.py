@@ -81,7 +81,7 @@ async def contexts(root: Path, data: Path, file: str, name: str, at: Position) -
             print(f"  memory after it: {_memory(status.pid)}")
         times = [(await ask(f"{query} ({n})", here))[0] for n in range(RUNS)]
         again = statistics.median([(await ask(query, here))[0] for _ in range(RUNS)])
-        told = f"median of {RUNS}, longest {max(times):.3f}; the same question again {again:.3f} s"
+        told = f"median of {RUNS}, {min(times):.3f} to {max(times):.3f}; the same question again {again:.3f} s"
         print(f"  the next ones {what:<14} {statistics.median(times):6.3f} s   {told}")
     (status,) = await hosts.running()
     print(f"  memory at the end: {_memory(status.pid)}")
@@ -100,7 +100,7 @@ async def bundle(who: Intelligence, file: str, at: Position, *, references: bool
     first = await ask()
     times = [await ask() for _ in range(RUNS)]
     what = f"{who.name}{', with references' if references else ''}"
-    told = f"median of {RUNS}, longest {max(times):.3f}; the first {first:.2f} s"
+    told = f"median of {RUNS}, {min(times):.3f} to {max(times):.3f}; the first {first:.2f} s"
     print(f"  bundle of {what:<26} {statistics.median(times):6.3f} s   {told}")
 
 
