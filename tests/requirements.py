@@ -44,6 +44,8 @@ LATER = "deferred: no issue filed yet"
 EDITS = "code/test_edits.py::"
 APPLY = "code/test_apply.py::"
 EDITS_CLI = "cli/test_edits.py::"
+EDIT_SYMBOLS = "code/test_edit_symbols.py::"
+BAD_WORKSPACE = "cli/test_bad_workspace.py::"
 REAL = "test_pipeline_real.py::"
 GATE = "gateway/test_gateway.py::"
 AGENT_GATE = "gateway/test_agents.py::"
@@ -1019,7 +1021,24 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
             code=("turnout.code.excerpt:around", "turnout.router:Router._code_room"),
         ),
     ),
-    ("CODE-3", "Serena as a process over MCP", CODE),
+    (
+        "CODE-3",
+        "the real Serena over MCP, behind the host of its workspace",
+        by(
+            EDIT_SYMBOLS + "test_a_rename_by_the_real_serena_alone_is_tried_put_back_and_then_written",
+            code=("turnout.code.serena_process:SerenaProcess.call", "turnout.code.host:Host._writer"),
+        ),
+    ),
+    (
+        "CODE-3",
+        "what is wrong with a workspace fails no query",
+        by(
+            BAD_WORKSPACE + "test_an_unknown_language",
+            BAD_WORKSPACE + "test_something_else_that_is_called_serena",
+            BAD_WORKSPACE + "test_a_workspace_that_vanishes",
+            code="turnout.code.client:HostedCode._why_not",
+        ),
+    ),
     (
         "CODE-4",
         "an answer's edits are parsed, and an example is none",
@@ -1065,7 +1084,7 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
     (
         "CODE-4",
         "a symbol operation where one fits",
-        by(APPLY + "test_a_symbol_is_renamed_everywhere_in_one_set", code="turnout.code.semantic:_rename"),
+        by(APPLY + "test_a_symbol_is_renamed_everywhere_in_one_set", code="turnout.code.semantic:_renamed"),
     ),
     (
         "CODE-3",
@@ -1178,7 +1197,40 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
             code="turnout.code.client:HostedCode.gather",
         ),
     ),
-    ("CODE-4", "edits", CODE),
+    (
+        "CODE-4",
+        "errors before and after, told by a real language server",
+        by(
+            EDIT_SYMBOLS + "test_an_edit_that_adds_an_error_is_put_back_by_the_real_ty",
+            EDITS_CLI + "test_an_edit_that_adds_errors_is_put_back_unless_told_otherwise",
+            code=("turnout.build:_intelligence_of", "turnout.code.semantic:issues_of"),
+        ),
+    ),
+    (
+        "CODE-4",
+        "a rename by a real language server, through the host",
+        by(
+            EDIT_SYMBOLS + "test_a_rename_by_the_real_ty_is_shown_first",
+            code=("turnout.code.semantic:_renamed", "turnout.code.client:HostedIntelligence.rename"),
+        ),
+    ),
+    (
+        "CODE-4",
+        "through Serena where it alone can: tried, previewed, put back, also after a kill",
+        by(
+            EDIT_SYMBOLS + "test_a_rename_by_the_real_serena_alone_is_tried_put_back_and_then_written",
+            EDIT_SYMBOLS + "test_a_trial_that_is_cancelled_is_put_back",
+            code="turnout.code.trial:Trial.rename",
+        ),
+    ),
+    (
+        "CODE-4",
+        "a trial that was killed is put back by the next edit",
+        by(
+            EDIT_SYMBOLS + "test_a_trial_that_is_killed_is_put_back_by_the_next_edit_and_others_changes_stay",
+            code="turnout.code.journal:Journal._is_renamed",
+        ),
+    ),
     (
         "CFG-0",
         "no key is accepted and ignored: enabled, allow_external",

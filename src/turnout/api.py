@@ -250,7 +250,7 @@ class LocalLLMRouter:
         Raises:
             UsageError: the router has no workspace.
         """
-        with open_editor(self._loaded, self._edited()) as editor:
+        async with open_editor(self._loaded, self._edited()) as editor:
             return await editor.preview(answer)
 
     async def apply(self, proposed: Preview, *, doubtful: bool = False, despite_errors: bool = False) -> Outcome:
@@ -260,12 +260,12 @@ class LocalLLMRouter:
             EditError: it cannot be applied; the files are as they were.
             StorageError, AuditError, UsageError: nothing was changed.
         """
-        with open_editor(self._loaded, self._edited()) as editor:
+        async with open_editor(self._loaded, self._edited()) as editor:
             return await editor.apply(proposed, doubtful=doubtful, despite_errors=despite_errors)
 
     async def undo(self, *, force: bool = False) -> Outcome:
         """Take back what was applied last. ``force``: also what was changed in its files since. Raises as ``apply``."""
-        with open_editor(self._loaded, self._edited()) as editor:
+        async with open_editor(self._loaded, self._edited(), asks=False) as editor:
             return await editor.undo(force=force)
 
     def _edited(self) -> Path:

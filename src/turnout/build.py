@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from turnout.backends import DEFAULT_URLS
-from turnout.code.client import HostedCode, Hosts
+from turnout.code.client import HostedCode, HostedIntelligence, Hosts
 from turnout.code.installed import Installed, installed
+from turnout.code.provider import is_off
 from turnout.code.settings import HostSettings
 from turnout.config import (
     CodeConfig,
@@ -41,6 +42,7 @@ from turnout.fleet.watch import Fleet
 from turnout.guard.allow import AllowList
 from turnout.guard.audit import AuditLog, Keeping, Seal, open_audit
 from turnout.guard.chain import head_path
+from turnout.guard.listen import HAS_UNIX_SOCKETS
 from turnout.guard.network import HttpClient, open_client
 from turnout.guard.signing import Signer
 from turnout.guard.tls import TlsFiles, client_context, server_context
@@ -358,21 +360,42 @@ def open_journal(loaded: LoadedConfig, audit: AuditLog | None) -> Journal:
     return Journal(kept, Feedback(feedback_path(data_dir())), note)
 
 
-@contextmanager
-def open_editor(loaded: LoadedConfig, workspace: Path, tenant: str = "local") -> Iterator[Editor]:
+@asynccontextmanager
+async def open_editor(
+    loaded: LoadedConfig, workspace: Path, tenant: str = "local", *, asks: bool = True
+) -> AsyncIterator[Editor]:
     """What previews, applies and takes back edits of a workspace's files.
+
+    Args:
+        loaded: the configuration.
+        workspace: whose files may be changed.
+        tenant: who changes them.
+        asks: the code intelligence looks for errors and renames symbols, where one is installed. To undo needs none.
 
     Raises:
         AuditError: the audit log cannot be opened, so nothing is changed.
     """
     from turnout.code.apply import Editor
+    from turnout.code.semantic import issues_of
 
-    audit = open_audit_log(loaded)
-    try:
-        yield Editor(workspace, data_dir(), audit=audit, tenant=tenant)
-    finally:
+    async with AsyncExitStack() as stack:
+        audit = open_audit_log(loaded)
         if audit is not None:
-            audit.close()
+            stack.callback(audit.close)
+        told = await _intelligence_of(loaded.config, workspace, stack) if asks else None
+        check = partial(issues_of, told) if told is not None else None
+        yield Editor(workspace, data_dir(), audit=audit, tenant=tenant, check=check, intelligence=told, renamer=told)
+
+
+async def _intelligence_of(config: RouterConfig, workspace: Path, stack: AsyncExitStack) -> HostedIntelligence | None:
+    """Who knows the code of a workspace; None when there is nobody, or it is switched off."""
+    if is_off(config.serena) or not HAS_UNIX_SOCKETS:
+        return None
+    if not await asyncio.to_thread(code_installed(config.code).knows, workspace):
+        return None
+    hosts = hosts_of(config.code)
+    stack.push_async_callback(hosts.aclose)
+    return HostedIntelligence(hosts, workspace)
 
 
 def tls_files(loaded: LoadedConfig) -> TlsFiles | None:

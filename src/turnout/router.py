@@ -230,6 +230,7 @@ class Router:
                 self.meant(request.model, principal)
             await self._wait_for_answers(request, run.task, principal)
             request, run.code, run.inserted = await self._with_code(request, run.task, principal)
+            run.no_code = self._not_gathered(request, run.task)
             selection = self._select(request, run.task, principal)
             selection, run.place = self._placement.order(request, principal.id, selection, run.task)
             run.selection = selection

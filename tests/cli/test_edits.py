@@ -17,6 +17,7 @@ from tests.cli.conftest import configure, run_beside
 from tests.cli.test_ask import _speaking
 from tests.cli.test_chat import at_terminal
 from tests.cli.typist import CTRL_D, Typist
+from tests.code.workspaces import server
 from tests.fakes.base import running
 from turnout.api import LocalLLMRouter
 from turnout.errors import EditError, UsageError
@@ -118,6 +119,24 @@ async def test_json_holds_the_diffs_and_why_nothing_was_written(workspace: Path)
     undone = json.loads((await run_beside("undo", "--json")).stdout)
     assert [f["path"] for f in undone["undone"]] == ["app.py", "notes.txt"]
     assert (workspace / "app.py").read_text() == OLD
+
+
+async def test_an_edit_that_adds_errors_is_put_back_unless_told_otherwise(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(Path(server("python", "ty").command[0]).parent))
+    wrong = ANSWER.replace("x = 2", "x = nowhere")
+    async with answering(wrong) as _:
+        refused = await run_beside("ask", "Set x", "--apply", stdin=b"")
+        left = (workspace / "app.py").read_text()
+        kept = await run_beside("ask", "Set x", "--apply", "--despite-errors", stdin=b"")
+        alone = await run_beside("ask", "Set x", "--despite-errors", stdin=b"")
+    await run_beside("code", "stop", "--all")
+    assert (refused.exit_code, left) == (1, OLD)
+    assert "put back, because it adds 1 error: app.py:1: " in refused.stderr
+    assert (kept.exit_code, alone.exit_code) == (0, 2)
+    assert "new error: app.py:1: " in kept.stderr
+    assert (workspace / "app.py").read_text() == "x = nowhere\ny = 1\n"
 
 
 async def test_without_a_terminal_edit_shows_and_writes_nothing(workspace: Path) -> None:

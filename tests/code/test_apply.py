@@ -254,7 +254,7 @@ async def test_a_file_that_is_saved_before_it_is_put_back_is_left_alone_and_name
         if not (root / "b.txt").exists():
             (root / "a.txt").write_bytes(b"mine\n")
             return {"a.txt": [Issue(1, "bad")]}
-        return {}
+        return {"a.txt": []}
 
     edits = editor(root, check=check)
     with pytest.raises(EditError, match=r"left alone: a\.txt"):
@@ -480,3 +480,19 @@ async def test_a_symbol_is_renamed_everywhere_in_one_set(root: Path) -> None:
     alone = await editor(root).preview("Rename symbol `whole` to `total` in `m.py`\n")
     assert "needs a language server" in alone.problems[0].reason
     assert await issues_of(knows, ["m.py"]) == {"m.py": (Issue(4, "bad"),)}
+
+
+async def test_a_file_that_cannot_be_judged_both_times_is_kept_and_told(root: Path) -> None:
+    async def judged_before(paths: Sequence[str]) -> dict[str, list[Issue]]:
+        return {} if "sub/new/c.txt" in paths else {"a.txt": []}
+
+    async def judged_after(paths: Sequence[str]) -> dict[str, list[Issue]]:
+        return {"a.txt": [Issue(1, "old trouble")]} if "sub/new/c.txt" in paths else {}
+
+    edits = editor(root, check=judged_before)
+    outcome = await edits.apply(await edits.preview(BOTH))
+    assert outcome.notes == ("nobody could say in time whether there are new errors in a.txt",)
+    await edits.undo()
+    edits = editor(root, check=judged_after)
+    outcome = await edits.apply(await edits.preview(BOTH))
+    assert (outcome.issues, outcome.notes) == ((), ())

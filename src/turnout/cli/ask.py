@@ -95,6 +95,7 @@ class Screen:
 @click.option("--session", metavar="NAME", help="Begin or go on with this conversation, and keep what is said.")
 @click.option("--edit", is_flag=True, help="Show the edits that the answer proposes as diffs, and ask before writing.")
 @click.option("--apply", is_flag=True, help="Write the edits that the answer proposes, all or none, without asking.")
+@click.option("--despite-errors", is_flag=True, help="With --edit or --apply: keep edits that add errors, too.")
 @json_option
 @click.pass_obj
 def ask(
@@ -105,6 +106,7 @@ def ask(
     session: str | None,
     edit: bool,
     apply: bool,
+    despite_errors: bool,
     as_json: bool,
     **given: Unpack[Given],
 ) -> None:
@@ -128,7 +130,7 @@ def ask(
     if session is not None:
         require_store(loaded, session)
         request = replace(request, session_id=session)
-    request = edits.asking_for_edits(request, asks=edit, writes=apply, as_json=as_json)
+    request = edits.asking_for_edits(request, asks=edit, writes=apply, despite_errors=despite_errors, as_json=as_json)
     stream = not (no_stream or as_json)
     began = time.monotonic()
     try:
@@ -151,7 +153,7 @@ def ask(
     if answer.alarm is not None:
         raise PartialError(AuditError(NO_END, hint=answer.alarm.hint), fields)
     if edit or apply:
-        fields = edits.carry_out(loaded, request, answer.result.text, fields, asks=edit)
+        fields = edits.carry_out(loaded, request, answer.result.text, fields, asks=edit, despite_errors=despite_errors)
     if as_json:
         print_json(fields)
 
@@ -207,7 +209,7 @@ async def _run(
 def show_context(run: Run) -> None:
     """The code that is sent along with a question, on stderr."""
     if run.code is None:
-        note("code context: none")
+        note(f"code context: none: {run.no_code or 'its workspace could not be read in time'}")
         return
     note(f"code context: {run.code.provider}: {run.code.note}")
     for added in run.inserted.values():

@@ -337,7 +337,7 @@ class Chat:
         done = "; ".join(ahead.fitted.steps) or "nothing of it can be left out"
         click.echo(f"from now on: {cell(done)}; about {before:,} tokens become {min(before, after):,}")
 
-    async def apply_edits(self, _: str) -> None:
+    async def apply_edits(self, how: str) -> None:
         from turnout.build import open_editor
         from turnout.cli import edits
 
@@ -345,16 +345,16 @@ class Chat:
         if last is None or last.role != "assistant":
             click.echo("nothing was answered yet")
             return
-        with open_editor(self._loaded, self._workspace()) as editor:
+        async with open_editor(self._loaded, self._workspace()) as editor:
             proposed = await editor.preview(last.text)
             edits.show(proposed)
-            edits.tell_outcome(await editor.apply(proposed))
+            edits.tell_outcome(await editor.apply(proposed, despite_errors=how == "--despite-errors"))
 
     async def revert(self, how: str) -> None:
         from turnout.build import open_editor
         from turnout.cli import edits
 
-        with open_editor(self._loaded, self._workspace()) as editor:
+        async with open_editor(self._loaded, self._workspace(), asks=False) as editor:
             edits.tell_outcome(await editor.undo(force=how == "--force"), undone=True)
 
     def _workspace(self) -> Path:
@@ -396,7 +396,7 @@ COMMANDS: dict[str, tuple[_Command, str, str]] = {
     "model": (Chat.choose_model, "[NAME|auto]", "who answers from now on; alone: which models there are"),
     "context": (Chat.show_context, "", "the window, what fills it, and what would be sent now"),
     "compact": (Chat.compact, "", "have what was said until here summarised from now on"),
-    "apply": (Chat.apply_edits, "", "write the edits that the last answer proposes, all or none"),
+    "apply": (Chat.apply_edits, "[--despite-errors]", "write the edits that the last answer proposes, all or none"),
     "revert": (Chat.revert, "[--force]", "take back what /apply changed last in the workspace"),
     "undo": (Chat.undo, "", "take back the last question and its answer, in the store too"),
     "new": (Chat.begin_anew, "", "begin a new conversation"),

@@ -39,25 +39,26 @@ def undo(config_file: str | None, workspace: str | None, force: bool, as_json: b
     Once more takes back the set before. Files that were changed since are left alone, and then all of the set is
     (docs/edits.md).
     """
-    from turnout.build import open_editor
-
     loaded = loaded_config(config_file)
     root = find_workspace(workspace, loaded.config.serena.workspace) or Path.cwd()
-    with open_editor(loaded, root) as editor:
-        outcome = asyncio.run(editor.undo(force=force))
+    outcome = asyncio.run(_undone(loaded, root, force=force))
     if as_json:
         print_json({"undone": [_file_fields(change) for change in outcome.changes], "notes": list(outcome.notes)})
     else:
         tell_outcome(outcome, undone=True)
 
 
-def asking_for_edits(request: ChatRequest, *, asks: bool, writes: bool, as_json: bool) -> ChatRequest:
+def asking_for_edits(
+    request: ChatRequest, *, asks: bool, writes: bool, despite_errors: bool, as_json: bool
+) -> ChatRequest:
     """The request, with a word on how edits are written when they are wanted.
 
     Raises:
         UsageError: there is no workspace, or nobody could be asked.
     """
     if not (asks or writes):
+        if despite_errors:
+            raise UsageError("--despite-errors writes nothing by itself", hint="add --edit or --apply")
         return request
     from turnout.code.edits import HOW_TO_WRITE
 
@@ -86,33 +87,63 @@ def tell_proposed(result: ExecutionResult, how: str) -> None:
 
 
 def carry_out(
-    loaded: LoadedConfig, request: ChatRequest, answer: str, fields: dict[str, Json], *, asks: bool
+    loaded: LoadedConfig,
+    request: ChatRequest,
+    answer: str,
+    fields: dict[str, Json],
+    *,
+    asks: bool,
+    despite_errors: bool,
 ) -> dict[str, Json]:
     """Show the edits of an answer and write them, asked for or not; returns ``fields`` with what was done.
 
     Raises:
         PartialError: nothing was written; holds the fields.
     """
-    from turnout.build import open_editor
-
-    with open_editor(loaded, Path(request.workspace)) as editor:
-        proposed = asyncio.run(editor.preview(answer))
-        if not fields:
-            show(proposed)
-        fields = {**fields, "edits": _preview_fields(proposed), "applied": False}
-        if asks and proposed.empty:
-            note("the answer proposes no edits")
-            return fields
-        try:
-            if asks and not (proposed.problems or proposed.unclear):
-                proposed = _agreed(proposed)
-                if not proposed.changes:
-                    return fields
-            outcome = asyncio.run(editor.apply(proposed, doubtful=asks))
-        except TurnoutError as error:
-            raise PartialError(error, fields) from error
+    root = Path(request.workspace)
+    proposed = asyncio.run(_previewed(loaded, root, answer))
+    if not fields:
+        show(proposed)
+    fields = {**fields, "edits": _preview_fields(proposed), "applied": False}
+    if asks and proposed.empty:
+        note("the answer proposes no edits")
+        return fields
+    try:
+        if asks and not (proposed.problems or proposed.unclear):
+            proposed = _agreed(proposed)
+            if not proposed.changes:
+                return fields
+        outcome = asyncio.run(_applied(loaded, root, proposed, doubtful=asks, despite_errors=despite_errors))
+    except TurnoutError as error:
+        raise PartialError(error, fields) from error
     tell_outcome(outcome)
     return {**fields, "applied": True}
+
+
+# Each in a loop of its own: the connections of an editor end with the loop.
+
+
+async def _previewed(loaded: LoadedConfig, root: Path, answer: str) -> Preview:
+    from turnout.build import open_editor
+
+    async with open_editor(loaded, root) as editor:
+        return await editor.preview(answer)
+
+
+async def _applied(
+    loaded: LoadedConfig, root: Path, proposed: Preview, *, doubtful: bool, despite_errors: bool
+) -> Outcome:
+    from turnout.build import open_editor
+
+    async with open_editor(loaded, root) as editor:
+        return await editor.apply(proposed, doubtful=doubtful, despite_errors=despite_errors)
+
+
+async def _undone(loaded: LoadedConfig, root: Path, *, force: bool) -> Outcome:
+    from turnout.build import open_editor
+
+    async with open_editor(loaded, root, asks=False) as editor:
+        return await editor.undo(force=force)
 
 
 def _agreed(proposed: Preview) -> Preview:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import ParamSpec, TypeAlias, TypeVar
+from typing import TypeAlias
 
 from turnout.code.edits import parse_edits
 from turnout.code.intelligence import Intelligence
@@ -21,13 +21,13 @@ from turnout.code.preview import FileChange, Preview, preview
 from turnout.code.proposal import Proposal
 from turnout.code.provider import Issue
 from turnout.code.semantic import with_intelligence
+from turnout.code.trial import Renamer, Trial, to_its_end
 from turnout.errors import EditError, TurnoutError
 from turnout.guard.audit import AuditLog
 from turnout.guard.records import EditedFile
 
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
 _SHOWN = 5
+_DESPITE = "ask for another edit; --despite-errors (despite_errors=True) keeps it"
 Check: TypeAlias = Callable[[Sequence[str]], Awaitable[Mapping[str, Sequence[Issue]]]]
 """The errors in files of the workspace, by path; a file that it cannot judge is left out. Never raises."""
 
@@ -57,6 +57,7 @@ class Editor:
         tenant: who changes them.
         check: finds errors, before and after; None looks at the syntax of Python alone.
         intelligence: finds and renames symbols; None leaves the first to ``symbols.py``, and the second undone.
+        renamer: renames where the intelligence shows no edits, and writes at once; what it writes is put back.
     """
 
     def __init__(
@@ -68,16 +69,24 @@ class Editor:
         tenant: str = "local",
         check: Check | None = None,
         intelligence: Intelligence | None = None,
+        renamer: Renamer | None = None,
     ) -> None:
         self._root = workspace.resolve()
         self._journal = Journal(journal_folder(data, tenant, self._root), self._root)
         self._audit, self._tenant, self._check, self._intelligence = audit, tenant, check, intelligence
+        self._trial = Trial(self._journal, self._root, renamer, self._note) if renamer is not None else None
 
     async def preview(self, answer: str | Proposal) -> Preview:
-        """What an answer's edits come to. Nothing is written; what no edit can be made of is in it with the reason."""
+        """What an answer's edits come to. Nothing is written; what no edit can be made of is in it with the reason.
+
+        Only for a rename where nobody shows the edits first, files are changed for a moment, and put back.
+
+        Raises:
+            StorageError, AuditError: that cannot be kept; nothing was changed.
+        """
         proposal = parse_edits(answer) if isinstance(answer, str) else answer
         if self._intelligence is not None:
-            return await with_intelligence(self._intelligence, self._root, proposal)
+            return await with_intelligence(self._intelligence, self._root, proposal, self._trial)
         return await asyncio.to_thread(preview, self._root, proposal.edits, proposal.unclear)
 
     async def apply(self, proposed: Preview, *, doubtful: bool = False, despite_errors: bool = False) -> Outcome:
@@ -96,19 +105,22 @@ class Editor:
         changes = proposed.changes
         _require_applicable(proposed, self._root, doubtful=doubtful)
         with self._journal.locked():
-            notes = await _to_its_end(self._journal.recover)
+            notes = await to_its_end(self._journal.recover)
             old = await self._issues([c.path for c in changes if c.before is not None])
-            entry = await _to_its_end(self._begin, changes)
+            entry = await to_its_end(self._begin, changes)
             try:
-                await _to_its_end(self._write, entry, changes)
+                await to_its_end(self._write, entry, changes)
                 new = await self._issues([c.path for c in changes if c.after is not None])
-                issues = _added(old, new)
+                issues = _added({**{c.path: () for c in changes if c.before is None}, **old}, new)
                 if issues and not despite_errors:
-                    raise EditError(f"put back, because it adds {_counted(issues)}", hint="ask for another edit")
-                await _to_its_end(self._end, entry, changes)
+                    raise EditError(f"put back, because it adds {_counted(issues)}", hint=_DESPITE)
+                await to_its_end(self._end, entry, changes)
             except BaseException as error:
                 self._put_back(entry, changes, error)
                 raise
+        unknown = [c.path for c in changes if c.path in old and c.after is not None and c.path not in new]
+        if unknown:
+            notes.append(f"nobody could say in time whether there are new errors in {', '.join(unknown)}")
         return Outcome(changes, issues, tuple(notes))
 
     async def undo(self, *, force: bool = False) -> Outcome:
@@ -122,12 +134,12 @@ class Editor:
             StorageError, AuditError: as ``apply``.
         """
         with self._journal.locked():
-            return await _to_its_end(partial(self._undo, force=force))
+            return await to_its_end(partial(self._undo, force=force))
 
     async def recover(self) -> tuple[str, ...]:
         """Put back what was half written when its process died; what is to be told of it. Raises as ``undo``."""
         with self._journal.locked():
-            return tuple(await _to_its_end(self._journal.recover))
+            return tuple(await to_its_end(self._journal.recover))
 
     def _begin(self, changes: Sequence[FileChange]) -> Entry:
         for change in changes:
@@ -214,10 +226,13 @@ def _require_applicable(proposed: Preview, root: Path, *, doubtful: bool) -> Non
 
 
 def _added(old: Mapping[str, Sequence[Issue]], new: Mapping[str, Sequence[Issue]]) -> tuple[str, ...]:
-    """Errors that were not there before. Lines move, so that messages are counted."""
+    """Errors that were not there before. Lines move, so that messages are counted. A file that could not be judged
+    before cannot be afterwards."""
     found = []
     for path, issues in new.items():
-        known = Counter(issue.message for issue in old.get(path, ()))
+        if path not in old:
+            continue
+        known = Counter(issue.message for issue in old[path])
         for issue in issues:
             if known[issue.message] > 0:
                 known[issue.message] -= 1
@@ -229,14 +244,3 @@ def _added(old: Mapping[str, Sequence[Issue]], new: Mapping[str, Sequence[Issue]
 def _counted(issues: Sequence[str]) -> str:
     shown = "; ".join(issues[:_SHOWN]) + (" ..." if len(issues) > _SHOWN else "")
     return f"{len(issues)} {'error' if len(issues) == 1 else 'errors'}: {shown}"
-
-
-async def _to_its_end(work: Callable[_P, _T], *args: _P.args, **named: _P.kwargs) -> _T:
-    """Run it in a thread, and when this is cancelled wait until it has ended: files are not left to a thread that
-    nobody looks after."""
-    task = asyncio.ensure_future(asyncio.to_thread(work, *args, **named))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -282,6 +283,11 @@ class HostedIntelligence:
     async def write_rename(self, path: str, name_path: str, new_name: str) -> None:
         """As ``SymbolWriter.write_rename``."""
         await self._ask(say.WriteRename(path, name_path, new_name), _LIMITS[Ability.RENAME])
+
+    async def give_up(self) -> None:
+        """As ``Renamer.give_up``: what was asked to be written may go on, so the host ends, and Serena with it."""
+        with suppress(IntelligenceError, OSError):
+            await self._hosts.stop(self._workspace)
 
     async def aclose(self) -> None:
         """The connections belong to ``Hosts``: nothing is to be done."""

@@ -3,7 +3,7 @@ between, and can be taken back.
 
 A folder for each set, in the data directory below tenant and workspace: ``entry.json`` and the old bytes of each file.
 It is on the disk before the first file of the workspace changes. Its state says what the next one who looks does with
-it: ``writing`` and ``undoing`` are put back, ``applied`` is kept for ``turnout undo``.
+it: ``writing``, ``undoing`` and ``trying`` are put back, ``applied`` is kept for ``turnout undo``.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from turnout.files import lock_folder, read_file, unlock_folder
 # Sets that are kept of a workspace, and how many bytes they may have together; the newest is always kept.
 MOST_KEPT, MOST_BYTES = 20, 64_000_000
 _ENTRY = "entry.json"
+_CALLED = {"writing": "edits", "undoing": "an undo", "trying": "a trial of a rename"}
 _BINARY = getattr(os, "O_BINARY", 0)
 
 
@@ -42,15 +43,16 @@ class _File(msgspec.Struct):
 
 
 class Entry(msgspec.Struct):
-    """One set of files."""
+    """One set of files. ``renames``: while somebody else writes them, the old and the new name."""
 
     number: int
     at: str
     workspace: str
-    state: Literal["writing", "applied", "undoing"]
+    state: Literal["writing", "applied", "undoing", "trying"]
     token: str
     files: list[_File]
     folders: list[str]
+    renames: tuple[str, str] | None = None
 
     def temporary(self, root: Path, n: int) -> Path:
         """Where the new bytes of a file stand until all are there: beside it, since a rename needs the same disk."""
@@ -100,17 +102,23 @@ class Journal:
         finally:
             unlock_folder(descriptor)
 
-    def begin(self, changes: Sequence[FileChange]) -> Entry:
-        """Put on the disk what the files hold now, before anything changes. Raises StorageError."""
+    def begin(self, changes: Sequence[FileChange], renames: tuple[str, str] | None = None) -> Entry:
+        """Put on the disk what the files hold now, before anything changes. Raises StorageError.
+
+        Args:
+            changes: the files.
+            renames: the old and the new name, when somebody else writes them: what they become is not known before.
+        """
         numbers = [int(path.name) for path in self._entries()]
         entry = Entry(
             number=max(numbers, default=0) + 1,
             at=datetime.now(UTC).isoformat(timespec="seconds"),
             workspace=str(self._root),
-            state="writing",
+            state="writing" if renames is None else "trying",
             token=secrets.token_hex(6),
             files=[_File(c.path, hash_of(c.before), hash_of(c.after), c.mode) for c in changes],
             folders=_missing_folders(self._root, changes),
+            renames=renames,
         )
         try:
             place = self._place(entry)
@@ -204,7 +212,7 @@ class Journal:
                 now = self._hash(path)
                 if now == file.before:
                     continue
-                if now != file.after:
+                if now != file.after and not self._is_renamed(entry, n):
                     foreign.append(path)
                     continue
                 old = read_file(self._place(entry) / f"{n}.before") if file.before is not None else None
@@ -237,12 +245,19 @@ class Journal:
             entry = self._load(place)
             if entry.state == "applied":
                 continue
-            what = "edits" if entry.state == "writing" else "an undo"
+            what = _CALLED[entry.state]
             foreign = self.put_back(entry)
             stays = f"; changed since and left alone: {', '.join(foreign)}" if foreign else ""
             names = ", ".join(file.path for file in entry.files)
             told.append(f"{what} of {entry.at} had been interrupted: {names} put back as before{stays}")
         return told
+
+    def _is_renamed(self, entry: Entry, n: int) -> bool:
+        """Whether a file differs from what it was by the new name alone: that nobody else has done."""
+        if entry.renames is None or entry.files[n].before is None:
+            return False
+        old, now = read_file(self._place(entry) / f"{n}.before"), read_file(self._root / entry.files[n].path)
+        return _words(old, entry.renames) == _words(now, entry.renames)
 
     def _set(self, entry: Entry, n: int, content: bytes | None) -> None:
         target = self._root / entry.files[n].path
@@ -294,6 +309,12 @@ class Journal:
     def _failure(self, error: OSError) -> StorageError:
         said = f"the journal of edits {self._folder} cannot be used: {error.strerror or error}"
         return StorageError(said, hint="make it writable, or set TURNOUT_DATA_DIR")
+
+
+def _words(data: bytes, renames: tuple[str, str]) -> list[str]:
+    """A text in pieces, the new name as if it were the old one."""
+    old, new = renames
+    return [old if word == new else word for word in re.split(r"(\w+)", data.decode("utf-8", "surrogateescape"))]
 
 
 def _missing_folders(root: Path, changes: Sequence[FileChange]) -> list[str]:

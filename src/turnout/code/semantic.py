@@ -6,11 +6,19 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
-from turnout.code.intelligence import Ability, CodeSymbol, Intelligence, IntelligenceError, TextEdit
+from turnout.code.intelligence import (
+    Ability,
+    CodeSymbol,
+    Intelligence,
+    IntelligenceError,
+    NotSupportedError,
+    TextEdit,
+)
 from turnout.code.match import closed, opened
 from turnout.code.paths import checked
 from turnout.code.preview import Draft, Preview, problem_of
@@ -18,19 +26,31 @@ from turnout.code.proposal import NewBody, NewName, Proposal, ProposedEdit
 from turnout.code.provider import Issue
 from turnout.code.replace import check_name, replaced
 from turnout.code.symbols import Symbol
+from turnout.code.trial import Trial
 from turnout.errors import EditError
 from turnout.types import Position
 
+CHECK_SECONDS = 20.0  # a set of edits waits for it twice
+MOST_CHECKED = 8  # files at once
 _BODY_LINES = 10  # a definition's name stands in one of its first lines, decorators and comments before it
 _PYTHON = (".py", ".pyi")
 
 
-async def with_intelligence(intelligence: Intelligence, root: Path, proposal: Proposal) -> Preview:
-    """As ``preview.preview``, with symbols found and renamed by a language server or Serena."""
+async def with_intelligence(
+    intelligence: Intelligence, root: Path, proposal: Proposal, trial: Trial | None = None
+) -> Preview:
+    """As ``preview.preview``, with symbols found and renamed by a language server or Serena.
+
+    Args:
+        intelligence: who is asked.
+        root: the workspace, resolved.
+        proposal: the edits.
+        trial: renames where the intelligence cannot show the edits; None refuses it there.
+    """
     draft, problems = Draft(root), []
     for edit in proposal.edits:
         try:
-            if not await _semantic(intelligence, draft, edit):
+            if not await _semantic(intelligence, draft, edit, trial):
                 await asyncio.to_thread(draft.take, edit)
         except EditError as error:
             problems.append(problem_of(edit, error))
@@ -38,22 +58,29 @@ async def with_intelligence(intelligence: Intelligence, root: Path, proposal: Pr
 
 
 async def issues_of(intelligence: Intelligence, paths: Sequence[str]) -> dict[str, tuple[Issue, ...]]:
-    """The errors in files, for ``Editor(check=...)``; a file that cannot be judged is left out."""
-    found = {}
-    for path in paths:
-        try:
-            diagnostics = await intelligence.diagnostics(path)
-        except IntelligenceError:
-            continue
-        found[path] = tuple(Issue(d.place.line + 1, d.message) for d in diagnostics if d.severity == 1)
+    """The errors in files, for ``Editor(check=...)``; a file that cannot be judged in time is left out."""
+    found: dict[str, tuple[Issue, ...]] = {}
+    few = asyncio.Semaphore(MOST_CHECKED)
+
+    async def look(path: str) -> None:
+        with suppress(IntelligenceError):
+            async with few:
+                diagnostics = await intelligence.diagnostics(path)
+            found[path] = tuple(Issue(d.place.line + 1, d.message) for d in diagnostics if d.severity == 1)
+
+    with suppress(TimeoutError):
+        async with asyncio.timeout(CHECK_SECONDS):
+            await asyncio.gather(*map(look, paths))
     return found
 
 
-async def _semantic(intelligence: Intelligence, draft: Draft, edit: ProposedEdit) -> bool:
+async def _semantic(intelligence: Intelligence, draft: Draft, edit: ProposedEdit, trial: Trial | None) -> bool:
     """Whether the edit was carried out here. Raises EditError."""
     match edit.change:
         case NewName(symbol, name):
-            await _rename(intelligence, draft, checked(draft.root, edit.path), symbol, name)
+            path = checked(draft.root, edit.path)
+            for where, data in (await _renamed(intelligence, draft, path, symbol, name, trial)).items():
+                draft.put(where, data)
             return True
         case NewBody(symbol, body) if not edit.path.endswith(_PYTHON):  # Python's own parser is exact
             return await _replace(intelligence, draft, checked(draft.root, edit.path), symbol, body)
@@ -77,7 +104,10 @@ async def _replace(intelligence: Intelligence, draft: Draft, path: str, symbol: 
     return True
 
 
-async def _rename(intelligence: Intelligence, draft: Draft, path: str, symbol: str, name: str) -> None:
+async def _renamed(
+    intelligence: Intelligence, draft: Draft, path: str, symbol: str, name: str, trial: Trial | None
+) -> dict[str, bytes]:
+    """What every file holds after a rename."""
     check_name(name, PurePosixPath(path).suffix)
     if Ability.RENAME not in intelligence.abilities:
         raise EditError(f"{intelligence.name} cannot rename symbols")
@@ -86,15 +116,21 @@ async def _rename(intelligence: Intelligence, draft: Draft, path: str, symbol: s
         raise EditError("renaming looks at the files as they are: apply the other edits first")
     try:
         found = await _the_symbol(intelligence, path, symbol)
-        edits = await intelligence.rename(path, _position(page.lines, found, _last(symbol)), name)
     except IntelligenceError as error:
-        raise EditError(f"{intelligence.name}: {error}") from error
+        raise EditError(str(error)) from error
+    try:
+        edits = await intelligence.rename(path, _position(page.lines, found, _last(symbol)), name)
+    except NotSupportedError as error:
+        if trial is None:
+            raise EditError(str(error)) from error
+        tried = await trial.rename(path, found.name_path, name)
+        return {checked(draft.root, where): data for where, data in tried.items()}
+    except IntelligenceError as error:
+        raise EditError(str(error)) from error
     by_path: dict[str, list[TextEdit]] = {}
     for edit in edits:
         by_path.setdefault(checked(draft.root, edit.place.path), []).append(edit)
-    new = {where: _edited(draft.content(where), changes) for where, changes in by_path.items()}
-    for where, data in new.items():
-        draft.put(where, data)
+    return {where: _edited(draft.content(where), changes) for where, changes in by_path.items()}
 
 
 async def _the_symbol(intelligence: Intelligence, path: str, symbol: str) -> CodeSymbol:
