@@ -85,7 +85,8 @@ class Journal:
         found = await asyncio.to_thread(_find, self._log, request_id)
         if found is None or found.who != who.id:
             hint = (
-                "the id is in x-turnout-request-id and in `turnout ask --json`; `turnout feedback` lists the last ones"
+                "the id is in x-turnout-request-id and in `turnout ask --json`; `turnout feedback` lists the last; "
+                "where an exact model was asked for that one server has, there was no choice to judge"
             )
             raise UsageError(f"no request of yours has the id {request_id[:80]!r}", hint=hint)
         if not found.category or found.chosen < 0:

@@ -230,7 +230,7 @@ class Router:
                 self.meant(request.model, principal)
             await self._wait_for_answers(request, run.task, principal)
             request, run.code, run.inserted = await self._with_code(request, run.task, principal)
-            run.no_code = self._not_gathered(request, run.task)
+            run.no_code = "" if run.code else self._why_no_code(request, run.task)
             selection = self._select(request, run.task, principal)
             selection, run.place = self._placement.order(request, principal.id, selection, run.task)
             run.selection = selection
@@ -263,8 +263,7 @@ class Router:
         task = classify(request, self._config.routing.classification)
         request, context, _ = await self._with_code(request, task, LOCAL)
         selection, _ = self._placement.order(request, LOCAL.id, self._select(request, task, LOCAL), task)
-        why = self._not_gathered(request, task) or "the workspace could not be read in time"
-        note = f"{context.provider}: {context.note}" if context else f"none: {why}"
+        note = f"{context.provider}: {context.note}" if context else f"none: {self._why_no_code(request, task)}"
         plan = self._plan(request, selection)
         if not selection.ranked:
             await self._require_one_that_fits(request, plan)
@@ -332,6 +331,9 @@ class Router:
 
     def _not_gathered(self, request: ChatRequest, task: ClassificationResult | None) -> str:
         return not_gathered_because(self._config.serena, request, task.needs_code_context if task else None)
+
+    def _why_no_code(self, request: ChatRequest, task: ClassificationResult | None) -> str:
+        return self._not_gathered(request, task) or "the workspace could not be read in time"
 
     async def _with_code(
         self, request: ChatRequest, task: ClassificationResult | None, principal: Principal

@@ -51,7 +51,7 @@ class Run:
     refusals: Refusals = field(default_factory=Refusals)
     selection: Selection | None = None
     code: CodeContext | None = None  # what was gathered for this question
-    no_code: str = ""  # why nobody was asked
+    no_code: str = ""  # why nothing was
     inserted: Mapping[str, str] = field(default_factory=dict)  # of it in the user's turn, by what it is kept under
     place: bytes = b""  # what its conversation is known by
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,17 @@ def test_tail_shows_the_newest(asked: Path) -> None:
     assert "no_service" in shown.stdout
     raw = run("audit", "tail", "--json")
     assert raw.stdout == asked.read_text()
+
+
+def test_a_time_that_is_shown_is_one_to_search_by(asked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+        at = run("audit", "tail", "-n", "1").stdout.splitlines()[1].split("\t")[1]
+        assert len(lines(run("audit", "search", "--since", at, "--until", "0m", "--json").stdout)) > 0
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_search_finds_by_what_is_given(asked: Path) -> None:

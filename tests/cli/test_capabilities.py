@@ -44,6 +44,11 @@ def test_why_names_each_result_with_its_list_and_date() -> None:
     assert run("models", "--why", "nomic-embed-text").stdout.startswith("nomic-embed-text: no row")
 
 
+def test_a_size_that_nobody_tells_is_said_to_be_assumed() -> None:
+    assert "3 billion parameters, assumed" in run("models", "--why", "no-size").stdout
+    assert "assumed" not in run("models", "--why", "no-name-3b").stdout
+
+
 def test_a_users_score_is_said_to_be_his_and_a_mistake_is_told() -> None:
     Path("mine.toml").write_text(
         '[models."phi-4"]\nparams = 14.7\nwindow = 16384\nscores = { coding = 77, reasoning = 140 }\n', "utf-8"
@@ -63,6 +68,8 @@ def test_a_users_score_is_said_to_be_his_and_a_mistake_is_told() -> None:
     [
         (("--capabilities", "--name", "no-such"), "no model of the capability table has 'no-such' in its name"),
         (("--name", "phi"), "--name is a part of --capabilities"),
+        (("--why", " "), "--why is given alone, with the name of a model"),
+        (("--capabilities", "--why", "phi-4"), "--why is given alone"),
         (("--capabilities", "pin", "x"), "belong to `turnout models` alone"),
     ],
 )

@@ -12,6 +12,8 @@ import pytest
 
 from tests.cli.conftest import Fakes, configure, run, run_beside
 from tests.code.workspaces import server
+from tests.fakes.base import FakeModel
+from turnout.cli.code import _position
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="hosts need UNIX sockets")
 
@@ -98,6 +100,20 @@ def test_a_place_that_is_none(place: str, said: str, bare: Path) -> None:
     assert said in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ('    return f"{len(items)}"', "len"),
+        ("raise u8R'x' from base", "base"),
+        ('f("x")', "f"),
+        ('total(f"x")', "total"),
+    ],
+)
+def test_what_says_which_text_this_is_is_no_name(line: str, name: str, bare: Path) -> None:
+    Path("line.py").write_text(line)
+    assert _position("line.py:1", bare)[1].character == line.index(name)
+
+
 def test_where_nothing_is_installed_it_says_what_to_do(bare: Path) -> None:
     result = run("code", "hover", "shop.py:4")
     assert result.exit_code == 1
@@ -119,7 +135,9 @@ async def test_ask_shows_what_the_question_takes_along(bare: Path, fakes: Fakes)
     context = json.loads(result.stdout)["code_context"]
     assert context["text"].startswith("## Definition")
     result = await run_beside("ask", "Hello", "--show-context")
-    assert "code context: none" in result.stderr
+    assert "code context: none: there is no workspace" in result.stderr
+    result = await run_beside("ask", "Hello", "--workspace", ".", "--show-context", "--model", FakeModel().id)
+    assert "code context: none: an exact model was asked for, and no file is named" in result.stderr
     assert not list(Path(os.environ["TURNOUT_DATA_DIR"]).rglob("*.sock"))
 
 

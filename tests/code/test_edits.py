@@ -260,7 +260,9 @@ def test_what_is_doubtful_is_said(tmp_path: Path, new: str, doubt: str) -> None:
 def test_a_part_of_a_file_is_not_taken_for_the_whole_unseen(tmp_path: Path) -> None:
     old = "".join(f"x{n} = {n}\n" for n in range(40))
     shown = looked(tmp_path, "app.py\n```python\nx3 = 4\n```", {"app.py": old})
-    assert "40 of its 40 lines would go" in shown.changes[0].doubts[0]
+    assert "40 of its 40 lines of text would go" in shown.changes[0].doubts[0]
+    shown = looked(tmp_path, "app.py\n```python\n\nx3 = 4\n```", {"app.py": old.replace("\n", "\n\n")})
+    assert "40 of its 40 lines of text would go" in shown.changes[0].doubts[0], "a blank line is no line that stays"
     stub = looked(tmp_path, "a.pyi\n```python\ndef f() -> int:\n    ...\n```")
     assert stub.changes[0].doubts == ()
 

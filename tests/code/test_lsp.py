@@ -250,3 +250,15 @@ def test_which_server_is_used_for_which_language(tmp_path: Path) -> None:
     (one,) = language_servers(tmp_path, {name: () for name in LANGUAGES if name != "python"}, [tmp_path])
     assert (one.name, one.pid) == ("ty", 0)
     assert Ability.REPLACE_SYMBOL not in one.abilities
+
+
+def test_a_stand_in_of_rustup_counts_when_a_toolchain_has_what_it_stands_for(tmp_path: Path) -> None:
+    (tmp_path / "rustup").touch(0o755)
+    (tmp_path / "rust-analyzer").symlink_to("rustup")
+    env = {"PATH": str(tmp_path), "HOME": str(tmp_path)}
+    assert find_servers({}, [], env) == {}
+    there = tmp_path / ".rustup" / "toolchains" / "stable" / "bin" / "rust-analyzer"
+    there.parent.mkdir(parents=True)
+    there.touch(0o755)
+    assert "rust" in find_servers({}, [], env)
+    assert find_servers({}, [], env | {"RUSTUP_HOME": "/nowhere"}) == {}

@@ -402,3 +402,28 @@ def test_what_is_wrong_in_a_row_is_left_out_and_estimated(tmp_path: Path) -> Non
 def test_a_users_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         load_table(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("served", "known"),
+    [
+        ("house-model-7b", True),
+        ("house-model:7b", True),
+        ("house-model:7b-instruct-q4_K_M", True),
+        ("hf.co/us/House-Model-7B-GGUF:Q8_0", True),
+        ("house:latest", True),
+        ("house-model:70b", False),
+        ("house-model-7b-uncensored", False),
+        ("other-model:7b", False),
+        ("7b-instruct", False),
+    ],
+)
+def test_a_row_of_ones_own_is_found_however_a_server_writes_its_name(served: str, known: bool, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        '[models."house-model-7b"]\nparams = 7\nwindow = 32768\nscores = { coding = 60 }\naliases = ["house"]\n'
+    )
+    table = load_table(file)
+    row = table.resolve(served)
+    assert (row.id if row else "") == ("house-model-7b" if known else "")
+    assert table.matches("house-model-7b", served) == known

@@ -209,7 +209,7 @@ async def _run(
 def show_context(run: Run) -> None:
     """The code that is sent along with a question, on stderr."""
     if run.code is None:
-        note(f"code context: none: {run.no_code or 'its workspace could not be read in time'}")
+        note(f"code context: none: {run.no_code}" if run.no_code else "code context: none")
         return
     note(f"code context: {run.code.provider}: {run.code.note}")
     for added in run.inserted.values():

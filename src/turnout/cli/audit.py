@@ -55,7 +55,7 @@ def audit() -> None:
 @json_option
 @click.pass_context
 def tail(context: click.Context, lines: int, follow: bool, as_json: bool) -> None:
-    """Show the last records."""
+    """Show the last records. The times are this machine's; --json has the log's own lines, one a record, in UTC."""
     path = _path(context.obj)
     found: list[bytes] = []
     for line in _lines(path):
@@ -96,12 +96,12 @@ def _last(path: Path) -> int:
 @click.option("--request", help="The request's id.")
 @click.option("--query", help="The text of a query: its records are found by the keyed hash of it.")
 @click.option("--failed", is_flag=True, help="Only what did not succeed.")
-@click.option("--since", help="A time (2026-11-25, 2026-11-25T10:00) or an age (90m, 24h, 7d).")
+@click.option("--since", help="A time of this machine (2026-11-25, 2026-11-25T10:00) or an age (90m, 24h, 7d).")
 @click.option("--until", help="As --since.")
 @json_option
 @click.pass_obj
 def search(config_file: str | None, /, as_json: bool, **wanted: str | bool | None) -> None:
-    """Show the records for which everything given holds."""
+    """Show the records for which everything given holds, as `audit tail` does."""
     sought = _wanted(config_file, wanted)
     _show([line for line in _lines(_path(config_file)) if sought(_read(line))], as_json=as_json)
 
@@ -348,5 +348,20 @@ def _row(line: Line) -> tuple[str, ...]:
     result = "" if line.success is None else "ok" if line.success else line.error or "failed"
     if line.success is None and line.error:
         result = line.error
-    at = line.timestamp[:19].replace("T", " ")
-    return str(line.sequence), at, event, line.principal or "", line.model or "", line.service or "", result
+    return (
+        str(line.sequence),
+        _local(line.timestamp),
+        event,
+        line.principal or "",
+        line.model or "",
+        line.service or "",
+        result,
+    )
+
+
+def _local(timestamp: str) -> str:
+    """The log's UTC as this machine's own time, which ``--since`` takes; what is no time as it is."""
+    try:
+        return f"{datetime.fromisoformat(timestamp).astimezone():%Y-%m-%d %H:%M:%S}"
+    except (ValueError, OverflowError):
+        return timestamp[:19]

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _PLACE = re.compile(r"(?P<file>.+?):(?P<line>\d{1,9})(?::(?P<character>\d{1,9}))?")
-_WORD = re.compile(r"[^\W\d]\w*")
+# A word that a quotation mark follows at once is none when it is as short as what says which kind of text this is.
+_WORD = re.compile(r"""\b(?!(?:[a-zA-Z]{1,2}|u8R?)["'])[^\W\d]\w*""")
 _KEYWORD = re.compile(
     r"abstract|and|as|assert|async|await|class|const|def|del|elif|else|enum|except|export|final|finally|fn|for|from|func"
     r"|function|if|impl|import|in|interface|is|lambda|let|mut|not|or|pass|private|pub|public|raise|return|self|static"

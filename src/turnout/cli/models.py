@@ -42,6 +42,8 @@ def models(context: click.Context, capabilities: bool, name: str, why: str | Non
     elif name and not capabilities:
         raise UsageError("--name is a part of --capabilities", hint="give both")
     elif why is not None:
+        if capabilities or not why.strip():
+            raise UsageError("--why is given alone, with the name of a model", hint="turnout models --why NAME")
         from turnout.cli.capabilities import explain_model
 
         explain_model(context.obj, why, as_json)

@@ -17,9 +17,9 @@ This page is made by `python -m turnout.cli.reference`; a test compares the two.
 
 Every command takes `--help`, and all but a conversation (`chat`, `session resume`), `session export`, `serve` and
 `launch` take `--json`.
-With it, stdout holds one JSON document, also when the command fails: then it has an `error` with `code`, `message` and
-`hint`. In a pipe, tables are lines of cells separated by tabs, headed by the names. Errors, notes and the route go to
-stderr.
+With it, stdout holds one JSON document (of `audit tail` and `audit search` one for each record), also when the command
+fails: then it has an `error` with `code`, `message` and `hint`. In a pipe, tables are lines of cells separated by tabs,
+headed by the names. Errors, notes and the route go to stderr.
 
 | exit code | meaning |
 |---|---|

@@ -286,5 +286,9 @@ def note_of(asked: Sequence[Asked]) -> str:
         if told:
             slowest = round(1000 * max(one.seconds for one in told))
             parts.append(f"{name} told {', '.join(sorted({one.ability for one in told}))} in {slowest} ms")
-    parts += sorted({f"{one.name} gave no {one.ability}: {one.outcome[:120]}" for one in asked if one.failed})
+    failed: dict[tuple[str, str], set[str]] = {}
+    for one in asked:
+        if one.failed:
+            failed.setdefault((one.name, one.outcome[:120]), set()).add(one.ability)
+    parts += sorted(f"{name} gave no {', '.join(sorted(what))}: {why}" for (name, why), what in failed.items())
     return "; ".join(parts)

@@ -158,7 +158,7 @@ def find_servers(
         candidates = language.servers
         if name in configured:
             candidates = (_known(tuple(configured[name]), language),) if configured[name] else ()
-        started = (_with_program(server, path) for server in candidates)
+        started = (_with_program(server, path, env) for server in candidates)
         server = next((server for server in started if server is not None), None)
         if server is not None:
             found[name] = server
@@ -172,9 +172,17 @@ def _known(command: tuple[str, ...], language: Language) -> Server:
     return replace(known, command=command)
 
 
-def _with_program(server: Server, path: str) -> Server | None:
+def _with_program(server: Server, path: str, env: Mapping[str, str]) -> Server | None:
     program = shutil.which(server.command[0], path=path)
     # A relative one would be another program in every folder, perhaps one that somebody put into the workspace.
-    if program is None or not Path(program).is_absolute():
+    if program is None or not Path(program).is_absolute() or _stands_for_nothing(Path(program), env):
         return None
     return replace(server, command=(program, *server.command[1:]))
+
+
+def _stands_for_nothing(program: Path, env: Mapping[str, str]) -> bool:
+    """rustup puts a link to itself in the place of each component, also of those that no toolchain has."""
+    if program.resolve().stem != "rustup":
+        return False
+    home = Path(env.get("RUSTUP_HOME") or Path(env.get("HOME") or Path.home(), ".rustup"))
+    return not any(home.glob(f"toolchains/*/bin/{program.name}"))

@@ -129,7 +129,9 @@ class Draft:
                 text = with_new_body(page.text, symbol, body, PurePosixPath(path).suffix)
                 self.put(path, closed(replace(page, text=text)))
             case NewName():
-                raise EditError("renaming a symbol needs a language server or Serena, and there is none")
+                raise EditError(
+                    "renaming a symbol is not connected to the language servers; search and replace does it"
+                )
 
     def content(self, path: str) -> bytes:
         """What a file holds now. Raises EditError: there is none."""
@@ -163,12 +165,11 @@ class Draft:
         if new and held.now and page.text.strip() and after != held.now:
             raise EditError("it is there already, and the edit means to make a new file")
         if held.now is not None and len(page.lines) >= _SHORT:
-            left = set(page.lines) & set(content.split("\n"))
-            kept = sum(line in left for line in page.lines)
-            if kept * 2 < len(page.lines) and content.count("\n") * 2 < len(page.lines):
-                doubt = (
-                    f"{len(page.lines) - kept} of its {len(page.lines)} lines would go: the code may be a part of it"
-                )
+            there = [line for line in page.lines if line.strip()]
+            left = set(content.split("\n"))
+            gone = sum(line not in left for line in there)
+            if gone * 2 > len(there) and content.count("\n") * 2 < len(page.lines):
+                doubt = f"{gone} of its {len(there)} lines of text would go: the code may be a part of it"
                 self._files[path] = replace(held, doubts=(*held.doubts, doubt))
         self.put(path, after)
 

@@ -23,6 +23,7 @@ from turnout.routing.estimate import (
     quantization_penalty,
     spread,
 )
+from turnout.routing.lexicon import NOISE, VARIANTS
 from turnout.routing.names import ModelName, agrees, parse_model_name
 from turnout.routing.rows import Row, read_rows
 from turnout.types import Model, TaskCategory
@@ -150,12 +151,13 @@ class CapabilityTable:
 
     def _alias(self, server_id: str) -> str:
         """The canonical name that an alias means, wherever the id says that the model lies, or ""."""
-        whole = server_id.lower().replace("\\", "/")
+        whole = server_id.lower().replace("\\", "/").removesuffix(":latest")
         return self.aliases.get(whole) or self.aliases.get(whole.rpartition("/")[2], "")
 
     def _row_of(self, name: ModelName) -> ModelCapability | None:
-        """The row of a series, a size and the same words of its own."""
-        rows = [row for row in self._by_series.get(name.series, ()) if name.series and _is_row(row, name)]
+        """The row of a series, or of a name that no grammar knows, of a size and the same words of its own."""
+        known = name.series or _own_words(name)
+        rows = [row for row in self._by_series.get(name.series, ()) if known and _is_row(row, name)]
         return min(rows, key=lambda row: len(row.name.variants ^ name.variants), default=None)
 
     def matches(self, listed: str, server_id: str) -> bool:
@@ -170,13 +172,18 @@ class CapabilityTable:
         listed, server_id = self._alias(listed) or listed, self._alias(server_id) or server_id
         one, other = parse_model_name(listed), parse_model_name(server_id)
         if not one.series and not other.series:
-            return _plain(listed) == _plain(server_id)
+            return _plain(listed) == _plain(server_id) or self._is_own(listed, server_id)
         if not agrees(one, other):
             return False
         sizes = {one.size} if one.size_stated else set()
         if row := self._rows.get(listed):
             sizes |= row.sizes
         return not sizes or not other.size or other.size in sizes
+
+    def _is_own(self, listed: str, server_id: str) -> bool:
+        """Whether ``listed`` names a row of the user's file, and that is this server's model."""
+        row = self._rows.get(listed)
+        return row is not None and row is self.resolve(server_id)
 
     def rate(self, model: Model) -> Rating:
         """Scores, size and window of a served model: from the table, else estimated."""
@@ -245,9 +252,16 @@ def _is_row(row: ModelCapability, name: ModelName) -> bool:
     stated = row.name.variants
     if "instruct" in stated and name.variants & {"base", "python"}:
         return False
-    if row.name.derived != name.derived:
+    if _own_words(row.name) != _own_words(name):
         return False
     return row.name.base in ("", name.base) and stated - {"instruct"} <= name.variants
+
+
+def _own_words(name: ModelName) -> tuple[str, ...]:
+    """The words that no grammar knows, without those that every model's name may have."""
+    if name.series:
+        return name.derived
+    return tuple(word for word in name.derived if word not in NOISE and word not in VARIANTS)
 
 
 def _plain(server_id: str) -> str:

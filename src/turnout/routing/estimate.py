@@ -108,6 +108,9 @@ def is_coder(name: ModelName) -> bool:
     return "coder" in name.series or "code" in _PARTS.split(name.series) or name.series in _CODE_LINES
 
 
+_UNTOLD = "3 billion parameters, assumed: the name does not tell"
+
+
 def terms(lines: Lines, name: ModelName, params: float, active: float, year: float = 0.0) -> tuple[Term, ...]:
     """What adds up to the coding score that is expected of a model, without its build.
 
@@ -118,7 +121,7 @@ def terms(lines: Lines, name: ModelName, params: float, active: float, year: flo
     when = min(LATEST, max(EARLIEST, year or lines.years.get(name.series, lines.middle)))
     found = [
         Term("every model", lines.constant),
-        Term(f"{effective or 3.0:.3g} billion parameters", of_size(lines, effective)),
+        Term(f"{effective:.3g} billion parameters" if effective else _UNTOLD, of_size(lines, effective)),
         Term(f"released about {when:.1f}", lines.year * (when - lines.middle)),
     ]
     if is_coder(name):
