@@ -112,8 +112,7 @@ class Router:
         self._fitter = Fitter(client, config.context, fleet, writer, Decided(store))
         self._inserted = Inserted(store)
         self._audit = audit
-        self._budget = RetryBudget()
-        self._placement = Placement(fleet)
+        self._budget, self._placement = RetryBudget(), Placement(fleet)
         self.side = Sidework(
             client, fleet, table, lambda: self._selector.pool(self.catalog), self._placement, self._trail
         )

@@ -95,7 +95,7 @@ async def test_a_workspace_that_vanishes(hosted: bool, home: Path, programs: Pat
         assert ("ty told " in said(await asked("--workspace", "work"))) == hosted
         vanishes = True
         line = said(await asked("--workspace", "work"))
-    assert line == "code context: none: its workspace could not be read in time"
+    assert line == "code context: none: the workspace could not be read in time"
 
 
 async def test_a_file_outside_of_the_workspace(fakes: Fakes, home: Path, programs: Path) -> None:
