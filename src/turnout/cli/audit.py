@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from turnout.cli.output import json_option, loaded_config, note, print_json, table
+from turnout.cli.output import cell, json_option, loaded_config, note, print_json, table
 from turnout.errors import EXIT_FAILED, AuditError, StorageError, UsageError
 
 if TYPE_CHECKING:
@@ -340,7 +341,7 @@ def _show(lines: list[bytes], *, as_json: bool, heading: bool = True) -> None:
         table(("#", "time", "event", "who", "model", "service", "result"), rows)
     else:
         for row in rows:
-            click.echo("  ".join(row))
+            click.echo(("  " if sys.stdout.isatty() else "\t").join(map(cell, row)))
 
 
 def _row(line: Line) -> tuple[str, ...]:
