@@ -40,7 +40,7 @@ def test_a_time_that_is_shown_is_one_to_search_by(asked: Path, monkeypatch: pyte
     time.tzset()
     try:
         at = run("audit", "tail", "-n", "1").stdout.splitlines()[1].split("\t")[1]
-        assert len(lines(run("audit", "search", "--since", at, "--until", "0m", "--json").stdout)) > 0
+        assert len(lines(run("audit", "search", "--since", at, "--until", at, "--json").stdout)) > 0
     finally:
         monkeypatch.undo()
         time.tzset()

@@ -129,7 +129,8 @@ class _Sought:
             and str(given["model"] or "") in (line.model or "")
             and (not given["failed"] or line.success is False)
             and (not self._since or line.timestamp >= self._since)
-            and (not self._until or line.timestamp <= self._until)
+            # To the second, as the times are shown.
+            and (not self._until or line.timestamp[:19] <= self._until[:19])
         )
 
 
