@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import configure, run
+from turnout.cli.audit import _show
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def test_a_time_that_is_shown_is_one_to_search_by(asked: Path, monkeypatch: pyte
     time.tzset()
     try:
         at = run("audit", "tail", "-n", "1").stdout.splitlines()[1].split("\t")[1]
-        assert len(lines(run("audit", "search", "--since", at, "--until", "0m", "--json").stdout)) > 0
+        assert len(lines(run("audit", "search", "--since", at, "--until", at, "--json").stdout)) > 0
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -120,3 +121,11 @@ def test_without_a_log_it_is_one_clear_line(tmp_path: Path, command: str) -> Non
     assert found.exit_code != 0
     assert "Traceback" not in found.stderr
     assert len(found.stderr.splitlines()) <= 2
+
+
+def test_lines_that_come_are_cells_like_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    line = b'{"timestamp":"x","event_type":"query","sequence":7,"principal":"local","model":"a\\u001b[31mb"}'
+    _show([line], as_json=False, heading=False)
+    cells = capsys.readouterr().out.rstrip("\n").split("\t")
+    assert (cells[0], cells[2], len(cells)) == ("7", "query", 7)
+    assert "\x1b" not in cells[4]

@@ -72,18 +72,32 @@ async def test_it_is_installed_from_a_wheelhouse_once(tmp_path: Path, wheelhouse
     assert find_serena(data, nowhere) is None
 
 
+_NO_VERSION = "ERROR: Could not find a version that satisfies the requirement x (from versions: none)"
+
+
+@pytest.mark.parametrize(
+    ("told", "reason"),
+    [
+        (_NO_VERSION, "the package is not there"),
+        # What pip says where a package is there as source, and what builds it is not there.
+        (
+            f"{_NO_VERSION}\npip subprocess to install build dependencies did not run successfully.",
+            "is there as source",
+        ),
+    ],
+)
 async def test_a_wheelhouse_without_it_says_what_is_missing_and_how_to_fill_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    told: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "empty").mkdir()
     # In place of a real environment, which takes seconds: its pip says what pip says.
-    pip = "echo 'ERROR: Could not find a version that satisfies the requirement x (from versions: none)' >&2; exit 1"
+    pip = f"echo '{told}' >&2; exit 1"
     place = environment_dir(tmp_path / "data") / "bin"
     makes = f"#!/bin/sh\nmkdir -p {place}\nprintf '%s' \"#!/bin/sh\n{pip}\" > {place}/python\nchmod +x {place}/python\n"
     monkeypatch.setattr(module, "_PYTHON", (str(program(tmp_path / "venv", makes)),))
-    with pytest.raises(CodeSetupError, match="the package is not there") as caught:
+    with pytest.raises(CodeSetupError, match=reason) as caught:
         await install(tmp_path / "data", wheelhouse=tmp_path / "empty")
-    assert f"pip download --dest DIR serena-agent==2.1.0 ty=={TY_VERSION}" in caught.value.hint
+    assert f"pip wheel --wheel-dir DIR serena-agent==2.1.0 ty=={TY_VERSION}" in caught.value.hint
     assert find_serena(tmp_path / "data", {"PATH": "/nonexistent"}) is None
 
 

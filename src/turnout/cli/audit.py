@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from turnout.cli.output import json_option, loaded_config, note, print_json, table
+from turnout.cli.output import cell, json_option, loaded_config, note, print_json, table
 from turnout.errors import EXIT_FAILED, AuditError, StorageError, UsageError
 
 if TYPE_CHECKING:
@@ -128,7 +129,8 @@ class _Sought:
             and str(given["model"] or "") in (line.model or "")
             and (not given["failed"] or line.success is False)
             and (not self._since or line.timestamp >= self._since)
-            and (not self._until or line.timestamp <= self._until)
+            # To the second, as the times are shown.
+            and (not self._until or line.timestamp[:19] <= self._until[:19])
         )
 
 
@@ -340,7 +342,7 @@ def _show(lines: list[bytes], *, as_json: bool, heading: bool = True) -> None:
         table(("#", "time", "event", "who", "model", "service", "result"), rows)
     else:
         for row in rows:
-            click.echo("  ".join(row))
+            click.echo(("  " if sys.stdout.isatty() else "\t").join(map(cell, row)))
 
 
 def _row(line: Line) -> tuple[str, ...]:

@@ -39,10 +39,11 @@ _REASONS = (
     ("No space left on device", "the disk is full"),
     ("connection broken by", "the package index cannot be reached"),
     ("Requires-Python", "it is not made for this version of Python"),
+    ("to install build dependencies did not", "a package is there as source: `pip wheel` makes a wheel of it"),
     ("(from versions: none)", "the package is not there, or the index cannot be reached"),
     ("No matching distribution found", "that version is not there"),
 )
-_OFFLINE = "on a connected machine `pip download --dest DIR {packages}`, copy DIR here, and add `--wheelhouse DIR`"
+_OFFLINE = "on a connected machine `pip wheel --wheel-dir DIR {packages}`, copy DIR here, and add `--wheelhouse DIR`"
 
 Progress = Callable[[str], None]
 
