@@ -126,6 +126,7 @@ async def test_what_is_doubtful_needs_somebody_who_saw_it(root: Path) -> None:
         *("node_modules/x.js", "nul.txt", "sub/CON", "com1.log", "a.txt.", "x\x00.txt", "x\u202e.txt", "a.txt/b.txt"),
         *("secret.txt", "out/x.txt", "link.txt", "linked/x.txt", "pipe.txt", "locked.txt", "large.txt", "sub//x.txt"),
         *("", ".", "./", "x" * 300 + ".txt", "a/" * 50 + "x.txt", "b.txt:stream"),
+        *("GIT~1/config", "GIT~1.TXT/x.txt", "di\ufb05/x.txt", ".\u017f\u017fh/config"),
     ],
 )
 async def test_hostile_paths_are_refused(root: Path, path: str) -> None:
@@ -229,6 +230,68 @@ async def test_a_file_that_changed_after_the_preview_is_not_overwritten(root: Pa
     (root / "sub" / "new").unlink()
     (root / "sub").rmdir()
     assert contents(root) == OLD
+
+
+async def test_no_folder_is_made_beyond_a_link(root: Path) -> None:
+    """A folder became a link after the preview: nothing appears where it leads, and the next edit is not held up."""
+    (root / "sub").mkdir()
+    outside = root.parent / "outside"
+    outside.mkdir()
+    edits = editor(root)
+    proposed = await edits.preview("sub/new/deep/x.txt\n<<<<<<< SEARCH\n=======\nnew\n>>>>>>> REPLACE\n")
+    (root / "sub").rmdir()
+    (root / "sub").symlink_to(outside)
+    with pytest.raises(EditError, match="is a link"):
+        await edits.apply(proposed)
+    assert list(outside.iterdir()) == []
+    await edits.apply(await edits.preview("a.txt\n<<<<<<< SEARCH\none\n=======\n1\n>>>>>>> REPLACE\n"))
+    assert (root / "a.txt").read_bytes() == NEW["a.txt"]
+
+
+@pytest.mark.parametrize("now", ["link", "folder", "read-only"])
+async def test_an_undo_that_cannot_be_whole_changes_nothing_and_is_in_nobodys_way(root: Path, now: str) -> None:
+    edits = editor(root)
+    await edits.apply(await edits.preview(BOTH))
+    new = root / "sub" / "new" / "c.txt"
+    if now == "read-only":
+        new.chmod(0o444)
+    else:
+        new.unlink()
+        (root / "same.txt").write_bytes(NEW["sub/new/c.txt"])
+        new.symlink_to(root / "same.txt") if now == "link" else new.mkdir()
+    for force in (False, True):
+        with pytest.raises(EditError, match=r"sub/new/c\.txt"):
+            await edits.undo(force=force)
+        assert (root / "a.txt").read_bytes() == NEW["a.txt"]
+    await edits.apply(await edits.preview("a.txt\n<<<<<<< SEARCH\n1\n=======\n2\n>>>>>>> REPLACE\n"))
+    await edits.undo()
+    assert (root / "a.txt").read_bytes() == NEW["a.txt"]
+
+
+async def test_what_became_a_link_after_a_kill_is_left_alone(root: Path) -> None:
+    """What was half written is put back as far as it goes, and told of; the link and what it leads to stay."""
+    edits = editor(root)
+    await edits.apply(await edits.preview(BOTH))
+    (entry,) = (root.parent / "data").rglob("entry.json")
+    entry.write_text(entry.read_text().replace('"applied"', '"writing"'))  # as a kill leaves it
+    (root / "mine.txt").write_bytes(b"mine")
+    (root / "a.txt").unlink()
+    (root / "a.txt").symlink_to(root / "mine.txt")
+    (told,) = await edits.recover()
+    assert told.endswith("left alone: a.txt")
+    assert (root / "mine.txt").read_bytes() == b"mine"
+    assert (root / "a.txt").is_symlink()
+    assert (root / "b.txt").read_bytes() == OLD["b.txt"]
+    assert not (root / "sub").exists()
+
+
+async def test_a_file_in_an_encoding_that_refuses_its_own_text_is_edited_as_bytes(root: Path) -> None:
+    (root / "x.py").write_bytes(b"# coding: idna\na = 1\n# " + b"x" * 100 + b"\xff\n")
+    edits = editor(root)
+    await edits.apply(
+        await edits.preview("x.py\n<<<<<<< SEARCH\na = 1\n=======\na = 2\n>>>>>>> REPLACE\n"), doubtful=True
+    )
+    assert (root / "x.py").read_bytes() == b"# coding: idna\na = 2\n# " + b"x" * 100 + b"\xff\n"
 
 
 class _Meddles:

@@ -21,7 +21,7 @@ from typing import Literal
 
 import msgspec
 
-from turnout.code.paths import require_unlinked
+from turnout.code.paths import require_unlinked, require_writable
 from turnout.code.preview import FileChange
 from turnout.errors import EditError, StorageError
 from turnout.files import lock_folder, read_file, unlock_folder
@@ -134,16 +134,18 @@ class Journal:
         """
         path = ""
         try:
+            for file in entry.files:  # before a folder is made, perhaps beyond a link
+                require_writable(self._root, PurePosixPath(file.path))
             for folder in entry.folders:
                 (self._root / folder).mkdir()
             for n, (file, content) in enumerate(zip(entry.files, contents, strict=True)):
                 path = file.path
-                require_unlinked(self._root, PurePosixPath(path))
+                require_writable(self._root, PurePosixPath(path))
                 if content is not None:
                     _write(entry.temporary(self._root, n), content, modes[n])
             for n, (file, content) in enumerate(zip(entry.files, contents, strict=True)):
                 path = file.path
-                require_unlinked(self._root, PurePosixPath(path))
+                require_writable(self._root, PurePosixPath(path))
                 if self._hash(path) != file.before:
                     raise EditError(f"{path} was changed meanwhile")
                 self._set(entry, n, content)
@@ -169,24 +171,32 @@ class Journal:
 
     def changed_since(self, entry: Entry) -> list[str]:
         """The files of a set that are not as it left them."""
-        return [file.path for file in entry.files if self._hash(file.path) != file.after]
+        return [f.path for f in entry.files if not self._is_plain(f.path) or self._hash(f.path) != f.after]
 
-    def undo(self, entry: Entry, *, force: bool) -> None:
-        """Take a complete set back. With ``force`` also what was changed since.
+    def undo(self, entry: Entry, *, force: bool) -> list[str]:
+        """Take a complete set back. With ``force`` also what was changed since. Returns as ``put_back``.
 
         Raises:
-            EditError: a file cannot be written; what was put back is complete at the next try.
+            EditError: a file is a link or read-only, and nothing was changed; or one cannot be written: what was put
+                back is complete at the next try.
             StorageError: the journal cannot be used.
         """
+        for file in entry.files:
+            try:
+                require_writable(self._root, PurePosixPath(file.path))
+            except EditError as error:
+                hint = "nothing was changed; what is in the way must go first"
+                raise EditError(f"{file.path} cannot be put back: {error.message}", hint=hint) from None
         if force:
             for file in entry.files:
                 file.after = self._hash(file.path)
         entry.state = "undoing"
         self._store(entry)
-        self.put_back(entry)
+        return self.put_back(entry)
 
     def put_back(self, entry: Entry) -> list[str]:
-        """Make every file of a set what it was, and forget the set. What somebody else has changed meanwhile stays.
+        """Make every file of a set what it was, and forget the set. What somebody else has changed meanwhile stays, and
+        so does what is now a link or lies beyond one.
 
         Returns:
             The files that stay as they are.
@@ -199,7 +209,9 @@ class Journal:
         try:
             for n, file in enumerate(entry.files):
                 path = file.path
-                require_unlinked(self._root, PurePosixPath(path))
+                if not self._is_plain(path):
+                    foreign.append(path)
+                    continue
                 entry.temporary(self._root, n).unlink(missing_ok=True)
                 now = self._hash(path)
                 if now == file.before:
@@ -213,8 +225,9 @@ class Journal:
                     _write(entry.temporary(self._root, n), old, file.mode)
                 self._set(entry, n, old)
             for folder in reversed(entry.folders):
-                with suppress(OSError):  # somebody else uses it
-                    (self._root / folder).rmdir()
+                if self._is_plain(f"{folder}/-"):
+                    with suppress(OSError):  # somebody else uses it
+                        (self._root / folder).rmdir()
             for parent in {(self._root / file.path).parent for file in entry.files}:
                 _sync(parent)
             shutil.rmtree(self._place(entry))
@@ -250,6 +263,13 @@ class Journal:
             target.unlink(missing_ok=True)
         else:
             entry.temporary(self._root, n).replace(target)
+
+    def _is_plain(self, path: str) -> bool:
+        try:
+            require_unlinked(self._root, PurePosixPath(path))
+        except EditError:
+            return False
+        return True
 
     def _hash(self, path: str) -> str | None:
         try:
