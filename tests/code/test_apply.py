@@ -168,6 +168,8 @@ foo[0-9].txt
 \\#hash
 space\\ end
 sub/only
+/m/*a*b*ab
+p/**/q/**/s
 """
 
 
@@ -202,6 +204,7 @@ def test_the_ignore_rules_are_those_of_git(tmp_path: Path) -> None:
             "n/own",
         ),
         *("own", "docs/y.md", "n/foo2.txt", "log"),
+        *("m/aXbYab", "m/abba", "m/ab", "m/b/ab", "p/q/r/q/s", "p/x/q/y/q/z/s", "p/q/s", "p/q/x"),
     ]
     git = ["git", "-c", "core.excludesFile=/dev/null"]
     subprocess.run([*git, "init", "-q", str(tmp_path)], check=True)
@@ -214,6 +217,26 @@ def test_the_ignore_rules_are_those_of_git(tmp_path: Path) -> None:
     )
     theirs = {line.strip('"') for line in asked.stdout.splitlines()}
     assert {name for name in names if ignored(tmp_path, PurePosixPath(name))} == theirs
+
+
+@pytest.mark.parametrize("rule", ["*a" * 20 + "b", "**/a/" * 20 + "b"])
+def test_a_rule_with_many_wildcards_is_judged_at_once(tmp_path: Path, rule: str) -> None:
+    """Tried in every way, this takes longer than anybody waits, and nothing interrupts it."""
+    (tmp_path / ".gitignore").write_text(rule)
+    for name in ("a" * 200, "a/" * 38 + "a"):
+        assert not ignored(tmp_path, PurePosixPath(name))
+    assert ignored(tmp_path, PurePosixPath("a" * 30 + "b" if "/" not in rule else "a/" * 30 + "b"))
+
+
+async def test_a_workspace_whose_name_is_no_utf_8_is_edited(tmp_path: Path) -> None:
+    root = tmp_path / os.fsdecode(b"w\xff")
+    root.mkdir()
+    (root / "a.txt").write_bytes(OLD["a.txt"])
+    edits = editor(root)
+    await edits.apply(await edits.preview("a.txt\n<<<<<<< SEARCH\none\n=======\n1\n>>>>>>> REPLACE\n"))
+    assert contents(root) == {"a.txt": NEW["a.txt"]}
+    await edits.undo()
+    assert contents(root) == {"a.txt": OLD["a.txt"]}
 
 
 async def test_a_file_that_changed_after_the_preview_is_not_overwritten(root: Path) -> None:

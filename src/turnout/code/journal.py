@@ -106,7 +106,7 @@ class Journal:
         entry = Entry(
             number=max(numbers, default=0) + 1,
             at=datetime.now(UTC).isoformat(timespec="seconds"),
-            workspace=str(self._root),
+            workspace=os.fsencode(self._root).decode("utf-8", "backslashreplace"),
             state="writing",
             token=secrets.token_hex(6),
             files=[_File(c.path, hash_of(c.before), hash_of(c.after), c.mode) for c in changes],
