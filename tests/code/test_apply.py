@@ -308,6 +308,45 @@ async def test_what_became_a_link_after_a_kill_is_left_alone(root: Path) -> None
     assert not (root / "sub").exists()
 
 
+@pytest.mark.parametrize(
+    "damage", ["old bytes changed", "old bytes gone", "path", "folder", "token", "number", "a file", "no json"]
+)
+async def test_a_damaged_journal_is_told_of_and_writes_nothing(root: Path, damage: str) -> None:
+    edits = editor(root)
+    await edits.apply(await edits.preview(BOTH))
+    outside = root.parent / "outside.txt"
+    outside.write_bytes(NEW["a.txt"])
+    (entry,) = (root.parent / "data").rglob("entry.json")
+    text = entry.read_text()
+    match damage:
+        case "old bytes changed":
+            (entry.parent / "0.before").write_bytes(b"evil")
+        case "old bytes gone":
+            (entry.parent / "0.before").unlink()
+        case "path":
+            entry.write_text(text.replace('"a.txt"', '"../outside.txt"'))
+        case "folder":
+            entry.write_text(text.replace('"sub/new"]', '"../x"]'))
+        case "token":
+            entry.write_text(text.replace('"token":"', '"token":"/../'))
+        case "number":
+            entry.write_text(text.replace('"number":1', '"number":7'))
+        case "no json":
+            entry.write_text(text[:50])
+    if damage == "a file":
+        (entry.parent.parent / "00000009").write_text("x")
+        await edits.undo()
+        assert contents(root) == OLD
+        return
+    for _ in range(2):
+        with pytest.raises(StorageError, match="is damaged"):
+            await edits.undo()
+    assert contents(root) == NEW
+    assert outside.read_bytes() == NEW["a.txt"]
+    if damage.startswith("old"):  # what is complete is in nobody's way
+        await edits.apply(await edits.preview("a.txt\n<<<<<<< SEARCH\n1\n=======\n2\n>>>>>>> REPLACE\n"))
+
+
 async def test_a_file_in_an_encoding_that_refuses_its_own_text_is_edited_as_bytes(root: Path) -> None:
     (root / "x.py").write_bytes(b"# coding: idna\na = 1\n# " + b"x" * 100 + b"\xff\n")
     edits = editor(root)

@@ -21,7 +21,7 @@ from typing import Literal
 
 import msgspec
 
-from turnout.code.paths import require_unlinked, require_writable
+from turnout.code.paths import is_plain, require_unlinked, require_writable
 from turnout.code.preview import FileChange
 from turnout.errors import EditError, StorageError
 from turnout.files import lock_folder, read_file, unlock_folder
@@ -171,7 +171,7 @@ class Journal:
 
     def changed_since(self, entry: Entry) -> list[str]:
         """The files of a set that are not as it left them."""
-        return [f.path for f in entry.files if not self._is_plain(f.path) or self._hash(f.path) != f.after]
+        return [f.path for f in entry.files if not self._is_unlinked(f.path) or self._hash(f.path) != f.after]
 
     def undo(self, entry: Entry, *, force: bool) -> list[str]:
         """Take a complete set back. With ``force`` also what was changed since. Returns as ``put_back``.
@@ -181,7 +181,8 @@ class Journal:
                 back is complete at the next try.
             StorageError: the journal cannot be used.
         """
-        for file in entry.files:
+        for n, file in enumerate(entry.files):
+            self._before(entry, n)
             try:
                 require_writable(self._root, PurePosixPath(file.path))
             except EditError as error:
@@ -203,13 +204,14 @@ class Journal:
 
         Raises:
             EditError: a file cannot be written; the set is kept for the next try.
+            StorageError: what it held is not kept any more.
         """
         foreign = []
         path = ""
         try:
             for n, file in enumerate(entry.files):
                 path = file.path
-                if not self._is_plain(path):
+                if not self._is_unlinked(path):
                     foreign.append(path)
                     continue
                 entry.temporary(self._root, n).unlink(missing_ok=True)
@@ -219,13 +221,13 @@ class Journal:
                 if now != file.after:
                     foreign.append(path)
                     continue
-                old = read_file(self._place(entry) / f"{n}.before") if file.before is not None else None
+                old = self._before(entry, n)
                 if old is not None:
                     (self._root / path).parent.mkdir(parents=True, exist_ok=True)
                     _write(entry.temporary(self._root, n), old, file.mode)
                 self._set(entry, n, old)
             for folder in reversed(entry.folders):
-                if self._is_plain(f"{folder}/-"):
+                if self._is_unlinked(f"{folder}/-"):
                     with suppress(OSError):  # somebody else uses it
                         (self._root / folder).rmdir()
             for parent in {(self._root / file.path).parent for file in entry.files}:
@@ -264,7 +266,7 @@ class Journal:
         else:
             entry.temporary(self._root, n).replace(target)
 
-    def _is_plain(self, path: str) -> bool:
+    def _is_unlinked(self, path: str) -> bool:
         try:
             require_unlinked(self._root, PurePosixPath(path))
         except EditError:
@@ -281,7 +283,7 @@ class Journal:
 
     def _entries(self) -> list[Path]:
         try:
-            return [path for path in self._folder.iterdir() if path.name.isdecimal()]
+            return [path for path in self._folder.iterdir() if re.fullmatch("[0-9]+", path.name) and path.is_dir()]
         except OSError as error:
             raise self._failure(error) from error
 
@@ -290,12 +292,32 @@ class Journal:
 
     def _load(self, place: Path) -> Entry:
         try:
-            return msgspec.json.decode(read_file(place / _ENTRY), type=Entry)
+            entry = msgspec.json.decode(read_file(place / _ENTRY), type=Entry)
         except OSError as error:
             raise self._failure(error) from error
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            hint = "move it away; what it could have taken back stays as it is"
-            raise StorageError(f"{place} is damaged: {error}", hint=hint) from error
+            raise _damaged(place, str(error)) from error
+        paths = (*(file.path for file in entry.files), *entry.folders)
+        if (
+            self._place(entry) != place
+            or not re.fullmatch("[0-9a-f]{12}", entry.token)
+            or not all(map(is_plain, paths))
+        ):
+            raise _damaged(place, "its entry was changed")
+        return entry
+
+    def _before(self, entry: Entry, n: int) -> bytes | None:
+        """What a file held. Raises StorageError: that is not what is kept any more."""
+        kept = self._place(entry) / f"{n}.before"
+        if entry.files[n].before is None:
+            return None
+        try:
+            old = read_file(kept)
+        except OSError as error:
+            raise _damaged(self._place(entry), f"{kept.name}: {error.strerror or error}") from error
+        if hash_of(old) != entry.files[n].before:
+            raise _damaged(self._place(entry), f"{kept.name} was changed")
+        return old
 
     def _store(self, entry: Entry) -> None:
         try:
@@ -314,6 +336,11 @@ class Journal:
     def _failure(self, error: OSError) -> StorageError:
         said = f"the journal of edits {self._folder} cannot be used: {error.strerror or error}"
         return StorageError(said, hint="make it writable, or set TURNOUT_DATA_DIR")
+
+
+def _damaged(place: Path, why: str) -> StorageError:
+    hint = "move it away; what it could have taken back stays as it is"
+    return StorageError(f"{place} is damaged: {why}", hint=hint)
 
 
 def _missing_folders(root: Path, changes: Sequence[FileChange]) -> list[str]:
