@@ -8,15 +8,20 @@ import stat
 import sys
 import tempfile
 from pathlib import Path
+from typing import BinaryIO
 
 MAX_FILE_BYTES = 8_000_000
 
 
 def read_file(path: Path) -> bytes:
-    """A file of at most a byte more than MAX_FILE_BYTES. Raises OSError, also of what would be waited for or never end,
-    such as a pipe or a device."""
-    with open(path, "rb", opener=_regular) as file:
+    """A file of at most a byte more than MAX_FILE_BYTES. Raises OSError as ``open_regular``."""
+    with open_regular(path) as file:
         return file.read(MAX_FILE_BYTES + 1)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A file to be read. Raises OSError, also of what would be waited for or never end, such as a pipe or a device."""
+    return open(path, "rb", opener=_regular)
 
 
 def _regular(path: str, flags: int) -> int:

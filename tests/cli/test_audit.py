@@ -46,6 +46,37 @@ def test_a_time_that_is_shown_is_one_to_search_by(asked: Path, monkeypatch: pyte
         time.tzset()
 
 
+@pytest.mark.parametrize("shown_as", ["table", "json"])
+def test_what_somebody_else_wrote_into_the_log_reaches_no_terminal(
+    asked: Path, monkeypatch: pytest.MonkeyPatch, shown_as: str
+) -> None:
+    """Neither at once nor while it is followed; and what is followed is shown once, also when a file was renamed."""
+    evil = {"timestamp": "", "event_type": "\x1b]0;evil\x07\x9b2J\u202e", "sequence": 9, "previous_hash": ""}
+    naps: list[float] = []
+
+    def nap(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 1:
+            with asked.open("ab") as log:
+                log.write(json.dumps(evil, ensure_ascii=shown_as == "table").encode() + b"\n")
+                log.write(b"\x1b[2Jno record\n")
+        elif len(naps) == 2:
+            asked.rename(asked.with_name("audit.log.000000000009"))
+        elif len(naps) == 3:
+            asked.touch()
+        elif len(naps) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("turnout.cli.audit.time.sleep", nap)
+    more = ("--json",) if shown_as == "json" else ()
+    followed = run("audit", "tail", "-n", "0", "-f", *more)
+    whole = run("audit", "tail", *more)
+    for found in (followed.stdout, whole.stdout):
+        assert found.isascii()
+        assert not set(found) & {"\x1b", "\x07"}
+        assert found.count("evil") == 1
+
+
 def test_search_finds_by_what_is_given(asked: Path) -> None:
     found = lines(run("audit", "search", "--query", "fix the parser", "--json").stdout)
     assert [record["phase"] for record in found] == ["start", "end"]

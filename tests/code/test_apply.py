@@ -126,6 +126,7 @@ async def test_what_is_doubtful_needs_somebody_who_saw_it(root: Path) -> None:
         *("node_modules/x.js", "nul.txt", "sub/CON", "com1.log", "a.txt.", "x\x00.txt", "x\u202e.txt", "a.txt/b.txt"),
         *("secret.txt", "out/x.txt", "link.txt", "linked/x.txt", "pipe.txt", "locked.txt", "large.txt", "sub//x.txt"),
         *("", ".", "./", "x" * 300 + ".txt", "a/" * 50 + "x.txt", "b.txt:stream"),
+        *("GIT~1/config", "GIT~1.TXT/x.txt", "di\ufb05/x.txt", ".\u017f\u017fh/config"),
     ],
 )
 async def test_hostile_paths_are_refused(root: Path, path: str) -> None:
@@ -167,6 +168,8 @@ foo[0-9].txt
 \\#hash
 space\\ end
 sub/only
+/m/*a*b*ab
+p/**/q/**/s
 """
 
 
@@ -201,6 +204,7 @@ def test_the_ignore_rules_are_those_of_git(tmp_path: Path) -> None:
             "n/own",
         ),
         *("own", "docs/y.md", "n/foo2.txt", "log"),
+        *("m/aXbYab", "m/abba", "m/ab", "m/b/ab", "p/q/r/q/s", "p/x/q/y/q/z/s", "p/q/s", "p/q/x"),
     ]
     git = ["git", "-c", "core.excludesFile=/dev/null"]
     subprocess.run([*git, "init", "-q", str(tmp_path)], check=True)
@@ -213,6 +217,26 @@ def test_the_ignore_rules_are_those_of_git(tmp_path: Path) -> None:
     )
     theirs = {line.strip('"') for line in asked.stdout.splitlines()}
     assert {name for name in names if ignored(tmp_path, PurePosixPath(name))} == theirs
+
+
+@pytest.mark.parametrize("rule", ["*a" * 20 + "b", "**/a/" * 20 + "b"])
+def test_a_rule_with_many_wildcards_is_judged_at_once(tmp_path: Path, rule: str) -> None:
+    """Tried in every way, this takes longer than anybody waits, and nothing interrupts it."""
+    (tmp_path / ".gitignore").write_text(rule)
+    for name in ("a" * 200, "a/" * 38 + "a"):
+        assert not ignored(tmp_path, PurePosixPath(name))
+    assert ignored(tmp_path, PurePosixPath("a" * 30 + "b" if "/" not in rule else "a/" * 30 + "b"))
+
+
+async def test_a_workspace_whose_name_is_no_utf_8_is_edited(tmp_path: Path) -> None:
+    root = tmp_path / os.fsdecode(b"w\xff")
+    root.mkdir()
+    (root / "a.txt").write_bytes(OLD["a.txt"])
+    edits = editor(root)
+    await edits.apply(await edits.preview("a.txt\n<<<<<<< SEARCH\none\n=======\n1\n>>>>>>> REPLACE\n"))
+    assert contents(root) == {"a.txt": NEW["a.txt"]}
+    await edits.undo()
+    assert contents(root) == {"a.txt": OLD["a.txt"]}
 
 
 async def test_a_file_that_changed_after_the_preview_is_not_overwritten(root: Path) -> None:
@@ -229,6 +253,107 @@ async def test_a_file_that_changed_after_the_preview_is_not_overwritten(root: Pa
     (root / "sub" / "new").unlink()
     (root / "sub").rmdir()
     assert contents(root) == OLD
+
+
+async def test_no_folder_is_made_beyond_a_link(root: Path) -> None:
+    """A folder became a link after the preview: nothing appears where it leads, and the next edit is not held up."""
+    (root / "sub").mkdir()
+    outside = root.parent / "outside"
+    outside.mkdir()
+    edits = editor(root)
+    proposed = await edits.preview("sub/new/deep/x.txt\n<<<<<<< SEARCH\n=======\nnew\n>>>>>>> REPLACE\n")
+    (root / "sub").rmdir()
+    (root / "sub").symlink_to(outside)
+    with pytest.raises(EditError, match="is a link"):
+        await edits.apply(proposed)
+    assert list(outside.iterdir()) == []
+    await edits.apply(await edits.preview("a.txt\n<<<<<<< SEARCH\none\n=======\n1\n>>>>>>> REPLACE\n"))
+    assert (root / "a.txt").read_bytes() == NEW["a.txt"]
+
+
+@pytest.mark.parametrize("now", ["link", "folder", "read-only"])
+async def test_an_undo_that_cannot_be_whole_changes_nothing_and_is_in_nobodys_way(root: Path, now: str) -> None:
+    edits = editor(root)
+    await edits.apply(await edits.preview(BOTH))
+    new = root / "sub" / "new" / "c.txt"
+    if now == "read-only":
+        new.chmod(0o444)
+    else:
+        new.unlink()
+        (root / "same.txt").write_bytes(NEW["sub/new/c.txt"])
+        new.symlink_to(root / "same.txt") if now == "link" else new.mkdir()
+    for force in (False, True):
+        with pytest.raises(EditError, match=r"sub/new/c\.txt"):
+            await edits.undo(force=force)
+        assert (root / "a.txt").read_bytes() == NEW["a.txt"]
+    await edits.apply(await edits.preview("a.txt\n<<<<<<< SEARCH\n1\n=======\n2\n>>>>>>> REPLACE\n"))
+    await edits.undo()
+    assert (root / "a.txt").read_bytes() == NEW["a.txt"]
+
+
+async def test_what_became_a_link_after_a_kill_is_left_alone(root: Path) -> None:
+    """What was half written is put back as far as it goes, and told of; the link and what it leads to stay."""
+    edits = editor(root)
+    await edits.apply(await edits.preview(BOTH))
+    (entry,) = (root.parent / "data").rglob("entry.json")
+    entry.write_text(entry.read_text().replace('"applied"', '"writing"'))  # as a kill leaves it
+    (root / "mine.txt").write_bytes(b"mine")
+    (root / "a.txt").unlink()
+    (root / "a.txt").symlink_to(root / "mine.txt")
+    (told,) = await edits.recover()
+    assert told.endswith("left alone: a.txt")
+    assert (root / "mine.txt").read_bytes() == b"mine"
+    assert (root / "a.txt").is_symlink()
+    assert (root / "b.txt").read_bytes() == OLD["b.txt"]
+    assert not (root / "sub").exists()
+
+
+@pytest.mark.parametrize(
+    "damage", ["old bytes changed", "old bytes gone", "path", "folder", "token", "number", "a file", "no json"]
+)
+async def test_a_damaged_journal_is_told_of_and_writes_nothing(root: Path, damage: str) -> None:
+    edits = editor(root)
+    await edits.apply(await edits.preview(BOTH))
+    outside = root.parent / "outside.txt"
+    outside.write_bytes(NEW["a.txt"])
+    (entry,) = (root.parent / "data").rglob("entry.json")
+    text = entry.read_text()
+    match damage:
+        case "old bytes changed":
+            (entry.parent / "0.before").write_bytes(b"evil")
+        case "old bytes gone":
+            (entry.parent / "0.before").unlink()
+        case "path":
+            entry.write_text(text.replace('"a.txt"', '"../outside.txt"'))
+        case "folder":
+            entry.write_text(text.replace('"sub/new"]', '"../x"]'))
+        case "token":
+            entry.write_text(text.replace('"token":"', '"token":"/../'))
+        case "number":
+            entry.write_text(text.replace('"number":1', '"number":7'))
+        case "no json":
+            entry.write_text(text[:50])
+    if damage == "a file":
+        (entry.parent.parent / "00000009").write_text("x")
+        await edits.undo()
+        assert contents(root) == OLD
+        return
+    for _ in range(2):
+        with pytest.raises(StorageError, match="is damaged"):
+            await edits.undo()
+    assert contents(root) == NEW
+    assert outside.read_bytes() == NEW["a.txt"]
+    if damage.startswith("old"):  # what is complete is in nobody's way
+        await edits.apply(await edits.preview("a.txt\n<<<<<<< SEARCH\n1\n=======\n2\n>>>>>>> REPLACE\n"))
+
+
+async def test_a_file_in_an_encoding_that_refuses_its_own_text_is_edited_as_bytes(root: Path) -> None:
+    (root / "x.py").write_bytes(b"# coding: idna\na = 1\n# " + b"x" * 100 + b"\xff\n")
+    edits = editor(root)
+    await edits.apply(
+        await edits.preview("x.py\n<<<<<<< SEARCH\na = 1\n=======\na = 2\n>>>>>>> REPLACE\n"), doubtful=True
+    )
+    assert (root / "x.py").read_bytes() == b"# coding: idna\na = 2\n# " + b"x" * 100 + b"\xff\n"
 
 
 class _Meddles:

@@ -79,6 +79,15 @@ def test_the_users_words_come_first_and_the_bytes_are_always_the_same(
         ("x = 'AKIAIOSFODNN7EXAMPLE'", "AKIA"),
         ('SECRET = """correct horse"""', "horse"),
         ("-----BEGIN RSA PRIVATE KEY-----MIIEpAIBAAKCAQEAxyzxyzxyzxyz-----END RSA PRIVATE KEY-----", "MIIE"),
+        (
+            "-----BEGIN PGP PRIVATE KEY BLOCK-----\n\nlQOYBGabcdefgh0123456789abcdefgh\n"
+            "-----END PGP PRIVATE KEY BLOCK-----",
+            "lQOY",
+        ),
+        ("const apiKey = `abcdef123`", "abcdef"),
+        ('{"Authorization": "Basic dXNlcjpodW50ZXI="}', "dXNlc"),
+        ('DSN = "Server=db;Password=hunter2;User Id=sa"', "hunter2"),
+        ("x = 'npm_abcdefghijklmnopqrstuvwx'", "npm_"),
     ],
 )
 def test_secrets_do_not_leave_the_workspace(line: str, secret: str) -> None:
@@ -97,12 +106,19 @@ def test_secrets_do_not_leave_the_workspace(line: str, secret: str) -> None:
         "def tokens(self, form: Form, end: int) -> int:",
         "PRIMARY_KEY=build_key(row)",
         "if key == cache_key(a, b):",
+        "password=ask(name); basic understanding of authorization",
         "risk-averse-people-do-not-count",
         "if '-----BEGIN PRIVATE KEY-----' in text: refuse()",
     ],
 )
 def test_code_that_speaks_of_tokens_stays_readable(line: str) -> None:
     assert without_secrets(line) == line
+
+
+@pytest.mark.parametrize("text", ["token", "KEY_", "token:", "password=", ";password=", "token: a1 "])
+def test_looking_for_secrets_takes_time_in_proportion_to_the_text(text: str) -> None:
+    """Tried from each of its words on, a megabyte would hold the interpreter for hours, and all of a gateway."""
+    assert "[redacted]" not in without_secrets(text * (1_000_000 // len(text)))
 
 
 def test_a_request_with_code_context_is_not_forwarded_as_the_bytes_that_have_none() -> None:

@@ -91,6 +91,18 @@ async def gathered(code: HostedCode, workspace: Path) -> CodeContext:
     return found
 
 
+@pytest.mark.parametrize("name", [b"w\xff", b"new\nline", b"-v"])
+async def test_a_workspace_of_any_name_has_a_host(tmp_path: Path, data: Path, name: bytes) -> None:
+    place = tmp_path / os.fsdecode(name)
+    place.mkdir()
+    async with hosting(place, data, Held()):
+        hosts = Hosts(data, HostSettings())
+        assert await HostedIntelligence(hosts, place).hover("a.py", AT) == "total() -> int"
+        (status,) = await hosts.running()
+        assert status.workspace == f"{tmp_path}/{name.decode('utf-8', 'backslashreplace')}"
+        await hosts.aclose()
+
+
 async def test_every_ability_goes_there_and_back(workspace: Path, data: Path) -> None:
     held = Held()
     async with hosting(workspace, data, held):

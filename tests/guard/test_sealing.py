@@ -18,7 +18,7 @@ import pytest
 
 from turnout.errors import AuditError, StorageError
 from turnout.guard.audit import AuditLog, Keeping, Seal, open_audit
-from turnout.guard.chain import ChainReport, log_files, read_head, verify
+from turnout.guard.chain import ChainReport, lines_of, log_files, read_head, rotated_files, rotated_name, verify
 from turnout.guard.records import QueryStart
 from turnout.guard.signing import Signer, read_public
 
@@ -105,6 +105,46 @@ def test_old_files_are_retired_by_a_signed_record_and_what_is_left_verifies(path
     assert (report.ok, report.bad_line, report.bad_file) == (False, 1, full[3].name)
     assert f"records 1 to {gone}" not in report.reason
     assert "are missing, and no signed record says that they were retired" in report.reason
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link"])
+def test_what_is_no_file_and_has_the_name_of_one_is_nobodys_business(path: Path, kind: str) -> None:
+    """A pipe that is opened would be waited for, by the gateway and by whoever verifies."""
+    write(path, 3, rotate_bytes=300)
+    odd = rotated_name(path, 999)
+    if kind == "pipe":
+        os.mkfifo(odd)
+    elif kind == "folder":
+        odd.mkdir()
+    else:
+        odd.symlink_to(path.parent / "nowhere")
+    write(path, 3, rotate_bytes=300)
+    assert checked(path).ok
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(AuditError, match="it is no regular file"):
+        checked(path)
+
+
+def test_bytes_after_the_end_of_a_full_file_are_found(path: Path) -> None:
+    write(path, 3, rotate_bytes=300)
+    full = rotated_files(path)[0]
+    with full.open("ab") as file:
+        file.write(b"not ours")
+    found = checked(path)
+    assert (found.ok, found.bad_file) == (False, full.name)
+
+
+def test_a_line_longer_than_any_record_is_not_read_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(path, 3)
+    monkeypatch.setattr("turnout.guard.chain.MAX_LINE", 2000)
+    with path.open("ab") as file:
+        file.write(b"x" * 10_000 + b"\nhalf")
+    with path.open("rb") as file:
+        read = list(lines_of(file))
+    assert [len(line) for line in read[3:]] == [2001, 4]
+    found = checked(path)
+    assert (found.ok, found.bad_line, found.count) == (False, 4, 3)
 
 
 def test_a_missing_file_in_the_middle_is_found(path: Path) -> None:

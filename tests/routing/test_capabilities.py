@@ -358,6 +358,11 @@ def test_a_users_file_extends_and_overrides(tmp_path: Path) -> None:
         ),
         ('[models."x-7b"]\nparams = 7\nwindow = 1\nscores = { coding = "a" }\n', "models.x-7b.scores", ""),
         ("[models\n", "", ""),
+        ("a = " + "[" * 5000 + "]" * 5000, "", ""),
+        (f'[models."x-7b"]\nparams = 7\nwindow = {"9" * 5000}\n', "", ""),
+        (f'[models."x-7b"]\nparams = 7\nwindow = {"9" * 400}\n', "models.x-7b.window", "above 0"),
+        (f'[models."x-7b"]\nparams = 7\nwindow = 1\ntier = {"9" * 400}\n', "models.x-7b.tier", "above 0"),
+        ('[models."x-7b"]\nparams = 7\nwindow = 1\nsizes = [1.0, nan]\n', "models.x-7b.sizes", "above 0"),
     ],
 )
 def test_a_mistake_in_a_users_file_is_named(tmp_path: Path, text: str, key: str, hint: str) -> None:

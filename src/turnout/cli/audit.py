@@ -71,10 +71,13 @@ def _follow(path: Path, *, as_json: bool) -> None:
     seen = _last(path)
     while True:
         time.sleep(FOLLOW_SECONDS)
-        if _last(path) != seen:
-            fresh = [line for line in _lines(path) if _read(line).sequence > seen]
-            _show(fresh, as_json=as_json, heading=False)
-            seen = _read(fresh[-1]).sequence if fresh else 0
+        newest = _last(path)
+        if newest in (0, seen):  # 0: a full file was renamed, and the next one has no record yet
+            continue
+        seen = seen if newest > seen else 0  # it is another log
+        fresh = [line for line in _lines(path) if seen < _read(line).sequence <= newest]
+        _show(fresh, as_json=as_json, heading=False)
+        seen = newest
 
 
 def _last(path: Path) -> int:
@@ -309,15 +312,16 @@ def _path(config_file: str | None) -> Path:
 
 def _lines(path: Path) -> Iterator[bytes]:
     """The whole lines of all files, the oldest first."""
-    from turnout.guard.chain import log_files
+    from turnout.files import open_regular
+    from turnout.guard.chain import lines_of, log_files
 
     try:
         files = log_files(path) if path.parent.is_dir() else []
         if not files:
             raise AuditError(f"there is no audit log {path}", hint="it begins with the first query")
         for file in files:
-            with file.open("rb") as lines:
-                yield from (line for line in lines if line.endswith(b"\n"))
+            with open_regular(file) as opened:
+                yield from (line for line in lines_of(opened) if line.endswith(b"\n"))
     except OSError as error:
         raise AuditError(f"the audit log {path} cannot be read: {error.strerror or error}") from error
 
@@ -335,7 +339,7 @@ def _read(line: bytes) -> Line:
 def _show(lines: list[bytes], *, as_json: bool, heading: bool = True) -> None:
     if as_json:
         for line in lines:
-            click.echo(line.decode("utf-8", "replace").rstrip("\n"))
+            click.echo(_ascii(line))
         return
     rows = [_row(_read(line)) for line in lines]
     if heading:
@@ -343,6 +347,12 @@ def _show(lines: list[bytes], *, as_json: bool, heading: bool = True) -> None:
     else:
         for row in rows:
             click.echo(("  " if sys.stdout.isatty() else "\t").join(map(cell, row)))
+
+
+def _ascii(line: bytes) -> str:
+    """A line as it is when we wrote it: in ASCII. What somebody else wrote must not reach a terminal either."""
+    text = line.decode("utf-8", "replace").rstrip("\n")
+    return "".join(c if " " <= c <= "~" else f"\\u{ord(c):04x}" for c in text)
 
 
 def _row(line: Line) -> tuple[str, ...]:

@@ -182,8 +182,10 @@ class Editor:
         before = {file.path: self._bytes(file.path) for file in entry.files}
         swapped = tuple(EditedFile(f.path, hash_of(before[f.path]), f.before) for f in entry.files)
         self._note("start", swapped)
-        self._journal.undo(entry, force=force)
+        left = self._journal.undo(entry, force=force)
         self._note("end", swapped)
+        if left:
+            notes.append(f"changed by somebody else meanwhile and left alone: {', '.join(left)}")
         done = (FileChange(f.path, before[f.path], self._bytes(f.path), f.mode) for f in entry.files)
         return Outcome(tuple(done), notes=tuple(notes))
 

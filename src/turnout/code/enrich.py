@@ -11,22 +11,32 @@ from turnout.code.provider import CodeContext, Excerpt, Reference
 SHOWN_REFERENCES, SHOWN_ISSUES, SHOWN_DEFINITIONS = 10, 5, 5
 SHOWN_CHARS = 160  # of a reference's line
 # What gives a secret away: its name and a quoted or shell-like value, the issuer's prefix, or a login in a URL. Code
-# that merely speaks of tokens and keys (``max_tokens = min(a, b)``) stays readable.
+# that merely speaks of tokens and keys (``max_tokens = min(a, b)``) stays readable. Every repetition that may end in
+# vain has a limit, since a megabyte of "token" would else be tried from each of its words to its end.
 _NAMED = r"(?:api[_-]?key|access[_-]?key|private[_-]?key|secret|token|passw(?:or)?d|pwd|credential)"
 _SECRETS = (
-    re.compile(rf"(?i)({_NAMED}[\w-]*[\"']?\s*(?::|=|=>|:=)\s*[rbf]?(\"{{3}}|'{{3}}|[\"']))(?:(?!\2)[^\n]){{6,}}"),
-    re.compile(r"(\b[A-Z0-9_]*(?:KEY|SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIALS?)[A-Z0-9_]*=)(?![\w.]+\()[^\s\"'(=]{6,}"),
-    re.compile(rf"(?i)({_NAMED}[\w-]*\s*:\s*)(?=[^\s\"']*\d)[^\s\"'()\[\],;]{{8,}}(?=\s*$)", re.MULTILINE),
+    re.compile(
+        rf"(?i)({_NAMED}[\w-]{{0,60}}[\"']?\s*(?::|=|=>|:=)\s*[rbf]?(\"{{3}}|'{{3}}|[\"'`]))(?:(?!\2)[^\n]){{6,}}"
+    ),
+    re.compile(
+        r"(\b[A-Z0-9_]{0,60}(?:KEY|SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIALS?)[A-Z0-9_]{0,60}=)(?![\w.]+\()[^\s\"'(=]{6,}"
+    ),
+    re.compile(
+        rf"(?i)({_NAMED}[\w-]{{0,60}}\s*:\s*)(?=[^\s\"']{{0,600}}\d)[^\s\"'()\[\],;]{{8,600}}(?=\s*$)", re.MULTILINE
+    ),
     re.compile(r"(?i)(\bbearer\s+)[\w.~+/-]{16,}"),
+    re.compile(r"(?i)(\bauthorization[\"']?\s*[:=]\s*[\"'`]?basic\s+)[\w+/=-]{8,}"),
+    re.compile(r"(?i)([;\"']\s*(?:password|pwd)\s*=\s*)[^;\s\"'()]{4,200}(?=[;\"'])"),
     re.compile(r"(\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@]+:)[^\s/@]+(?=@)"),
     re.compile(
         r"()\b(?:sk-[\w-]{16,}|gh[opsu]_\w{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}|hf_\w{16,}|xox[abprs]-[\w-]{10,}"
+        r"|npm_\w{16,}|pypi-[\w-]{16,}|[rs]k_live_\w{16,}"
         r"|A[KS]IA[A-Z0-9]{12,}|AIza[\w-]{30,}|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]+)"
     ),
 )
 # A private key goes on for many lines: only what holds its beginning shows that the rest is one.
 _PRIVATE_KEY = re.compile(
-    r"(-----BEGIN [A-Z ]*PRIVATE KEY-----)(?=.{0,300}?[A-Za-z0-9+/=]{24})((?:(?!-----END).)*)", re.DOTALL
+    r"(-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----)(?=.{0,300}?[A-Za-z0-9+/=]{24})((?:(?!-----END).)*)", re.DOTALL
 )
 
 
@@ -111,6 +121,6 @@ def without_secrets(text: str) -> str:
 
 def without_private_keys(text: str) -> str:
     """``text`` without the bodies of private keys; it keeps its number of lines."""
-    if "PRIVATE KEY-----" not in text:
+    if "PRIVATE KEY" not in text:
         return text
     return _PRIVATE_KEY.sub(lambda match: f"{match[1]}[redacted]" + "\n" * match[2].count("\n"), text)

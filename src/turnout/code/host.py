@@ -170,7 +170,7 @@ class Host:
         self._visitors.add(visitor)
         self._visits.add(task)
         try:
-            await visitor.send(say.Hello(self._version, os.getpid(), str(self._workspace), self._warm))
+            await visitor.send(say.Hello(self._version, os.getpid(), say.shown_path(self._workspace), self._warm))
             await visitor.listen(lambda: self.asked)
         except asyncio.CancelledError:  # the host ends
             return
@@ -255,7 +255,7 @@ class Host:
         return say.HostStatus(
             version=self._version,
             pid=pid,
-            workspace=str(self._workspace),
+            workspace=say.shown_path(self._workspace),
             warm=self._warm,
             running=now - self._began,
             idle=0.0 if self._working else now - self._used,
@@ -422,7 +422,7 @@ async def run(workspace: Path, settings: HostSettings) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, host.end, f"{number.name} came")
-    log.info("serves %s as process %d", workspace, os.getpid())
+    log.info("serves %s as process %d", say.shown_path(workspace), os.getpid())
     await host.serve()
     os.close(lock)
     return 0

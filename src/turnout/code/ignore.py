@@ -67,16 +67,29 @@ def _rules(text: str) -> tuple[tuple[int, bool, bool, re.Pattern[str]], ...]:
 
 
 def _expression(rule: str) -> str:
-    """A glob as git reads it."""
-    out, at = [], 0
+    """A glob as git reads it.
+
+    The first fit of what stands between two wildcards is as good as any later one, and is not given up again: else a
+    rule with many of them would be tried for years.
+    """
+    out: list[str] = []
+    at, star, folders = 0, -1, -1  # where the last wildcard of this name, and of folders, is in ``out``
     while at < len(rule):
         if rule.startswith("**/", at) and (at == 0 or rule[at - 1] == "/"):
+            if folders >= 0:
+                out[folders] = "(?>(?:[^/]+/)*?"
+                out.append(")")
+            star, folders = -1, len(out)
             out.append("(?:[^/]+/)*")
             at += 3
         elif rule[at:] == "**" and at and rule[at - 1] == "/":
             out.append(".+")
             at += 2
         elif rule[at] == "*":
+            if star >= 0:
+                out[star] = "(?>[^/]*?"
+                out.append(")")
+            star = len(out)
             out.append("[^/]*")
             at = re.compile(r"\**").match(rule, at).end()  # type: ignore[union-attr]
         elif rule[at] == "?":
@@ -89,5 +102,6 @@ def _expression(rule: str) -> str:
         else:
             at += rule[at] == "\\" and at + 1 < len(rule)
             out.append(re.escape(rule[at]))
+            star = -1 if rule[at] == "/" else star
             at += 1
     return "".join(out)

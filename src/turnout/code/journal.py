@@ -21,7 +21,7 @@ from typing import Literal
 
 import msgspec
 
-from turnout.code.paths import require_unlinked
+from turnout.code.paths import is_plain, require_unlinked, require_writable
 from turnout.code.preview import FileChange
 from turnout.errors import EditError, StorageError
 from turnout.files import lock_folder, read_file, unlock_folder
@@ -113,7 +113,7 @@ class Journal:
         entry = Entry(
             number=max(numbers, default=0) + 1,
             at=datetime.now(UTC).isoformat(timespec="seconds"),
-            workspace=str(self._root),
+            workspace=os.fsencode(self._root).decode("utf-8", "backslashreplace"),
             state="writing" if renames is None else "trying",
             token=secrets.token_hex(6),
             files=[_File(c.path, hash_of(c.before), hash_of(c.after), c.mode) for c in changes],
@@ -142,16 +142,18 @@ class Journal:
         """
         path = ""
         try:
+            for file in entry.files:  # before a folder is made, perhaps beyond a link
+                require_writable(self._root, PurePosixPath(file.path))
             for folder in entry.folders:
                 (self._root / folder).mkdir()
             for n, (file, content) in enumerate(zip(entry.files, contents, strict=True)):
                 path = file.path
-                require_unlinked(self._root, PurePosixPath(path))
+                require_writable(self._root, PurePosixPath(path))
                 if content is not None:
                     _write(entry.temporary(self._root, n), content, modes[n])
             for n, (file, content) in enumerate(zip(entry.files, contents, strict=True)):
                 path = file.path
-                require_unlinked(self._root, PurePosixPath(path))
+                require_writable(self._root, PurePosixPath(path))
                 if self._hash(path) != file.before:
                     raise EditError(f"{path} was changed meanwhile")
                 self._set(entry, n, content)
@@ -177,37 +179,49 @@ class Journal:
 
     def changed_since(self, entry: Entry) -> list[str]:
         """The files of a set that are not as it left them."""
-        return [file.path for file in entry.files if self._hash(file.path) != file.after]
+        return [f.path for f in entry.files if not self._is_unlinked(f.path) or self._hash(f.path) != f.after]
 
-    def undo(self, entry: Entry, *, force: bool) -> None:
-        """Take a complete set back. With ``force`` also what was changed since.
+    def undo(self, entry: Entry, *, force: bool) -> list[str]:
+        """Take a complete set back. With ``force`` also what was changed since. Returns as ``put_back``.
 
         Raises:
-            EditError: a file cannot be written; what was put back is complete at the next try.
+            EditError: a file is a link or read-only, and nothing was changed; or one cannot be written: what was put
+                back is complete at the next try.
             StorageError: the journal cannot be used.
         """
+        for n, file in enumerate(entry.files):
+            self._before(entry, n)
+            try:
+                require_writable(self._root, PurePosixPath(file.path))
+            except EditError as error:
+                hint = "nothing was changed; what is in the way must go first"
+                raise EditError(f"{file.path} cannot be put back: {error.message}", hint=hint) from None
         if force:
             for file in entry.files:
                 file.after = self._hash(file.path)
         entry.state = "undoing"
         self._store(entry)
-        self.put_back(entry)
+        return self.put_back(entry)
 
     def put_back(self, entry: Entry) -> list[str]:
-        """Make every file of a set what it was, and forget the set. What somebody else has changed meanwhile stays.
+        """Make every file of a set what it was, and forget the set. What somebody else has changed meanwhile stays, and
+        so does what is now a link or lies beyond one.
 
         Returns:
             The files that stay as they are.
 
         Raises:
             EditError: a file cannot be written; the set is kept for the next try.
+            StorageError: what it held is not kept any more.
         """
         foreign = []
         path = ""
         try:
             for n, file in enumerate(entry.files):
                 path = file.path
-                require_unlinked(self._root, PurePosixPath(path))
+                if not self._is_unlinked(path):
+                    foreign.append(path)
+                    continue
                 entry.temporary(self._root, n).unlink(missing_ok=True)
                 now = self._hash(path)
                 if now == file.before:
@@ -215,14 +229,15 @@ class Journal:
                 if now != file.after and not self._is_renamed(entry, n):
                     foreign.append(path)
                     continue
-                old = read_file(self._place(entry) / f"{n}.before") if file.before is not None else None
+                old = self._before(entry, n)
                 if old is not None:
                     (self._root / path).parent.mkdir(parents=True, exist_ok=True)
                     _write(entry.temporary(self._root, n), old, file.mode)
                 self._set(entry, n, old)
             for folder in reversed(entry.folders):
-                with suppress(OSError):  # somebody else uses it
-                    (self._root / folder).rmdir()
+                if self._is_unlinked(f"{folder}/-"):
+                    with suppress(OSError):  # somebody else uses it
+                        (self._root / folder).rmdir()
             for parent in {(self._root / file.path).parent for file in entry.files}:
                 _sync(parent)
             shutil.rmtree(self._place(entry))
@@ -256,7 +271,7 @@ class Journal:
         """Whether a file differs from what it was by the new name alone: that nobody else has done."""
         if entry.renames is None or entry.files[n].before is None:
             return False
-        old, now = read_file(self._place(entry) / f"{n}.before"), read_file(self._root / entry.files[n].path)
+        old, now = self._before(entry, n) or b"", read_file(self._root / entry.files[n].path)
         return _words(old, entry.renames) == _words(now, entry.renames)
 
     def _set(self, entry: Entry, n: int, content: bytes | None) -> None:
@@ -265,6 +280,13 @@ class Journal:
             target.unlink(missing_ok=True)
         else:
             entry.temporary(self._root, n).replace(target)
+
+    def _is_unlinked(self, path: str) -> bool:
+        try:
+            require_unlinked(self._root, PurePosixPath(path))
+        except EditError:
+            return False
+        return True
 
     def _hash(self, path: str) -> str | None:
         try:
@@ -276,7 +298,7 @@ class Journal:
 
     def _entries(self) -> list[Path]:
         try:
-            return [path for path in self._folder.iterdir() if path.name.isdecimal()]
+            return [path for path in self._folder.iterdir() if re.fullmatch("[0-9]+", path.name) and path.is_dir()]
         except OSError as error:
             raise self._failure(error) from error
 
@@ -285,12 +307,32 @@ class Journal:
 
     def _load(self, place: Path) -> Entry:
         try:
-            return msgspec.json.decode(read_file(place / _ENTRY), type=Entry)
+            entry = msgspec.json.decode(read_file(place / _ENTRY), type=Entry)
         except OSError as error:
             raise self._failure(error) from error
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            hint = "move it away; what it could have taken back stays as it is"
-            raise StorageError(f"{place} is damaged: {error}", hint=hint) from error
+            raise _damaged(place, str(error)) from error
+        paths = (*(file.path for file in entry.files), *entry.folders)
+        if (
+            self._place(entry) != place
+            or not re.fullmatch("[0-9a-f]{12}", entry.token)
+            or not all(map(is_plain, paths))
+        ):
+            raise _damaged(place, "its entry was changed")
+        return entry
+
+    def _before(self, entry: Entry, n: int) -> bytes | None:
+        """What a file held. Raises StorageError: that is not what is kept any more."""
+        kept = self._place(entry) / f"{n}.before"
+        if entry.files[n].before is None:
+            return None
+        try:
+            old = read_file(kept)
+        except OSError as error:
+            raise _damaged(self._place(entry), f"{kept.name}: {error.strerror or error}") from error
+        if hash_of(old) != entry.files[n].before:
+            raise _damaged(self._place(entry), f"{kept.name} was changed")
+        return old
 
     def _store(self, entry: Entry) -> None:
         try:
@@ -315,6 +357,11 @@ def _words(data: bytes, renames: tuple[str, str]) -> list[str]:
     """A text in pieces, the new name as if it were the old one."""
     old, new = renames
     return [old if word == new else word for word in re.split(r"(\w+)", data.decode("utf-8", "surrogateescape"))]
+
+
+def _damaged(place: Path, why: str) -> StorageError:
+    hint = "move it away; what it could have taken back stays as it is"
+    return StorageError(f"{place} is damaged: {why}", hint=hint)
 
 
 def _missing_folders(root: Path, changes: Sequence[FileChange]) -> list[str]:

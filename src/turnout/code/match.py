@@ -57,7 +57,7 @@ def opened(data: bytes) -> Page:
         text = rest.decode(encoding)
         if text.encode(encoding) != rest:
             raise EditError("it is not text that can be written back as it was")
-    except (UnicodeDecodeError, LookupError):
+    except (UnicodeError, LookupError):
         encoding, text = _UNKNOWN, rest.decode("ascii", "surrogateescape")
     if "\0" in text:
         raise EditError("it is a binary file")
@@ -74,9 +74,9 @@ def closed(page: Page) -> bytes:
     encoding, errors = ("ascii", "surrogateescape") if page.encoding == _UNKNOWN else (page.encoding, "strict")
     try:
         return page.mark + text.encode(encoding, errors)
-    except UnicodeEncodeError as error:
-        first = error.object[error.start]
-        raise EditError(f"the edit has characters that a file in {page.encoding} cannot hold: {first!a}") from None
+    except UnicodeError as error:
+        first = f": {error.object[error.start]!a}" if isinstance(error, UnicodeEncodeError) else ""
+        raise EditError(f"the edit has characters that a file in {page.encoding} cannot hold{first}") from None
 
 
 def _declared(data: bytes) -> str:

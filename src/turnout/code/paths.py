@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 from pathlib import Path, PurePosixPath
@@ -12,6 +13,8 @@ from turnout.errors import EditError
 
 # Names that Windows reads as devices, with any suffix.
 _DEVICE = re.compile(r"(?i)(?:con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])(?:\..*)?")
+# And as another name of what is there: GIT~1 is .git.
+_SHORTENED = re.compile(r"[^.]{1,6}~\d{1,6}(?:\.[^.]{0,3})?")
 _LONGEST, _DEEPEST = 240, 40
 
 
@@ -27,11 +30,12 @@ def checked(root: Path, text: str) -> str:
     """
     path = _plain(text)
     for part in path.parts:
-        if is_skipped(part) or is_skipped(part.lower()):
+        # Also as a disk reads it that does not tell upper from lower case: there ``diﬅ`` is ``dist``.
+        if is_skipped(part) or is_skipped(part.lower()) or is_skipped(part.casefold()):
             raise EditError(
                 f"{part!a} is what Turnout neither reads nor writes: a secret, a repository's own, or built"
             )
-    require_unlinked(root, path)
+    require_writable(root, path)
     if rule := ignored(root, path):
         raise EditError(f"it is ignored: {rule}")
     return path.as_posix()
@@ -39,10 +43,38 @@ def checked(root: Path, text: str) -> str:
 
 def require_unlinked(root: Path, path: PurePosixPath) -> None:
     """Refuse a path that leads over a link, or to what is no plain file. Raises EditError."""
-    here = root
+    _looked_at(root, path)
+
+
+def require_writable(root: Path, path: PurePosixPath) -> None:
+    """The same, and a file that is too large or read-only. Raises EditError."""
+    status = _looked_at(root, path)
+    if status is None:
+        return
+    if status.st_size > MAX_FILE_BYTES:
+        raise EditError(f"it has {status.st_size:,} bytes, the most is {MAX_FILE_BYTES:,}")
+    if not status.st_mode & 0o222:
+        raise EditError("it is read-only")
+
+
+def _looked_at(root: Path, path: PurePosixPath) -> os.stat_result | None:
+    """The plain file that is there, None for none."""
+    here, status = root, None
     for number, part in enumerate(path.parts):
         here = here / part
-        _require_plain(here, last=number == len(path.parts) - 1)
+        status = _plain_status(here, last=number == len(path.parts) - 1)
+        if status is None:
+            return None
+    return status
+
+
+def is_plain(text: str) -> bool:
+    """Whether it is the path of a file below a folder, whatever may be there."""
+    try:
+        _plain(text)
+    except EditError:
+        return False
+    return True
 
 
 def _plain(text: str) -> PurePosixPath:
@@ -63,25 +95,21 @@ def _plain(text: str) -> PurePosixPath:
 
 def _is_name(part: str) -> bool:
     fits = bool(part) and len(part.encode("utf-8", "replace")) <= _LONGEST
-    return fits and not part.endswith((" ", ".")) and ":" not in part and not _DEVICE.fullmatch(part)
+    other = _DEVICE.fullmatch(part) or _SHORTENED.fullmatch(part)
+    return fits and not part.endswith((" ", ".")) and ":" not in part and not other
 
 
-def _require_plain(path: Path, *, last: bool) -> None:
+def _plain_status(path: Path, *, last: bool) -> os.stat_result | None:
     try:
         status = path.lstat()
     except FileNotFoundError:
-        return
+        return None
     except OSError as error:
         raise EditError(f"it cannot be looked at: {error.strerror}") from None
     if stat.S_ISLNK(status.st_mode):
         raise EditError(f"{path.name!a} is a link: edit what it leads to by its own path")
-    if not last:
-        if not stat.S_ISDIR(status.st_mode):
-            raise EditError(f"{path.name!a} is no folder")
-        return
-    if not stat.S_ISREG(status.st_mode):
+    if not last and not stat.S_ISDIR(status.st_mode):
+        raise EditError(f"{path.name!a} is no folder")
+    if last and not stat.S_ISREG(status.st_mode):
         raise EditError("it is no regular file")
-    if status.st_size > MAX_FILE_BYTES:
-        raise EditError(f"it has {status.st_size:,} bytes, the most is {MAX_FILE_BYTES:,}")
-    if not status.st_mode & 0o222:
-        raise EditError("it is read-only")
+    return status

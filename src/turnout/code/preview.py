@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from turnout.code.proposal import Gone, Hunks, Moved, NewBody, NewName, Proposed
 from turnout.code.replace import with_new_body
 from turnout.code.search import MAX_FILE_BYTES, files_of
 from turnout.code.symbols import parsed
+from turnout.code.unified import unified
 from turnout.errors import EditError
 
 _SEARCHED = 5000
@@ -203,7 +203,7 @@ class Draft:
 def _diff_of(change: FileChange) -> tuple[str, ...]:
     was = f"a/{change.path}" if change.before is not None else "/dev/null"
     becomes = f"b/{change.path}" if change.after is not None else "/dev/null"
-    return tuple(difflib.unified_diff(_lines(change.before), _lines(change.after), was, becomes, lineterm=""))
+    return tuple(unified(_lines(change.before), _lines(change.after), was, becomes))
 
 
 def preview(root: Path, edits: Sequence[ProposedEdit], unclear: tuple[Unclear, ...] = ()) -> Preview:

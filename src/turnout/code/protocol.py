@@ -5,6 +5,8 @@ The host greets with a ``Hello``. Then any number of requests may be under way a
 
 from __future__ import annotations
 
+import os
+import pathlib
 import sys
 from typing import Annotated, Literal, TypeAlias
 
@@ -183,6 +185,11 @@ Found: TypeAlias = (
     | tuple[TextEdit, ...]
     | None
 )
+
+
+def shown_path(path: pathlib.Path) -> str:
+    """A workspace in a message. A name that is no UTF-8 is shown, since it cannot be sent as it is."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def line_of(message: Hello | Request | Answer) -> bytes:

@@ -18,7 +18,7 @@ from turnout.code.enrich import (
     without_private_keys,
     without_secrets,
 )
-from turnout.code.excerpt import around, beginning, cost
+from turnout.code.excerpt import MAX_LINE, around, beginning, cost
 from turnout.code.provider import CodeContext, Excerpt, Reference
 from turnout.code.symbols import DEFINES, Symbol, block_end, enclosing, symbols_in
 from turnout.errors import UsageError
@@ -87,7 +87,9 @@ class _Page:
     symbols: tuple[Symbol, ...]
 
     def excerpt(self, first: int, last: int, marked: int = 0) -> Excerpt:
-        shown = without_secrets("\n".join(self.lines[first - 1 : last])).split("\n")
+        # Of a line that is long only the beginning is shown: the rest must not cost the time to look for secrets in it.
+        lines = (line[: 2 * MAX_LINE] for line in self.lines[first - 1 : last])
+        shown = without_secrets("\n".join(lines)).split("\n")
         return Excerpt(self.name, first, tuple(shown), len(self.lines), marked)
 
     def outline(self) -> list[str]:

@@ -12,16 +12,17 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
 from turnout.errors import AuditError, StorageError
-from turnout.files import read_file
+from turnout.files import open_regular, read_file
 from turnout.guard.signing import PublicKey
 
 FIRST_HASH = "0" * 64
@@ -36,7 +37,7 @@ ALARMS = frozenset({DAMAGED_LINE, LOG_REPLACED, GAP})
 MAX_ALARMS = 20
 _DIGITS = 12
 _TAIL_BYTES = 4096
-_BINARY = getattr(os, "O_BINARY", 0)
+MAX_LINE = 64_000_000  # bytes; no record has so many
 
 
 class Link(msgspec.Struct):
@@ -105,12 +106,22 @@ def rotated_name(path: Path, last: int) -> Path:
 def rotated_files(path: Path) -> list[Path]:
     """The full files of a log, the oldest first. Raises OSError."""
     ours = re.compile(re.escape(path.name) + rf"\.\d{{{_DIGITS}}}")
-    return sorted(each for each in path.parent.iterdir() if ours.fullmatch(each.name))
+    return sorted(each for each in path.parent.iterdir() if ours.fullmatch(each.name) and each.is_file())
 
 
 def log_files(path: Path) -> list[Path]:
     """All files of a log, the oldest first. Raises OSError."""
     return [*rotated_files(path), *([path] if path.exists() else [])]
+
+
+def lines_of(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file with their line ends; of one that is too long for a record only the beginning."""
+    while line := file.readline(MAX_LINE):
+        cut = len(line) == MAX_LINE and not line.endswith(b"\n")
+        yield line + b"\n" if cut else line
+        while cut:
+            rest = file.readline(MAX_LINE)
+            cut = bool(rest) and not rest.endswith(b"\n")
 
 
 def head_path(folder: Path, log: Path) -> Path:
@@ -167,11 +178,8 @@ def newest(path: Path) -> tuple[str, Link, str] | None:
 
 def last_of(path: Path) -> tuple[Link, str] | None:
     """The last record of a full file, and the hash of its line."""
-    file = os.open(path, os.O_RDONLY | _BINARY)
-    try:
-        last, since = last_record(file, os.fstat(file).st_size)
-    finally:
-        os.close(file)
+    with open_regular(path) as file:
+        last, since = last_record(file.fileno(), os.fstat(file.fileno()).st_size)
     return (last, hashlib.sha256(since.removesuffix(b"\n")).hexdigest()) if last else None
 
 
@@ -219,9 +227,9 @@ def verify(path: Path, public: PublicKey | None = None, head: Head | None = None
             files = log_files(path) if path.parent.is_dir() else []
             if not files and head is not None:
                 return ChainReport(0, ok=False, reason=f"the log is gone; it had {head.sequence} records")
-            opened = [(each.name, stack.enter_context(each.open("rb"))) for each in files or [path]]
-            for name, lines in opened:
-                check.file(name, lines)
+            opened = [(each.name, stack.enter_context(open_regular(each))) for each in files or [path]]
+            for name, file in opened:
+                check.file(name, lines_of(file))
     except OSError as error:
         raise AuditError(
             f"the audit log {path} cannot be read: {error.strerror or error}", hint="give the path of an audit log"
@@ -258,6 +266,8 @@ class _Check:
         """The next file."""
         if not self._before.file:
             self._before = _Place(name, 0)
+        if self._half and self._bad is None:  # a full file ends with a whole line: its last record says that it is full
+            self._refuse(self._at, _NO_RECORD)
         for number, line in enumerate(lines, 1):
             if self._bad is not None:
                 return

@@ -12,9 +12,12 @@ from typing import Annotated
 import msgspec
 
 from turnout.errors import ConfigError
+from turnout.files import open_regular
 from turnout.types import TaskCategory
 
 REQUIRED = ("params", "window")
+MAX_BYTES = 50_000_000  # of the user's file; 10,000 models take 2 MB
+MOST = 10**9  # of any number in a row
 
 
 class Row(msgspec.Struct, forbid_unknown_fields=True):
@@ -39,8 +42,8 @@ def read_rows(path: Path) -> tuple[dict[str, Row], list[ConfigError]]:
     """
     file = str(path)
     try:
-        data = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        data = tomllib.loads(_text(path))
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no TOML, or a number of 5,000 digits
         why = error.strerror if isinstance(error, OSError) else error  # its text has the path once more
         hint = 'routing.models_file names a TOML file with a table [models."NAME"] for each model'
         return {}, [ConfigError(f"the models file cannot be read: {why}", file=file, hint=hint)]
@@ -56,6 +59,14 @@ def read_rows(path: Path) -> tuple[dict[str, Row], list[ConfigError]]:
         if row is not None:
             rows[key] = row
     return rows, mistakes
+
+
+def _text(path: Path) -> str:
+    with open_regular(path) as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
+    return data.decode("utf-8").replace("\r\n", "\n")
 
 
 def _sound(file: str, key: str, given: object) -> tuple[Row | None, list[ConfigError]]:
@@ -89,12 +100,12 @@ def _user_row(file: str, key: str, row: object) -> Row:
         parsed = msgspec.convert(row, Row)
     except msgspec.ValidationError as error:
         raise _row_error(file, place, str(error)) from error
-    numbers = {"params": parsed.params, "active": parsed.active, "window": float(parsed.window)}
-    numbers |= {"sizes": min(parsed.sizes, default=1.0), "tier": float(parsed.tier)}
-    for name, value in numbers.items():
+    numbers: list[tuple[str, float]] = [("params", parsed.params), ("active", parsed.active), ("window", parsed.window)]
+    numbers += [*(("sizes", size) for size in parsed.sizes), ("tier", parsed.tier)]
+    for name, value in numbers:
         allowed_zero = name in ("active", "tier")
-        if not (0 <= value < 1e9) or (value == 0 and not allowed_zero):
-            raise ConfigError(f"{value:g} is out of range", file=file, key=f"{place}.{name}", hint="above 0")
+        if not (0 <= value < MOST) or (value == 0 and not allowed_zero):
+            raise ConfigError(f"{str(value)[:30]} is out of range", file=file, key=f"{place}.{name}", hint="above 0")
     if parsed.tier > 3:
         raise ConfigError(f"{parsed.tier} is out of range", file=file, key=f"{place}.tier", hint="1, 2 or 3")
     for category, score in parsed.scores.items():
