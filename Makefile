@@ -91,6 +91,7 @@ bench: $(VENV)/.dev weights
 	$(BIN)/python bench/budgets.py
 	$(BIN)/python bench/fleet.py
 	$(BIN)/python bench/context.py
+	$(BIN)/python bench/context_helps.py
 	$(BIN)/python bench/tokens.py smollm2
 	$(BIN)/python bench/fallback.py
 	$(BIN)/python bench/streams.py

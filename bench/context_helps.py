@@ -29,6 +29,7 @@ from tests.servers import WEIGHTS
 
 from turnout.api import build_messages, collect, load_any
 from turnout.build import open_router
+from turnout.router import LOCAL
 from turnout.types import ChatRequest
 
 FILES = {
@@ -259,14 +260,32 @@ def serve() -> xllamacpp.Server:
     return xllamacpp.Server(params)
 
 
-async def answers(url: str, root: Path, priority: str) -> tuple[list[str], int, float]:
-    """What the model says to each question, the tokens of all questions, and the seconds."""
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What was said to each question, the code that went along with it, the tokens of all, and the seconds."""
+
+    said: list[str]
+    code: list[str]
+    tokens: int
+    seconds: float
+
+    def right(self) -> Counter[str]:
+        """Right answers of each kind."""
+        return Counter(q.kind for q, said in zip(QUESTIONS, self.said, strict=True) if q.answered(said))
+
+    def told(self) -> Counter[str]:
+        """Questions of each kind whose answer stood in the code."""
+        return Counter(q.kind for q, code in zip(QUESTIONS, self.code, strict=True) if q.answered(code))
+
+
+async def answers(url: str, root: Path, priority: str) -> Answers:
+    """Ask every question."""
     config = {
         "custom_endpoints": [{"name": "small", "endpoint": url}],
         "discovery": {"enabled": False},
         "serena": {"priority": priority},
     }
-    said, tokens, began = [], 0, time.perf_counter()
+    said, code, tokens, began = [], [], 0, time.perf_counter()
     async with open_router(load_any(config)) as router:
         for question in QUESTIONS:
             request = ChatRequest(
@@ -275,11 +294,13 @@ async def answers(url: str, root: Path, priority: str) -> tuple[list[str], int, 
                 max_tokens=48,
                 temperature=0.0,
             )
-            async with aclosing(router.route(request)) as events:
+            run = router.begin(request, LOCAL)
+            async with aclosing(router.route(request, run=run)) as events:
                 result = await collect(events)
+            code.append("".join(run.inserted.values()))
             said.append(result.text.strip())
             tokens += result.usage.prompt_tokens
-    return said, tokens, time.perf_counter() - began
+    return Answers(said, code, tokens, time.perf_counter() - began)
 
 
 def main() -> None:
@@ -295,19 +316,17 @@ def main() -> None:
         url = server.listening_address
         runs = {p: asyncio.run(answers(url, root, p)) for p in ("always_first", "off")}
         asyncio.run(end_all(Path(data)))
-    right = {
-        priority: Counter(q.kind for q, said in zip(QUESTIONS, run[0], strict=True) if q.answered(said))
-        for priority, run in runs.items()
-    }
+    with_it, without = runs["always_first"], runs["off"]
     if "-v" in sys.argv:
-        for question, with_it, without in zip(QUESTIONS, runs["always_first"][0], runs["off"][0], strict=True):
-            print(f"{question.text} [{question.answer}]\n  with: {with_it!r}\n  without: {without!r}")
-    print("| question | asked | right with context | right without |\n| --- | --- | --- | --- |")
+        for question, one, other in zip(QUESTIONS, with_it.said, without.said, strict=True):
+            print(f"{question.text} [{question.answer}]\n  with: {one!r}\n  without: {other!r}")
+    print("| question | asked | answer in the context | right with it | right without |\n" + "| --- " * 5 + "|")
+    told, right, blind = with_it.told(), with_it.right(), without.right()
     for kind, count in Counter(q.kind for q in QUESTIONS).items():
-        print(f"| {kind} | {count} | {right['always_first'][kind]} | {right['off'][kind]} |")
-    print(f"| all | {len(QUESTIONS)} | {right['always_first'].total()} | {right['off'].total()} |")
-    for priority, (_, tokens, seconds) in runs.items():
-        print(f"{priority}: {tokens / len(QUESTIONS):.0f} tokens a question, {seconds:.0f} s for all")
+        print(f"| {kind} | {count} | {told[kind]} | {right[kind]} | {blind[kind]} |")
+    print(f"| all | {len(QUESTIONS)} | {told.total()} | {right.total()} | {blind.total()} |")
+    for what, run in (("with", with_it), ("without", without)):
+        print(f"{what}: {run.tokens / len(QUESTIONS):.0f} tokens a question, {run.seconds:.0f} s for all")
 
 
 if __name__ == "__main__":

@@ -129,9 +129,8 @@ class Draft:
                 text = with_new_body(page.text, symbol, body, PurePosixPath(path).suffix)
                 self.put(path, closed(replace(page, text=text)))
             case NewName():
-                raise EditError(
-                    "renaming a symbol is not connected to the language servers; search and replace does it"
-                )
+                said = "renaming a symbol needs a language server or Serena, and there is none"
+                raise EditError(said, hint="search and replace does it too")
 
     def content(self, path: str) -> bytes:
         """What a file holds now. Raises EditError: there is none."""
