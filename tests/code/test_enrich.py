@@ -80,8 +80,10 @@ def test_the_users_words_come_first_and_the_bytes_are_always_the_same(
         ('SECRET = """correct horse"""', "horse"),
         ("-----BEGIN RSA PRIVATE KEY-----MIIEpAIBAAKCAQEAxyzxyzxyzxyz-----END RSA PRIVATE KEY-----", "MIIE"),
         (
-            ("-----BEGIN PGP PRIVATE KEY BLOCK-----\n\nlQOYBGabcdefgh0123456789abcdefgh\n"
-            "-----END PGP PRIVATE KEY BLOCK-----"),
+            (
+                "-----BEGIN PGP PRIVATE KEY BLOCK-----\n\nlQOYBGabcdefgh0123456789abcdefgh\n"
+                "-----END PGP PRIVATE KEY BLOCK-----"
+            ),
             "lQOY",
         ),
         ("const apiKey = `abcdef123`", "abcdef"),
