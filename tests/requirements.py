@@ -1232,6 +1232,16 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         ),
     ),
     (
+        "CODE-4",
+        "an undo is whole or not at all, and puts back only bytes that are what was kept, within the workspace",
+        by(
+            APPLY + "test_an_undo_that_cannot_be_whole_changes_nothing_and_is_in_nobodys_way",
+            APPLY + "test_a_damaged_journal_is_told_of_and_writes_nothing",
+            APPLY + "test_no_folder_is_made_beyond_a_link",
+            code=("turnout.code.journal:Journal.undo", "turnout.code.journal:Journal._before"),
+        ),
+    ),
+    (
         "CFG-0",
         "no key is accepted and ignored: enabled, allow_external",
         by(CONF + "test_a_disabled_service_is_not_looked_at", code="turnout.fleet.discovery:targets"),
@@ -1903,6 +1913,16 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         by(
             SEALING + "test_old_files_are_retired_by_a_signed_record_and_what_is_left_verifies",
             code="turnout.guard.audit:AuditLog._ready",
+        ),
+    ),
+    (
+        "PROOF-2",
+        "what has the name of a full file and is none, bytes after a full file's end, and endless lines",
+        by(
+            SEALING + "test_what_is_no_file_and_has_the_name_of_one_is_nobodys_business",
+            SEALING + "test_bytes_after_the_end_of_a_full_file_are_found",
+            SEALING + "test_a_line_longer_than_any_record_is_not_read_whole",
+            code=("turnout.guard.chain:rotated_files", "turnout.guard.chain:lines_of"),
         ),
     ),
     (

@@ -17,8 +17,9 @@ import pytest
 from turnout.code.apply import Editor, chosen
 from turnout.code.ignore import ignored
 from turnout.code.intelligence import Ability, CodeSymbol, Diagnostic, Intelligence, Place, TextEdit
-from turnout.code.journal import MOST_KEPT
+from turnout.code.journal import MOST_KEPT, Journal, journal_folder
 from turnout.code.paths import checked
+from turnout.code.preview import FileChange
 from turnout.code.provider import Issue
 from turnout.code.semantic import issues_of
 from turnout.errors import AuditError, EditError, StorageError
@@ -345,6 +346,22 @@ async def test_a_damaged_journal_is_told_of_and_writes_nothing(root: Path, damag
     assert outside.read_bytes() == NEW["a.txt"]
     if damage.startswith("old"):  # what is complete is in nobody's way
         await edits.apply(await edits.preview("a.txt\n<<<<<<< SEARCH\n1\n=======\n2\n>>>>>>> REPLACE\n"))
+
+
+@pytest.mark.parametrize(
+    "name", ["c:d.txt", "con.txt", "back\\slash.txt", "V1~2.TXT", "dot.", ".git2/x", "node_modules/x.js"]
+)
+def test_what_a_tried_rename_may_touch_is_put_back_whatever_it_is_called(root: Path, name: str) -> None:
+    """Serena writes also where edits must not: when it is killed there, the next one who looks puts it back."""
+    file = root / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b"old")
+    journal = Journal(journal_folder(root.parent / "data", "local", root), root)
+    with journal.locked():
+        journal.begin([FileChange(name, b"old", b"old", 0o644)], renames=("old", "new"))
+        file.write_bytes(b"new")
+        assert len(journal.recover()) == 1
+    assert file.read_bytes() == b"old"
 
 
 async def test_a_file_in_an_encoding_that_refuses_its_own_text_is_edited_as_bytes(root: Path) -> None:

@@ -244,6 +244,12 @@ async def test_a_link_that_holds_the_name_is_not_written_through(small: Path) ->
     assert (small.parent / "outside.py").read_bytes() == b"total()\n"
 
 
+async def test_a_file_whose_name_is_no_utf_8_and_that_holds_the_name_is_told_of(small: Path) -> None:
+    (small / os.fsdecode(b"b\xff.py")).write_bytes(b"total()\n")
+    shown = await editor_of(Writes(small)).preview(TOTAL)
+    assert "is no UTF-8" in shown.problems[0].reason
+
+
 KILLED = """
 import asyncio, os, sys
 from pathlib import Path

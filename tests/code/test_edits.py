@@ -380,6 +380,13 @@ def test_the_work_grows_with_the_answer_and_no_faster(line: str) -> None:
     assert large < 5 * small
 
 
+@pytest.mark.parametrize("head", ["*** Update File: a", "*** Update File: a.py\n*** Move to: a"])
+def test_a_model_that_falls_into_writing_blanks_costs_what_their_number_is(head: str) -> None:
+    """Its answer is read on the event loop of a gateway; tried from each blank on, a megabyte takes half an hour."""
+    answer = f"*** Begin Patch\n{head}{' ' * 1_000_000}b.py\n@@\n-a\n+b\n*** End Patch\n"
+    assert len(parse_edits(answer).edits) == 1
+
+
 def test_too_long_an_answer_is_refused_in_words() -> None:
     assert "the most is 4,000,000" in doubts("x" * 4_000_001)[0]
     assert "the most is 500" in doubts(block("a\n", "b\n") * 501)[0]

@@ -20,8 +20,8 @@ _EXTENDED = re.compile(
 )
 _NULL = "/dev/null"
 BEGIN, END = re.compile(r"\s*\*{3} Begin Patch\s*"), re.compile(r"\s*\*{3} End Patch\s*")
-_FILE = re.compile(r"\*{3} (Add|Delete|Update) File:\s*(.+?)\s*")
-_MOVE = re.compile(r"\*{3} Move to:\s*(.+?)\s*")
+_FILE = re.compile(r"\*{3} (Add|Delete|Update) File:(.*\S.*)")
+_MOVE = re.compile(r"\*{3} Move to:(.*\S.*)")
 
 
 def begins_diff(lines: Sequence[str], at: int) -> bool:
@@ -257,7 +257,7 @@ class EnvelopeReader:
                 break
             head = _FILE.fullmatch(self._lines[self.at])
             if head is not None:
-                self._one(head[1], head[2])
+                self._one(head[1], head[2].strip())
                 continue
             if self._lines[self.at].strip() and not problem:
                 problem = f"line {self._first + self.at} belongs to no file"
@@ -286,7 +286,7 @@ class EnvelopeReader:
             return
         to = ""
         if self.at < len(self._lines) and (move := _MOVE.fullmatch(self._lines[self.at])):
-            to, self.at = move[1], self.at + 1
+            to, self.at = move[1].strip(), self.at + 1
         hunks = self._hunks()
         if not hunks and not to:
             self.unclear.append(Unclear(number, f"a patch was not understood: nothing changes in {path}"))

@@ -21,7 +21,7 @@ from typing import Literal
 
 import msgspec
 
-from turnout.code.paths import is_plain, require_unlinked, require_writable
+from turnout.code.paths import require_unlinked, require_writable
 from turnout.code.preview import FileChange
 from turnout.errors import EditError, StorageError
 from turnout.files import lock_folder, read_file, unlock_folder
@@ -316,7 +316,7 @@ class Journal:
         if (
             self._place(entry) != place
             or not re.fullmatch("[0-9a-f]{12}", entry.token)
-            or not all(map(is_plain, paths))
+            or not all(map(_is_below, paths))
         ):
             raise _damaged(place, "its entry was changed")
         return entry
@@ -357,6 +357,12 @@ def _words(data: bytes, renames: tuple[str, str]) -> list[str]:
     """A text in pieces, the new name as if it were the old one."""
     old, new = renames
     return [old if word == new else word for word in re.split(r"(\w+)", data.decode("utf-8", "surrogateescape"))]
+
+
+def _is_below(text: str) -> bool:
+    """Whether a path leads down from a folder. It may be one that no edit may touch: Serena renames there, too."""
+    path = Path(text)
+    return bool(path.parts) and not path.anchor and ".." not in path.parts and "\0" not in text
 
 
 def _damaged(place: Path, why: str) -> StorageError:

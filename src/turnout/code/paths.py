@@ -68,15 +68,6 @@ def _looked_at(root: Path, path: PurePosixPath) -> os.stat_result | None:
     return status
 
 
-def is_plain(text: str) -> bool:
-    """Whether it is the path of a file below a folder, whatever may be there."""
-    try:
-        _plain(text)
-    except EditError:
-        return False
-    return True
-
-
 def _plain(text: str) -> PurePosixPath:
     """A path that says where it leads. Judged by its letters alone, so that it means the same on every platform."""
     if not text or not text.isprintable() or len(text.encode("utf-8", "replace")) > 4 * _LONGEST:

@@ -129,6 +129,8 @@ class Trial:
             if path.is_symlink():
                 raise EditError(f"{path.relative_to(self.root)} holds the name and is a link")
             shown = path.relative_to(self.root).as_posix()
+            if not shown.isascii() and shown != shown.encode("utf-8", "replace").decode():
+                raise EditError(f"{shown!a} holds the name, and what it is called itself is no UTF-8")
             yield FileChange(shown, data, data, status.st_mode & 0o7777)
 
     def _files(self, suffix: str) -> Iterator[Path]:
