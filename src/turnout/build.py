@@ -115,15 +115,14 @@ async def open_router(
             await bundled.start()
         learned = Learned(learned_path(data_dir()))
         stack.push_async_callback(asyncio.to_thread, learned.save)
-        verifier = _verifier(loaded, audit)
-        fleet = await stack.enter_async_context(_fleet(loaded, client, allow, bundled, learned, verifier))
-        pins = partial(pins_or_none, pins_path(data_dir()))
+        made = _fleet(loaded, client, allow, bundled, learned, _verifier(loaded, audit))
+        fleet = await stack.enter_async_context(made)
         router = Router(
             client=client,
             config=config,
             table=_table(config),
             fleet=fleet,
-            pins=pins,
+            pins=(pins := partial(pins_or_none, pins_path(data_dir()))),
             code=_code_of(config.code, stack),
             audit=audit,
             store=store,
