@@ -65,9 +65,8 @@ def main() -> None:
     print(f"| what | of {size / 1e9:.2f} GB in the page cache, median of {ROUNDS} |")
     print("| --- | --- |")
     print(f"| `sha256sum` | {size / sums / 1e6:,.0f} MB/s |")
-    print(
-        f"| Turnout | {size / mine / 1e6:,.0f} MB/s, {ratios[ROUNDS // 2]:.0%} ({ratios[0]:.0%} to {ratios[-1]:.0%}) |"
-    )
+    spread = f"{ratios[ROUNDS // 2]:.0%} ({ratios[0]:.0%} to {ratios[-1]:.0%})"
+    print(f"| Turnout | {size / mine / 1e6:,.0f} MB/s, {spread} |")
     print(f"| what a thread of Python keeps of its speed meanwhile | {beside / alone:.0%} |")
     print(f"| whether a file is the one that was read before | {each * 1e6:.1f} us |")
 
