@@ -41,6 +41,7 @@ CODE = "deferred: issue 7, code context first"
 AIRGAP = "deferred: issue 8, the air gap"
 LATER = "deferred: no issue filed yet"
 
+LOCK = "cli/test_models_lock.py::"
 EDITS = "code/test_edits.py::"
 APPLY = "code/test_apply.py::"
 EDITS_CLI = "cli/test_edits.py::"
@@ -1315,7 +1316,39 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         ),
     ),
     ("SEC-3", "rotation and retention", AIRGAP),
-    ("SEC-4", "checksums", AIRGAP),
+    (
+        "SEC-4",
+        "a model that differs from its record serves nothing",
+        by(
+            LOCK + "test_a_locked_model_serves_and_a_swapped_one_serves_nothing",
+            LOCK + "test_a_file_replaced_under_the_real_server_is_not_served",
+            code=("turnout.fleet.identity:Verifier._judge", "turnout.guard.modelslock:judged"),
+        ),
+    ),
+    (
+        "SEC-4",
+        "... and one that was swapped since the last look gives no token",
+        by(
+            "fleet/test_identity.py::test_a_model_swapped_since_the_last_look_gives_no_token",
+            code="turnout.fleet.identity:Verifier.guarded",
+        ),
+    ),
+    (
+        "SEC-4",
+        "a lock file that cannot be trusted lets nothing serve",
+        by(
+            LOCK + "test_a_lock_file_that_cannot_be_trusted_lets_nothing_serve",
+            code="turnout.guard.modelslock:read_lock",
+        ),
+    ),
+    (
+        "SEC-4",
+        "what cannot be verified serves as the policy says",
+        by(
+            LOCK + "test_policy_decides_whether_what_cannot_be_verified_may_serve",
+            code="turnout.fleet.identity:Verifier._judge",
+        ),
+    ),
     ("SEC-5", "no external DNS resolution", airgap("no external DNS resolution", "_no_dns")),
     ("SEC-5", "egress traffic blocked at the firewall", airgap("egress traffic blocked at the firewall", "_egress")),
     ("SEC-5", "only internal IP ranges allowed", airgap("only internal IP ranges allowed", "_internal_only")),
@@ -1930,7 +1963,19 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "an auditor needs the public key alone",
         by("cli/test_audit.py::test_what_is_exported_verifies_anywhere", code="turnout.cli.audit:export"),
     ),
-    ("PROOF-3", "model identity", AIRGAP),
+    (
+        "PROOF-3",
+        "the same weights under other names at other servers",
+        by(LOCK + "test_the_same_weights_are_known_under_every_name", code="turnout.guard.modelslock:same_weights"),
+    ),
+    (
+        "PROOF-3",
+        "drift raises an alarm",
+        by(
+            "fleet/test_identity.py::test_without_a_lock_a_name_that_means_other_weights_is_an_alarm_and_serves",
+            code="turnout.fleet.identity:Verifier._tell",
+        ),
+    ),
     ("UI-1", "command line", by("cli/test_ask.py::test_the_real_model_answers", code="turnout.cli.ask:ask")),
     (
         "UI-1",

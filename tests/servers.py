@@ -103,6 +103,7 @@ def start_llama(
     port: int = 0,
     wait: bool = True,
     delay_load: bool = False,
+    weights: Path = WEIGHTS,
 ) -> LlamaServer:
     """Start a server on loopback. It answers the same to the same prompt (temperature 0).
 
@@ -111,6 +112,7 @@ def start_llama(
         port: 0 for any that is free.
         wait: return when it has loaded its model; else at once, while nothing listens yet.
         delay_load: return when it listens and answers 503; it goes on loading after ``LlamaServer.release``.
+        weights: the file that it loads.
     """
     if not WEIGHTS.is_file():
         pytest.fail(f"the test weights {WEIGHTS} are missing: run `make weights`", pytrace=False)
@@ -118,7 +120,7 @@ def start_llama(
     if not loaded and not port:
         port = free_port()
     held = HeldWeights() if delay_load else None
-    path = held.path if held is not None else WEIGHTS
+    path = held.path if held is not None else weights
     wanted = Start(str(path), api_key, n_ctx, 1, alias, parallel, port, temperature=0.0)
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(

@@ -26,7 +26,7 @@ from turnout.config import (
     user_config_dir,
 )
 from turnout.config_load import example_yaml, find_config, load_config, load_config_from_dict
-from turnout.config_values import NO_EFFECT, redacted
+from turnout.config_values import redacted
 from turnout.errors import ConfigError
 from turnout.fleet.discovery import targets
 from turnout.fleet.host import HostInfo
@@ -253,7 +253,6 @@ def test_a_host_that_is_accepted_is_one_the_guard_takes(host: str) -> None:
             {"environment": "internal", "security": {"allowed_hosts": ["8.0.0.0/8"]}},
             "security.allowed_hosts.0: 8.0.0.0/8 is not a private network",
         ),
-        ({"security": {"verify_checksums": True}}, "security.verify_checksums: has no effect yet: no digests"),
         (
             {
                 "services": {"vllm": {"endpoint": "http://10.0.0.1:8000/"}},
@@ -270,8 +269,8 @@ def test_what_is_probably_not_meant_is_a_warning(data: dict[str, object], says: 
     assert len([t for t in targets(loaded.config, HOST) if t.endpoint.url == "http://10.0.0.1:8000"]) <= 1
 
 
-def test_a_key_without_effect_is_listed_and_warns_when_it_is_set() -> None:
-    """Every key is read somewhere beyond the loader, but those that warn."""
+def test_no_key_is_without_effect() -> None:
+    """Every key is read somewhere beyond the loader."""
     source = Path(config_values.__file__).parent
     loader = ("config.py", "config_load.py", "schema.py")
     read = "\n".join(path.read_text() for path in source.rglob("*.py") if path.name not in loader)
@@ -279,11 +278,7 @@ def test_a_key_without_effect_is_listed_and_warns_when_it_is_set() -> None:
     keys = [(name, key) for name, section in sections.items() for key in getattr(section, "__struct_fields__", ())]
     keys += [(str(s), key) for s in (ServiceConfig, CustomEndpoint, TaskRouting) for key in s.__struct_fields__]
     keys += [("", name) for name in sections if name != "version"]
-    assert {path for path in keys if not re.search(rf"\.{path[1]}\b", read)} == set(NO_EFFECT)
-    for name, key in NO_EFFECT:
-        for value in (True, False):
-            (warning,) = load_dict({name: {key: value}}).warnings
-            assert warning.startswith(f"{name}.{key}: has no effect yet: ")
+    assert {path for path in keys if not re.search(rf"\.{path[1]}\b", read)} == set()
 
 
 def test_kinds_that_share_a_default_port_are_no_mistake() -> None:

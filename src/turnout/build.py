@@ -29,12 +29,13 @@ from turnout.config import (
     signing_dir,
 )
 from turnout.config_load import load_config
-from turnout.errors import ConfigError, EmbeddedError, GuardError
+from turnout.errors import AuditError, ConfigError, EmbeddedError, GuardError
 from turnout.fleet import search
 from turnout.fleet.decisions import DecisionLog, decisions_path
 from turnout.fleet.discovery import targets
 from turnout.fleet.feedback import Feedback, feedback_path
 from turnout.fleet.host import HostInfo, detect_os, loopback_only, on_loopback
+from turnout.fleet.identity import Rules, Verifier
 from turnout.fleet.inventory import Inventory, endpoints_of, read_inventory
 from turnout.fleet.learned import Learned, keep_saving, learned_path
 from turnout.fleet.pins import Pin, pins_or_none, pins_path
@@ -42,6 +43,7 @@ from turnout.fleet.watch import Fleet
 from turnout.guard.allow import AllowList
 from turnout.guard.audit import AuditLog, Keeping, Seal, open_audit
 from turnout.guard.chain import head_path
+from turnout.guard.identity import Digests
 from turnout.guard.listen import HAS_UNIX_SOCKETS
 from turnout.guard.network import HttpClient, open_client
 from turnout.guard.signing import Signer
@@ -113,14 +115,14 @@ async def open_router(
             await bundled.start()
         learned = Learned(learned_path(data_dir()))
         stack.push_async_callback(asyncio.to_thread, learned.save)
-        fleet = await stack.enter_async_context(_fleet(loaded, client, allow, bundled, learned))
-        pins = partial(pins_or_none, pins_path(data_dir()))
+        made = _fleet(loaded, client, allow, bundled, learned, _verifier(loaded, audit))
+        fleet = await stack.enter_async_context(made)
         router = Router(
             client=client,
             config=config,
             table=_table(config),
             fleet=fleet,
-            pins=pins,
+            pins=(pins := partial(pins_or_none, pins_path(data_dir()))),
             code=_code_of(config.code, stack),
             audit=audit,
             store=store,
@@ -171,7 +173,53 @@ def _code_of(config: CodeConfig, stack: AsyncExitStack) -> HostedCode:
     return HostedCode(hosts, warm=warm, cold=max(warm, cold), wanted=lambda root: code_installed(config).knows(root))
 
 
-def _fleet(loaded: LoadedConfig, client: HttpClient, allow: AllowList, bundled: _Bundled, learned: Learned) -> Fleet:
+def _verifier(loaded: LoadedConfig, audit: AuditLog | None) -> Verifier | None:
+    """What holds models against the lock file; what it finds is in the log and in the audit log."""
+    if not loaded.config.security.verify_checksums:
+        return None
+
+    def alarm(event: str, what: str) -> None:
+        log.error("%s", what)
+        if audit is None:
+            return
+        try:
+            audit.event(event, error=what)
+        except AuditError as error:  # no query is run either that cannot be logged
+            log.error("%s", error)
+
+    return Verifier(identity_rules(loaded), Signer(signing_dir()), model_digests(), alarm)
+
+
+def identity_rules(loaded: LoadedConfig) -> Rules:
+    """How the models of a configuration are verified."""
+    security = loaded.config.security
+    return Rules(
+        lock=models_lock_path(loaded),
+        required=security.models_lock is not None,
+        folders=tuple(beside(loaded, folder) for folder in security.model_paths),
+        unverified=security.unverified_models,
+    )
+
+
+def models_lock_path(loaded: LoadedConfig) -> Path:
+    """Where the lock file of models is. Raises ConfigError as ``audit_path``."""
+    given = loaded.config.security.models_lock
+    return beside(loaded, given) if given else data_dir() / "models.lock.json"
+
+
+def model_digests() -> Digests:
+    """The digests of files that were read before."""
+    return Digests(data_dir() / "model-digests.json")
+
+
+def _fleet(
+    loaded: LoadedConfig,
+    client: HttpClient,
+    allow: AllowList,
+    bundled: _Bundled,
+    learned: Learned,
+    verifier: Verifier | None,
+) -> Fleet:
     return Fleet(
         client,
         loaded.config,
@@ -180,6 +228,7 @@ def _fleet(loaded: LoadedConfig, client: HttpClient, allow: AllowList, bundled: 
         stand_in=bundled.stand_in,
         inventory=read_listed(loaded, allow),
         learned=learned,
+        verifier=verifier,
     )
 
 

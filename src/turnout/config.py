@@ -7,7 +7,6 @@ means and which values it takes stands beside it, once: checks, JSON Schema and 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
@@ -15,8 +14,10 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from turnout.errors import ConfigError
 from turnout.hidden import MASK
+from turnout.places import data_dir as data_dir  # noqa: PLC0414  # handed on
+from turnout.places import signing_dir as signing_dir  # noqa: PLC0414  # handed on
+from turnout.places import user_config_dir as user_config_dir  # noqa: PLC0414  # handed on
 from turnout.types import TaskCategory
 
 Milliseconds: TypeAlias = Annotated[int, Meta(ge=1, le=86_400_000, extra={"unit": "ms"})]
@@ -342,8 +343,29 @@ class SecurityConfig(Section, frozen=True, kw_only=True):
     log_responses: Annotated[bool, Meta(description="Log the text of the answers.")] = False
     verify_checksums: Annotated[
         bool,
-        Meta(description="Verify models against recorded digests. Has no effect yet: no digests are recorded."),
+        Meta(
+            description="Verify models against the lock file that `turnout models lock` writes; without one nothing is "
+            "verified. What differs from it serves nothing."
+        ),
     ] = True
+    models_lock: Annotated[
+        str | None,
+        Meta(
+            description="The lock file; where it is named here it must be there. Relative to the configuration file. "
+            "Default: `models.lock.json` in the data directory."
+        ),
+    ] = None
+    model_paths: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Folders of weights on this machine that no server tells the place of: an Ollama store, what a "
+            "container has under another name."
+        ),
+    ] = ()
+    unverified_models: Annotated[
+        Literal["serve", "refuse"],
+        Meta(description="Where there is a lock file: models that are not in it, or that no digest is known of."),
+    ] = "serve"
 
 
 class DiscoveryConfig(Section, frozen=True, kw_only=True):
@@ -536,41 +558,6 @@ def section_of(config: RouterConfig, endpoint: str) -> str:
     return f"custom_endpoints.{numbers[0]}" if numbers else f"services.{endpoint}"
 
 
-def data_dir(env: Mapping[str, str] = os.environ) -> Path:
-    """Where our own files are kept: ``TURNOUT_DATA_DIR``, else the platform's place for them.
-
-    Raises:
-        ConfigError: there is no home directory.
-    """
-    if given := env.get("TURNOUT_DATA_DIR"):
-        return Path(given)
-    return _user_dir(env, "XDG_DATA_HOME", ".local/share", "LOCALAPPDATA")
-
-
-def _user_dir(env: Mapping[str, str], xdg: str, fallback: str, windows: str) -> Path:
-    place = env.get(windows if sys.platform == "win32" else xdg, "")
-    # The XDG specification has relative paths ignored.
-    if Path(place).is_absolute():
-        return Path(place) / "turnout"
-    try:
-        home = Path(env.get("HOME") or Path.home())
-    except RuntimeError as error:
-        hint = "set HOME, or TURNOUT_DATA_DIR and TURNOUT_CONFIG"
-        raise ConfigError("this user has no home directory", hint=hint) from error
-    if sys.platform == "win32":
-        return home / "turnout"
-    return home / ("Library/Application Support" if sys.platform == "darwin" else fallback) / "turnout"
-
-
-def user_config_dir(env: Mapping[str, str] = os.environ) -> Path:
-    """The user's configuration directory.
-
-    Raises:
-        ConfigError: there is no home directory.
-    """
-    return _user_dir(env, "XDG_CONFIG_HOME", ".config", "APPDATA")
-
-
 def audit_path(loaded: LoadedConfig, env: Mapping[str, str] = os.environ) -> Path:
     """The audit log: relative to the configuration file, or in the data directory when no path is configured.
 
@@ -581,15 +568,6 @@ def audit_path(loaded: LoadedConfig, env: Mapping[str, str] = os.environ) -> Pat
     if not given:
         return data_dir(env) / "audit.log"
     return beside(loaded, given)
-
-
-def signing_dir(env: Mapping[str, str] = os.environ) -> Path:
-    """Where the signing key is, and by default what it signs. Its own folder, since others lock the data directory.
-
-    Raises:
-        ConfigError: there is no home directory.
-    """
-    return data_dir(env) / "signing"
 
 
 def beside(loaded: LoadedConfig, given: str) -> Path:

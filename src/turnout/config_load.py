@@ -269,7 +269,7 @@ def _checked(data: object, source: _Source, kinds: Mapping[str, str], env: Mappi
     config = _with_files(msgspec.convert(values, RouterConfig), source)
     for path, message, hint in impossible(config, kinds):
         source.fail(message, path, hint)
-    for path, warning in doubtful(config, given, kinds):
+    for path, warning in doubtful(config, kinds):
         source.warn(path, warning)
     lines = {dotted(path): line for path, line in source.lines.items()}
     return LoadedConfig(config, source.file, tuple(source.warnings), lines)
@@ -480,10 +480,12 @@ def _with_files(config: RouterConfig, source: _Source) -> RouterConfig:
     routing = config.routing
     _require_path(routing.models_file, ("routing", "models_file"), source)
     _require_path(config.serena.workspace, ("serena", "workspace"), source)
-    for place in ("audit_log_path", "audit_head_path", "audit_syslog", "ca_file"):
+    for place in ("audit_log_path", "audit_head_path", "audit_syslog", "ca_file", "models_lock"):
         _require_path(getattr(config.security, place), ("security", place), source)
     for place in ("cert", "key", "client_ca"):
         _require_path(getattr(config.gateway.tls, place), ("gateway", "tls", place), source)
+    for number, folder in enumerate(config.security.model_paths):
+        _require_path(folder, ("security", "model_paths", str(number)), source)
     if routing.models_file is not None:
         routing = replace(routing, models_file=str(source.place(routing.models_file)))
     discovery = config.discovery

@@ -22,8 +22,6 @@ KeyPath: TypeAlias = tuple[str, ...]
 # Key path, what is wrong, what would be right.
 Problem: TypeAlias = tuple[KeyPath, str, str]
 
-# Keys that are read and have no effect yet, with the reason.
-NO_EFFECT = {("security", "verify_checksums"): "no digests are recorded, so nothing is verified"}
 # The languages that `code.language_servers` takes.
 CODE_LANGUAGES = (
     "bash",
@@ -235,19 +233,13 @@ def _is_host(text: str) -> bool:
     return True
 
 
-def doubtful(
-    config: RouterConfig, given: Mapping[str, object], kinds: Mapping[str, str]
-) -> Iterator[tuple[KeyPath, str]]:
-    """Key path and warning of what is allowed and probably not meant; ``given`` is what the user wrote."""
+def doubtful(config: RouterConfig, kinds: Mapping[str, str]) -> Iterator[tuple[KeyPath, str]]:
+    """Key path and warning of what is allowed and probably not meant."""
     yield from _shared_addresses(config, kinds)
     for path, text in _networks(config):
         network = _network(text)
         if network is not None and not network.is_private:
             yield path, f"{text} is not a private network: addresses of the internet may be dialled"
-    for (name, key), reason in NO_EFFECT.items():
-        section = given.get(name)
-        if isinstance(section, Mapping) and key in section:
-            yield (name, key), f"has no effect yet: {reason}"
 
 
 def _shared_addresses(config: RouterConfig, kinds: Mapping[str, str]) -> Iterator[tuple[KeyPath, str]]:

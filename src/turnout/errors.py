@@ -7,6 +7,7 @@
     ├── NoSuitableModelError   servers answered, none has a model this request can use
     ├── QueryFailedError       every attempt of the plan failed (carries the attempts)
     ├── NotPermittedError      whoever asks may not have what was asked for (the limits of a key)
+    │   └── ModelBlockedError      the model is not the one that was recorded, or is not verified and has to be
     ├── GuardError             a connection that the allow-list does not hold was refused
     ├── AuditError             the audit log cannot be written
     ├── StorageError           a file of ours (session store, data directory) cannot be used
@@ -21,6 +22,7 @@
         ├── EndpointBusyError      the server has no room now (carries Retry-After)
         ├── KeyRefusedError        401 or 403: never retried at this endpoint
         ├── UnknownModelError      this server does not have the model
+        ├── ModelChangedError      this server has other weights under the name than were recorded
         ├── ContextOverflowError   the prompt exceeds the window (carries both counts where the server tells)
         ├── RequestRefusedError    the server calls the request invalid
         ├── ServerFailedError      5xx that is none of the above
@@ -170,6 +172,12 @@ class NotPermittedError(TurnoutError):
     code = "not_permitted"
 
 
+class ModelBlockedError(NotPermittedError):
+    """The model is not the one that was recorded, or is not verified and has to be (SPEC SEC-4)."""
+
+    code = "model_blocked"
+
+
 class AuditError(TurnoutError):
     """The audit log cannot be written, so no query is run."""
 
@@ -292,6 +300,13 @@ class UnknownModelError(BackendError):
     code = "model_not_found"
     advice = "`turnout models` shows which models each server has"
     http_status = 404
+
+
+class ModelChangedError(BackendError):
+    """The server has other weights under this name than were recorded; nothing that they say is handed on."""
+
+    code = "model_mismatch"
+    advice = "`turnout models verify` shows what changed; `turnout models lock` records what is there now"
 
 
 class ContextOverflowError(BackendError):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from turnout.backends import BY_KIND
 from turnout.errors import NoSuitableModelError, TurnoutError
 from turnout.fleet.pins import Pin, changing, cold, read_pins, write_pins
-from turnout.routing.advice import ALL_MODELS, few_of
+from turnout.routing.advice import ALL_MODELS, few_of, usable
 from turnout.routing.capabilities import CapabilityTable
 from turnout.routing.select import asked_for
 from turnout.types import Candidate, Endpoint, Model
@@ -60,8 +60,10 @@ async def warm(client: HttpClient, candidate: Candidate, told: Told) -> None:
     """Have the server load the model and keep it.
 
     Raises:
+        ModelBlockedError: it is not the model that was recorded.
         BackendError: it has no means to, or it failed.
     """
+    usable((candidate,))
     await BY_KIND[candidate.endpoint.kind].load(client, candidate.endpoint, candidate.model, told)
 
 

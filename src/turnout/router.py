@@ -25,6 +25,7 @@ from turnout.errors import (
     BackendError,
     CallerLeftError,
     ContextOverflowError,
+    ModelBlockedError,
     NoServiceError,
     NoSuitableModelError,
     StorageError,
@@ -197,8 +198,6 @@ class Router:
         """Answer ``request`` as a stream of events. Close the stream to cancel (``aclosing``).
 
         Args:
-            request: what is asked.
-            principal: who asks.
             run: the record of this request, for who wants to read it; filled meanwhile.
 
         Raises:
@@ -206,7 +205,7 @@ class Router:
             UsageError: the request is empty or far too long, its position is beyond the end of the file, or the id of
                 its session is not a plain name.
             NoServiceError: no server answered.
-            NoSuitableModelError: no server has a model for it.
+            NoSuitableModelError, ModelBlockedError: no server has a model for it, or none the one that was recorded.
             QueryFailedError: every attempt failed.
             StreamBrokenError: the answer broke off after output had begun; carries what came.
             AuditError: the audit log cannot be written, so nothing was run.
@@ -270,11 +269,7 @@ class Router:
 
     async def count(self, request: ChatRequest, principal: Principal = LOCAL) -> tuple[int, Route]:
         """Tokens of a prompt as the model counts them that would answer now, and which that is. Nothing is generated,
-        and no model loaded.
-
-        Raises:
-            NotPermittedError, UsageError, NoServiceError, NoSuitableModelError: as ``route``.
-        """
+        and no model loaded. Raises as ``route``."""
         asked = replace(request, model=self.name_behind(request.model))
         self._check(asked, principal)
         asked, task = tidy(asked), classify(asked, self._config.routing.classification)
@@ -377,10 +372,12 @@ class Router:
         """Where nothing suits: a server that has not been looked at yet is waited for, and whoever asks for a model by
         its name has the servers looked at once more, since one may just have started."""
         exact = task is None and not self._selector.knows(request.model, self.catalog)
-        if not self.catalog.waits and not exact:
+        if not self.catalog.waits and not exact and not self.fleet.checking:
             return
         try:
             self._select(request, task, principal)
+        except ModelBlockedError:
+            await self.fleet.checked_all()
         except (NoSuitableModelError, NoServiceError):
             await self.fleet.settled()
             if exact:
@@ -470,7 +467,8 @@ class Router:
             async with self._placement.admitted(candidate, aside=aside, patience=until - time.monotonic()):
                 began, reading = time.monotonic(), self._placement.sent(candidate, attempt.reads)
                 fit = await self._fitter.fit(request, attempt, run.refusals, tenant)
-                async with aclosing(self._lane(request, candidate, fit, until - began)) as events:
+                lane = self._lane(request, candidate, fit, until - began)
+                async with aclosing(self.fleet.guarded(candidate, lane)) as events:
                     async for event in events:
                         if not first:
                             first = time.monotonic() - began

@@ -24,7 +24,7 @@ from turnout.errors import (
 )
 from turnout.guard.records import QueryEnd, QueryStart
 from turnout.outcome import broken, failed, route_to
-from turnout.routing.advice import BUNDLED, START_ONE
+from turnout.routing.advice import BUNDLED, START_ONE, usable
 from turnout.routing.capabilities import CapabilityTable
 from turnout.routing.patience import ending, patient
 from turnout.routing.select import asked_for, name_behind, nobody_has, permitted
@@ -137,6 +137,7 @@ class Sidework:
             UsageError: no model is named.
             NoServiceError: no server answered.
             NoSuitableModelError: no server has the model.
+            ModelBlockedError: it is not the one that was recorded.
             QueryFailedError: every endpoint that has it failed.
             StreamBrokenError: the answer broke off after output had begun; carries what came.
             AuditError: the audit log cannot be written, so nothing was run.
@@ -186,7 +187,7 @@ class Sidework:
                 try:
                     async with (
                         self._placement.admitted(candidate, aside=run.aside, patience=until - began),
-                        aclosing(ask(_within(candidate, until - time.monotonic()))) as made,
+                        aclosing(self._ask(candidate, ask, until)) as made,
                     ):
                         async for item in made:
                             run.answers = candidate
@@ -208,6 +209,11 @@ class Sidework:
         finally:
             self._end(run)
 
+    def _ask(
+        self, candidate: Candidate, ask: Callable[[Candidate], AsyncGenerator[T, None]], until: float
+    ) -> AsyncGenerator[T, None]:
+        return self._fleet.guarded(candidate, ask(_within(candidate, until - time.monotonic())))
+
     async def _candidates(self, run: _Run, what: str) -> list[Candidate]:
         """Those that have the very model, the best to ask first."""
         model, who = name_behind(run.model, self._pool()), run.principal
@@ -226,6 +232,10 @@ class Sidework:
             found = permitted(who, model, self._named(model), self._table)
         if not found:
             raise nobody_has(model, self._pool(), self._fleet.catalog.away)
+        if all(c.verdict.barred for c in found) and self._fleet.checking:
+            await self._fleet.checked_all()
+            found = permitted(who, model, self._named(model), self._table)
+        found = usable(found)
         book = self._fleet.book
         well = [c for c in found if not book.bars(c.endpoint)]
         if not well:
@@ -238,9 +248,9 @@ class Sidework:
     def _named(self, model: str) -> list[Candidate]:
         """By its very id, with or without ``:latest``, before any other name of it: vectors of two builds of a model do
         not compare."""
-        usable = [c for c in self._pool() if not c.model.load_first]
+        able = [c for c in self._pool() if not c.model.load_first]
         same = {model, model.removesuffix(":latest"), f"{model}:latest"}
-        return [c for c in usable if c.model.id in same] or asked_for(usable, model, self._table)
+        return [c for c in able if c.model.id in same] or asked_for(able, model, self._table)
 
     def _end(self, run: _Run) -> None:
         if self._trail is None:

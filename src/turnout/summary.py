@@ -90,7 +90,8 @@ class Summarizer:
 
     async def _ask(self, writer: Candidate, request: ChatRequest) -> str:
         backend = BY_KIND[writer.endpoint.kind]
-        lane = event_lane(self._client, backend, writer.endpoint, writer.model, request, writer.window)
+        made = event_lane(self._client, backend, writer.endpoint, writer.model, request, writer.window)
+        lane = self._fleet.guarded(writer, made)
         async with aclosing(lane) as events:
             return "".join([event.text async for event in events if isinstance(event, TextDelta)])
 
@@ -103,7 +104,7 @@ class Summarizer:
 
 def _is_free(candidate: Candidate, status: EndpointStatus | None, answering: Candidate) -> bool:
     """Loaded, and with a slot to spare: two where it is the model that answers."""
-    if status is None or status.health is not Health.ONLINE or candidate.endpoint.embedded:
+    if status is None or status.health is not Health.ONLINE or candidate.endpoint.embedded or candidate.verdict.barred:
         return False
     told = candidate.model.capabilities
     if not candidate.model.resident or (told and "chat" not in told):

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from turnout.weights import NOT_TOLD, UNCHECKED, Verdict, Weights
+
 if TYPE_CHECKING:
     from turnout.errors import BackendError
 
@@ -244,11 +246,8 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who asks. Every request carries one; ``local`` is the person at this machine.
-
-    Attributes:
-        models: lists of patterns that each must fit a model, exact or virtual, that is asked for; empty for all.
-    """
+    """Who asks. Every request carries one; ``local`` is the person at this machine. ``models``: lists of patterns that
+    each must fit a model, exact or virtual, that is asked for; empty for all."""
 
     id: str = "local"
     roles: frozenset[str] = frozenset({"user"})
@@ -424,7 +423,7 @@ class Model:
         parameters: total parameters, or 0.
         size: bytes of the weights, or 0.
         quantization: as the server names it, or "".
-        digest: the server's digest of the weights, or "".
+        digest: the server's digest of the weights, or ""; ``weights``: what else it tells of them.
         remote: the server only proxies it to somewhere else: never used.
         load_first: not loaded, and until the server is told to load it another model answers in its place.
         sent_suffix: what a kind of server takes after the id to keep a request on its machine, or "".
@@ -441,6 +440,7 @@ class Model:
     size: int = 0
     quantization: str = ""
     digest: str = ""
+    weights: Weights = NOT_TOLD
     remote: bool = False
     load_first: bool = False
     sent_suffix: str = ""
@@ -448,15 +448,13 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """What a server tells of a model only when it is asked for that one; as for the fields of ``Model``.
-
-    Attributes:
-        window: tokens that will be allocated when the model is loaded, or 0 when that is left open.
-    """
+    """What a server tells of a model only when it is asked for that one; as for the fields of ``Model``. ``window``:
+    tokens that will be allocated when it is loaded, or 0 when that is left open. ``weights``: SHA-256 of their file."""
 
     capabilities: frozenset[str] = frozenset()
     max_window: int = 0
     window: int = 0
+    weights: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -472,6 +470,7 @@ class Candidate:
         active: billions of parameters that a token passes, 0 when nobody knows.
         bytes, read_bytes: of its weights, and of those that are read for a token of an answer; 0 when nobody knows.
         feedback: what moved its score in a category, in words.
+        verdict: whether it is the model that was recorded.
     """
 
     endpoint: Endpoint
@@ -486,6 +485,7 @@ class Candidate:
     bytes: float = 0.0
     read_bytes: float = 0.0
     feedback: Mapping[TaskCategory, str] = field(default_factory=dict)
+    verdict: Verdict = UNCHECKED
 
     @property
     def label(self) -> str:

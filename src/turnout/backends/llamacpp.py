@@ -7,6 +7,7 @@ children of its own. What would wake a sleeping one, or only keep it from fallin
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
@@ -19,6 +20,7 @@ from turnout.backends.base import Identity, Inspection, Told, dict_of, int_of, j
 from turnout.backends.openai_compatible import OpenAICompatible, meta_of
 from turnout.errors import ServerFailedError, UnknownModelError
 from turnout.types import ChatRequest, Details, Endpoint, Health, Json, Limits, Model, WireFormat
+from turnout.weights import Weights
 from turnout.wire import openai_chat, openai_text
 from turnout.wire.base import Completion, Lines
 
@@ -98,6 +100,7 @@ class LlamaCpp(OpenAICompatible):
             parameters=int_of(meta.get("n_params")),
             size=int_of(meta.get("size")),
             quantization=text_of(meta.get("ftype")),
+            weights=Weights(path=text_of(row.get("path")), vocabulary=int_of(meta.get("n_vocab"))),
         )
 
     def lacks_details(self, model: Model) -> bool:
@@ -345,4 +348,10 @@ def _with_props(model: Model, props: dict[str, Json], sleeping: bool) -> Model:
         resident=not sleeping,
         capabilities=_capabilities(props),
         quantization=model.quantization or text_of(props.get("model_ftype")),
+        weights=replace(model.weights, path=text_of(props.get("model_path")), template=_template(props)),
     )
+
+
+def _template(props: dict[str, Json]) -> str:
+    text = text_of(props.get("chat_template"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() if text else ""

@@ -42,6 +42,7 @@ CLOUD_IS_ON = "its cloud models are not switched off: start it with OLLAMA_NO_CL
 FOREIGN_NAME = "it refuses the name that it is addressed by (its Host check)"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _CAPABILITY = {"completion": "chat", "insert": "fim", "embedding": "embeddings"}
+_FROM = re.compile(r"^FROM \S*[/\\]sha256-([0-9a-f]{64})\s*$", re.MULTILINE)
 _NUM_CTX = re.compile(r"^num_ctx\s+(\d{1,9})$", re.MULTILINE)
 
 
@@ -108,6 +109,7 @@ class Ollama(Backend):
             capabilities=_capabilities(shown.get("capabilities")),
             max_window=int_of(info.get(f"{text_of(info.get('general.architecture'))}.context_length")),
             window=int(written[1]) if written else 0,
+            weights=from_file[1] if (from_file := _FROM.search(text_of(shown.get("modelfile")))) else "",
         )
 
     async def window_when_loaded(self, client: HttpClient, endpoint: Endpoint, model: Model) -> int:

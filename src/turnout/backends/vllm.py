@@ -12,7 +12,8 @@ from turnout.backends import base
 from turnout.backends.base import Identity, Inspection, first_owner, json_object, replied, text_of
 from turnout.backends.openai_compatible import OpenAICompatible, tokenized
 from turnout.errors import BackendError
-from turnout.types import ChatRequest, Endpoint, Health, Model, WireFormat
+from turnout.types import ChatRequest, Endpoint, Health, Json, Model, WireFormat
+from turnout.weights import Weights
 
 if TYPE_CHECKING:
     from turnout.guard.network import HttpClient, Reply
@@ -69,6 +70,11 @@ class Vllm(OpenAICompatible):
         if asleep:
             return replace(found, health=Health.DEGRADED, reason="asleep, and no request wakes it")
         return found
+
+    def model(self, row: dict[str, Json]) -> Model | None:
+        """``root`` is where its weights are, unless that is a name on a hub."""
+        model, root = super().model(row), text_of(row.get("root"))
+        return replace(model, weights=Weights(path=root)) if model and root.startswith("/") else model
 
     def error(self, endpoint: Endpoint, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
         """A process has the paths of what its model is for: one that generates makes no embeddings, and back."""

@@ -118,13 +118,23 @@ def list_models(config_file: str | None, as_json: bool) -> None:
     catalog = _catalog(loaded)
     _, found = rated_candidates(loaded, catalog)
     pinned = {(pin.model, pin.endpoint) for pin in pins_or_none(pins_path(data_dir()))}
+    same = _same_weights(found, loaded)
     if as_json:
-        fields = [_model_fields(c) | {"pinned": (c.model.id, c.endpoint.name) in pinned} for c in found]
+        fields = [
+            _model_fields(c) | {"pinned": (c.model.id, c.endpoint.name) in pinned, "same_as": [*same[c.label]]}
+            for c in found
+        ]
         _print_found({"models": [*fields]}, catalog, loaded)
         return
-    columns = ("id", "canonical", "service", "window", "resident", "capabilities", "parameters", "quantization")
+    columns = ["id", "canonical", "service", "window", "resident", "capabilities", "parameters", "quantization"]
     spare = ("quantization", "parameters", "resident", "canonical", "capabilities")
-    rows = [_model_row(c, pinned=(c.model.id, c.endpoint.name) in pinned) for c in found]
+    rows = [[*_model_row(c, pinned=(c.model.id, c.endpoint.name) in pinned)] for c in found]
+    if any(c.verdict.state for c in found):
+        columns.append("identity")
+        rows = [[*row, _identity(c)] for row, c in zip(rows, found, strict=True)]
+    if any(same.values()):
+        columns.append("same as")
+        rows = [[*row, ", ".join(same[c.label])] for row, c in zip(rows, found, strict=True)]
     table(columns, rows, spare=spare)
     _require_service(catalog, loaded)
 
@@ -264,6 +274,33 @@ def _model_row(candidate: Candidate, *, pinned: bool) -> tuple[str, ...]:
     )
 
 
+def _identity(candidate: Candidate) -> str:
+    verdict = candidate.verdict
+    said = {"verified": "", "unverified": verdict.barred}.get(verdict.state, verdict.why)
+    return f"{verdict.state}: {said}" if said else verdict.state
+
+
+def _same_weights(found: Sequence[Candidate], loaded: LoadedConfig) -> dict[str, tuple[str, ...]]:
+    """Which models have the same weights under whatever name, as far as that is known without reading a file."""
+    from turnout.build import identity_rules, model_digests, models_lock_path
+    from turnout.config import signing_dir
+    from turnout.errors import StorageError
+    from turnout.fleet.identity import known_weights
+    from turnout.guard.modelslock import read_lock, same_weights
+    from turnout.guard.signing import Signer
+
+    path = models_lock_path(loaded)
+    try:
+        lock = read_lock(path, Signer(signing_dir()).public) if path.exists() else None
+    except StorageError:
+        lock = None  # each model says so already
+    folders, digests = identity_rules(loaded).folders, model_digests()
+    return same_weights(
+        (c.label, c.model.digest, c.verdict.weights or known_weights(c.endpoint, c.model, digests, folders, lock))
+        for c in found
+    )
+
+
 def _billions(parameters: int) -> str:
     if not parameters:
         return ""
@@ -286,6 +323,8 @@ def _model_fields(candidate: Candidate) -> dict[str, Json]:
         "size": model.size,
         "quantization": model.quantization,
         "digest": model.digest,
+        "identity": {"state": candidate.verdict.state or None, "why": candidate.verdict.why},
+        "weights": candidate.verdict.weights or None,
         "scores": {category.value: score for category, score in candidate.scores.items()},
         "score_source": candidate.score_source,
     }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from turnout.cli.models_lock import lock, verify
 from turnout.cli.output import cell, json_option, loaded_config, note, print_json, table, waiting
 from turnout.errors import UsageError
 
@@ -55,6 +56,10 @@ def models(context: click.Context, capabilities: bool, name: str, why: str | Non
         from turnout.cli.fleet import list_models
 
         list_models(context.obj, as_json)
+
+
+models.add_command(lock)
+models.add_command(verify)
 
 
 @models.command()

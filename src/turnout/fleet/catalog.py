@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from turnout.types import Details, Endpoint, Health, Model
+from turnout.weights import Verdict
 
 LEADS_ELSEWHERE = "leads to other servers: used when it is configured"  # why a front end is not used
 
@@ -36,6 +37,7 @@ class EndpointStatus:
         children: addresses of servers that it runs for itself alone.
         speed: tokens a second that it generates or last generated, 0.0 when it does not tell.
         had: ids of the models that it listed when it last listed any.
+        verdicts: whether each model, by its id, is the one that was recorded.
     """
 
     endpoint: Endpoint
@@ -60,6 +62,7 @@ class EndpointStatus:
     children: tuple[str, ...] = ()
     speed: float = 0.0
     had: frozenset[str] = frozenset()
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

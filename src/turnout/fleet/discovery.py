@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 FOUND_PRIORITY = 5
 MAX_DETAILED = 32  # models of one endpoint that are asked for one by one in a refresh
-MAX_PROBE_BYTES, MAX_NOTES = 1_000_000, 50
+MAX_PROBE_BYTES, MAX_NOTES, LONGEST_PATH = 1_000_000, 50, 4096
 PROBE_SHARE = 0.6  # of a look's time
 GENERIC = BY_KIND["openai"]
 # On a busy machine what tells a server apart may be what came too late: it is looked at anew, not taken as known.
@@ -320,6 +320,8 @@ def _bounded(status: EndpointStatus) -> EndpointStatus:
 
 
 def _safe(model: Model) -> Model:
+    if not model.weights.path.isprintable() or len(model.weights.path) > LONGEST_PATH:
+        model = replace(model, weights=replace(model.weights, path=""))
     if (model.family + model.quantization + model.digest).isprintable():
         return model
     family, quantization, digest = (clean(text, 100) for text in (model.family, model.quantization, model.digest))

@@ -20,6 +20,7 @@ from turnout.errors import (
     EndpointDownError,
     EndpointLoadingError,
     KeyRefusedError,
+    ModelChangedError,
     PhaseTimeoutError,
     RequestRefusedError,
     UnknownModelError,
@@ -33,7 +34,14 @@ TRIAL_SECONDS = 10.0  # how long the one request at a half-open endpoint keeps t
 KEPT_CHANGES, KEPT_EVENTS = 8, 500
 
 # The server answered, and what it answered is no fault of its own.
-_ANSWERED = (EndpointLoadingError, KeyRefusedError, UnknownModelError, ContextOverflowError, RequestRefusedError)
+_ANSWERED = (
+    EndpointLoadingError,
+    KeyRefusedError,
+    UnknownModelError,
+    ModelChangedError,
+    ContextOverflowError,
+    RequestRefusedError,
+)
 _ANSWERS = (Health.ONLINE, Health.LOADING, Health.NEEDS_KEY)
 _HAD_ANSWERED = (*_ANSWERS, Health.DEGRADED)
 

@@ -16,6 +16,7 @@ from turnout.errors import StorageError
 from turnout.files import lock_folder, read_file, replace_file, unlock_folder
 from turnout.fleet.catalog import Catalog, EndpointStatus
 from turnout.types import Health, Model
+from turnout.weights import UNCHECKED
 
 log = logging.getLogger("turnout")
 
@@ -86,7 +87,7 @@ def changing(path: Path) -> Iterator[None]:
 
 
 def cold(pins: Iterable[Pin], catalog: Catalog) -> list[tuple[EndpointStatus, Model]]:
-    """The pinned models that their server has and has not loaded. Pure."""
+    """The pinned models that their server has and has not loaded, and that may serve. Pure."""
     wanted = set(pins)
     return [
         (status, model)
@@ -94,6 +95,7 @@ def cold(pins: Iterable[Pin], catalog: Catalog) -> list[tuple[EndpointStatus, Mo
         if status.health is Health.ONLINE
         for model in status.models
         if model.resident is False and Pin(model.id, status.endpoint.name) in wanted
+        if not status.verdicts.get(model.id, UNCHECKED).barred
     ]
 
 

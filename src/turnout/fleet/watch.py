@@ -10,11 +10,11 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Self, TypeAlias
+from typing import TYPE_CHECKING, Self, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 from turnout.backends import BY_KIND
@@ -28,9 +28,10 @@ from turnout.fleet.host import HostInfo
 from turnout.fleet.inventory import Inventory, compared, drift_of, endpoints_of
 from turnout.fleet.learned import Learned
 from turnout.fleet.processes import listeners, own_addresses
-from turnout.types import Endpoint, Health, Model
+from turnout.types import Candidate, Endpoint, Health, Model
 
 if TYPE_CHECKING:
+    from turnout.fleet.identity import Verifier
     from turnout.guard.network import HttpClient
 
 GRACE = 0.2  # seconds until a refresh that still waits for somebody is usable
@@ -46,6 +47,7 @@ LOADING_BOUND = 2.0
 NUDGE_GAP = 0.5  # seconds between two looks at one endpoint, whatever a feed says
 MAX_FEEDS, FEED_GAP, FIRST_RECONNECT, LONGEST_RECONNECT = 64, 0.05, 1.0, 60.0
 
+T = TypeVar("T")
 StandIn: TypeAlias = Callable[[Catalog], Awaitable[Endpoint | None]]
 
 log = logging.getLogger("turnout")
@@ -145,6 +147,7 @@ class Fleet:
         stand_in: asked at the end of each refresh; what it gives is looked at and stays.
         inventory: the site's list, which what is there is compared with.
         learned: what answers have taught.
+        verifier: holds models against the lock file; None verifies nothing.
     """
 
     def __init__(
@@ -157,8 +160,11 @@ class Fleet:
         stand_in: StandIn | None = None,
         inventory: Inventory | None = None,
         learned: Learned | None = None,
+        verifier: Verifier | None = None,
     ) -> None:
-        self.learned = learned or Learned()
+        self.learned, self.verifier = learned or Learned(), verifier
+        if verifier is not None:
+            verifier.on_checked(self._check_again)
         self._client, self._config, self._stand_in, self._inventory = client, config, stand_in, inventory
         listed = endpoints_of(inventory) if inventory else ()
         wanted = (*(Target(endpoint) for endpoint in (*listed, *extra)), *targets(config, host))
@@ -203,6 +209,8 @@ class Fleet:
         tasks += [refresh.task for refresh in (self._current, self._next) if refresh is not None]
         tasks += [self._watching] if self._watching is not None else []
         self._watching = None
+        if self.verifier is not None:
+            await self.verifier.aclose()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -300,7 +308,37 @@ class Fleet:
         async with self._room:
             self._looked[url] = time.monotonic()
             anew = self._is_time_to_identify(url)
-            self._take(url, await look(self._client, target, self._config, last, anew=anew))
+            found = await look(self._client, target, self._config, last, anew=anew)
+            self._take(url, await self.verifier.checked(found, last) if self.verifier is not None else found)
+
+    async def _check_again(self, url: str) -> None:
+        """The files of an endpoint's model were read: what came of it is published."""
+        while (status := self._seen.get(url)) is not None and self.verifier is not None:
+            checked = await self.verifier.checked(status, status)
+            if self._seen.get(url) is status:
+                self._seen[url], self._changed = checked, True
+                self._publish()
+                return
+
+    @property
+    def checking(self) -> bool:
+        """Files of models are being read: those that changed are barred until then."""
+        return self.verifier is not None and self.verifier.checking
+
+    async def checked_all(self) -> None:
+        """Wait until no files are being read."""
+        if self.verifier is not None:
+            await self.verifier.checked_all()
+
+    def guarded(self, candidate: Candidate, events: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+        """The events of an answer; those of a verified model only while it is the same (``Verifier.guarded``)."""
+        if self.verifier is None or candidate.verdict.state != "verified" or candidate.endpoint.embedded:
+            return events
+
+        def changed() -> None:
+            self.look_behind((candidate.endpoint,))
+
+        return self.verifier.guarded(self._client, candidate, events, changed)
 
     def _is_time_to_identify(self, url: str) -> bool:
         """Every so often an endpoint is identified anew, a different one each time."""

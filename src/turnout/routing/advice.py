@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from turnout.config import RouterConfig, section_of
+from turnout.errors import ModelBlockedError
 from turnout.fleet.catalog import LEADS_ELSEWHERE, Catalog, EndpointStatus
-from turnout.types import Health
+from turnout.types import Candidate, Health
 
 START_ONE = "start a server such as llama-server or Ollama, or `turnout config init` and name yours"
 BUNDLED = "`embedded.fallback: true` uses the bundled demonstration model"
@@ -18,6 +19,26 @@ def few_of(names: Sequence[str], most: int = 8) -> str:
     """The first of many names, and how many more there are."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def usable(found: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Those that are what was recorded, or need not be.
+
+    Raises:
+        ModelBlockedError: there are some, and none is.
+    """
+    able = tuple(candidate for candidate in found if not candidate.verdict.barred)
+    if found and not able:
+        raise blocked(found)
+    return able
+
+
+def blocked(found: Sequence[Candidate]) -> ModelBlockedError:
+    """Why none of these models may serve."""
+    said = "; ".join(f"{c.label}: {c.verdict.barred}" for c in found[:_MOST])
+    more = f"; and {len(found) - _MOST} more" if len(found) > _MOST else ""
+    hint = "find out who changed it; if that is what should be there, `turnout models lock` records it"
+    return ModelBlockedError(f"blocked: {said}{more}", hint=hint)
 
 
 def what_to_check(catalog: Catalog, config: RouterConfig) -> str:

@@ -12,6 +12,7 @@ from turnout.errors import (
     EndpointDownError,
     EndpointLoadingError,
     KeyRefusedError,
+    ModelChangedError,
     NonsenseError,
     PhaseTimeoutError,
     ServerFailedError,
@@ -78,6 +79,8 @@ def after_error(rest: Sequence[Attempt], failed: Attempt, error: BackendError, t
     if isinstance(error, ContextOverflowError):
         return _after_overflow(rest, failed, error, target)
     here = failed.candidate.endpoint
+    if isinstance(error, ModelChangedError):
+        return tuple(a for a in rest if a.candidate.label != failed.candidate.label)
     if isinstance(error, KeyRefusedError | EndpointDownError | StreamBrokenError) or (
         isinstance(error, PhaseTimeoutError) and error.phase == "connect"
     ):

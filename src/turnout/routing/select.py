@@ -7,17 +7,18 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from turnout.config import RouterConfig, TaskRouting
-from turnout.errors import NoServiceError, NoSuitableModelError, NotPermittedError
+from turnout.errors import ModelBlockedError, NoServiceError, NoSuitableModelError, NotPermittedError
 from turnout.fleet.catalog import Catalog, EndpointStatus
 from turnout.fleet.feedback import Feedback, Votes, feedback_change, feedback_words
 from turnout.fleet.health import HealthBook
 from turnout.fleet.pins import Pin, evicted_by
-from turnout.routing.advice import ALL_MODELS, few_of
+from turnout.routing.advice import ALL_MODELS, blocked, few_of
 from turnout.routing.capabilities import CapabilityTable, shipped_lists
 from turnout.routing.fallback import Ranked
 from turnout.routing.names import parse_model_name
 from turnout.routing.price import NO_PRICE, Work, value
 from turnout.types import VIRTUAL_MODELS, Candidate, FallbackLevel, Health, Principal, TaskCategory
+from turnout.weights import UNCHECKED
 
 MAX_REMEMBERED = 256
 # What being of the family that an agent prefers counts, on the scale of 100, and what being the model that it names.
@@ -115,6 +116,7 @@ def candidates(
                     bytes=size,
                     read_bytes=read,
                     feedback={c: feedback_words(votes[c]) for c in rating.scores if c in votes},
+                    verdict=status.verdicts.get(model.id, UNCHECKED),
                 )
             )
     return tuple(found)
@@ -359,6 +361,8 @@ def is_model(asked: str, candidate: Candidate, table: CapabilityTable) -> bool:
 def _hard_reason(
     candidate: Candidate, needs: Needs, config: RouterConfig, table: CapabilityTable, *, alone: bool
 ) -> str:
+    if candidate.verdict.barred:
+        return candidate.verdict.barred
     if _cannot_chat(candidate, table):
         return "makes embeddings, does not chat"
     if candidate.model.load_first:
@@ -510,7 +514,7 @@ def unsuitable(
     selection: Selection,
     table: CapabilityTable,
     away: Sequence[EndpointStatus] = (),
-) -> NoSuitableModelError | NoServiceError:
+) -> NoSuitableModelError | NoServiceError | ModelBlockedError:
     """Why nobody can serve it: nobody has the model, or those who have it lack what the request needs.
 
     Args:
@@ -519,6 +523,8 @@ def unsuitable(
     wanted = asked_for(pool, needs.model, table) if needs.model else list(pool)
     if not wanted:
         return nobody_has(needs.model, pool, away)
+    if all(c.verdict.barred for c in wanted):
+        return blocked(wanted)
     reasons = "; ".join([f"{c.label}: {reason}" for c, reason in selection.rejected if c in wanted][:5])
     needed = frozenset[str]().union(*(_lacking(c, needs.capabilities) for c in wanted))
     if all(_cannot_chat(c, table) for c in wanted):
