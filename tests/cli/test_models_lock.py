@@ -331,3 +331,25 @@ async def test_nothing_is_recorded_where_nothing_answers(tmp_path: Path) -> None
 async def test_the_lock_file_is_readable_by_its_owner_alone(fake: Fake, tmp_path: Path) -> None:
     await document("models", "lock")
     assert lock_file(tmp_path).stat().st_mode & 0o777 == 0o600
+
+
+async def test_the_air_gap_checklist_knows_the_lock_file(fake: Fake, tmp_path: Path) -> None:
+    lines = ("SHA-256 checksums generated for all models", "checksums stored in a tamper-evident place")
+    lines = (*lines, "checksums verified before a model is loaded")
+
+    async def judged() -> list[tuple[str, str]]:
+        found = {line["line"]: line for line in (await document("doctor", "--air-gap"))["lines"]}
+        return [(found[line]["state"], found[line]["evidence"]) for line in lines]
+
+    assert {state for state, _ in await judged()} == {"fail"}
+    await document("models", "lock")
+    assert {state for state, _ in await judged()} == {"pass"}
+    fake.models.append(FakeModel("phi4:14b", digest="a" * 64))
+    generated, stored, verified = await judged()
+    assert (generated[0], stored[0], verified[0]) == ("fail", "pass", "fail")
+    assert "phi4:14b @ fake0" in verified[1]
+    fake.models.pop()
+    fake.models[0].digest = SWAPPED
+    assert (await judged())[2] == ("fail", "not the recorded weights: qwen2.5-coder:7b @ fake0")
+    lock_file(tmp_path).write_text("{}")
+    assert [state for state, _ in await judged()] == ["fail"] * 3

@@ -74,7 +74,7 @@ class Locked:
 
     Attributes:
         models: how many are in it.
-        unlocked: models that are served, and are not in it.
+        unlocked: models that are served, and of which no digest is in it or to be had.
         changed: models whose digest is another one.
         enforced: such are blocked before they are used.
     """
@@ -230,7 +230,8 @@ def _no_ipv6(site: Site) -> _Found:
 
 # The models.
 
-NO_LOCK = "not there yet: this version keeps no lock file of models (`turnout models lock`)"
+NOT_OURS = "the lock file is not signed by this installation's key, or was changed"
+NO_LOCK = "there is no lock file of models"
 
 
 def _downloaded(site: Site) -> _Found:
@@ -244,32 +245,35 @@ def _downloaded(site: Site) -> _Found:
 
 
 def _generated(site: Site) -> _Found:
-    if site.locked is not None:
+    if site.locked is not None and site.locked.signed:
         if site.locked.unlocked:
-            fix = "turnout models lock"
+            fix = "turnout models lock, with --path where the files of a server that tells no digest are"
             return _Found("fail", f"no digest is recorded of {few_of(site.locked.unlocked)}", fix)
         return _Found("pass", f"{site.locked.models} models are in the lock file")
     bare = [f"{server.name}: {few_of(server.undigested)}" for server in site.servers if server.undigested]
     said = f"; these servers tell no digest: {'; '.join(bare)}" if bare else ""
-    return _Found("fail", NO_LOCK + said, "keep SHA-256 sums of the model files yourself until then")
+    return _Found("fail", (NOT_OURS if site.locked else NO_LOCK) + said, "turnout models lock")
 
 
 def _stored(site: Site) -> _Found:
     if site.locked is None:
-        return _Found("fail", NO_LOCK, "keep the sums on another machine until then")
+        return _Found("fail", NO_LOCK, "turnout models lock")
     if not site.locked.signed:
-        return _Found("fail", "the lock file is not signed by this installation's key", "turnout models lock")
+        return _Found("fail", NOT_OURS, "turnout models lock")
     return _Found("pass", "the lock file is signed")
 
 
 def _verified(site: Site) -> _Found:
     if site.locked is None:
-        return _Found("fail", NO_LOCK, "compare the sums by hand before a server starts")
+        return _Found("fail", NO_LOCK, "turnout models lock")
     if not site.locked.enforced:
-        return _Found("fail", "nothing blocks a changed model", "switch the verification of checksums on")
+        return _Found("fail", "nothing blocks a changed model", "security.verify_checksums: true")
     if site.locked.changed:
         return _Found("fail", f"not the recorded weights: {few_of(site.locked.changed)}", "find out who changed them")
-    return _Found("pass", "every model that is served has the recorded digest")
+    if site.locked.unlocked and site.config.security.unverified_models == "serve":
+        said = f"these serve and cannot be verified: {few_of(site.locked.unlocked)}"
+        return _Found("fail", said, "security.unverified_models: refuse")
+    return _Found("pass", "every model that may serve has the recorded digest")
 
 
 # Who may use it.

@@ -10,23 +10,26 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from turnout.build import audit_head_path, open_audit_log, open_router
+from turnout.build import audit_head_path, models_lock_path, open_audit_log, open_router
 from turnout.cli.airgap import Locked, Log, Proof, Reach, Server, Site
 from turnout.cli.fleet import rated_candidates
 from turnout.cli.prove import in_force, proofs_dir
 from turnout.config import LoadedConfig, audit_path, data_dir, signing_dir
-from turnout.errors import TurnoutError
-from turnout.fleet.catalog import Catalog, EndpointStatus
+from turnout.errors import StorageError, TurnoutError
+from turnout.fleet.catalog import Catalog, EndpointStatus, address_of
 from turnout.fleet.discovery import Target, look
+from turnout.fleet.locking import served
 from turnout.guard import kernel
 from turnout.guard.chain import decode_link, log_files, read_head, verify
 from turnout.guard.keys import keys_path, read_keys
+from turnout.guard.modelslock import read_lock
 from turnout.guard.network import HttpClient
 from turnout.guard.report import read_report
 from turnout.guard.signing import Signer
 from turnout.guard.tokens import MAX_SECONDS
 from turnout.routing.select import asked_for
 from turnout.types import Health, Json
+from turnout.weights import UNCHECKED
 
 _ANSWERS = (Health.ONLINE, Health.LOADING, Health.DEGRADED)
 
@@ -55,16 +58,32 @@ async def look_around(loaded: LoadedConfig) -> Site:
         ipv6=kernel.ipv6_addresses(),
         proof=_newest_proof(loaded),
         missing=_missing(loaded, catalog),
-        locked=locked_models(),
+        locked=locked_models(loaded, catalog),
         keys=read_keys(keys_path(data_dir())),
         tokens=MAX_SECONDS,
         log=log,
     )
 
 
-def locked_models() -> Locked | None:
-    """The lock file of models; None, because this version has none yet."""
-    return None
+def locked_models(loaded: LoadedConfig, catalog: Catalog) -> Locked | None:
+    """The lock file of models, beside what is served; None when there is none."""
+    enforced = loaded.config.security.verify_checksums
+    try:
+        lock = read_lock(models_lock_path(loaded), Signer(signing_dir()).public)
+    except StorageError:
+        return Locked(0, False, enforced=enforced)
+    if lock is None:
+        return None
+    recorded = {(r.id, r.address) for r in lock.models if r.digest or r.weights}
+    unlocked, changed = list[str](), list[str]()
+    for status, model in served(catalog):
+        state = status.verdicts.get(model.id, UNCHECKED).state
+        known = (model.id, address_of(status.endpoint.url)) in recorded
+        if state == "mismatch":
+            changed.append(f"{model.id} @ {status.endpoint.name}")
+        elif state != "verified" and not (known and state == ""):
+            unlocked.append(f"{model.id} @ {status.endpoint.name}")
+    return Locked(len(recorded), True, tuple(unlocked), tuple(changed), enforced)
 
 
 async def _server(
