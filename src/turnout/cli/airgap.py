@@ -266,6 +266,8 @@ def _stored(site: Site) -> _Found:
 def _verified(site: Site) -> _Found:
     if site.locked is None:
         return _Found("fail", NO_LOCK, "turnout models lock")
+    if not site.locked.signed:
+        return _Found("fail", NOT_OURS, "turnout models lock")
     if not site.locked.enforced:
         return _Found("fail", "nothing blocks a changed model", "security.verify_checksums: true")
     if site.locked.changed:
