@@ -54,6 +54,8 @@ LINES = {
     "models pin": f"models pin {MODEL}",
     "models unpin": f"models unpin {MODEL}",
     "models fit": "models fit",
+    "models lock": "models lock",
+    "models verify": "models verify",
     "top": "top --json",
     "env": "env codex",
     "launch": "launch codex -- --version",
