@@ -37,7 +37,6 @@ def airgap(line: str, check: str) -> Proven:
     return Proven(cases, (f"turnout.cli.airgap:{check}",))
 
 
-CODE = "deferred: issue 7, code context first"
 AIRGAP = "deferred: issue 8, the air gap"
 LATER = "deferred: no issue filed yet"
 
@@ -1315,7 +1314,6 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
             code="turnout.gateway.auth:RefusalLog.write",
         ),
     ),
-    ("SEC-3", "rotation and retention", AIRGAP),
     (
         "SEC-4",
         "a model that differs from its record serves nothing",

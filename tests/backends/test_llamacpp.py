@@ -49,6 +49,7 @@ from turnout.types import (
     WireFormat,
     message,
 )
+from turnout.weights import Weights
 from turnout.wire import openai_chat
 
 PIP, SID = "xllamacpp-2026.10.11549", "b11669"
@@ -75,7 +76,14 @@ Q4 = Model(
     parameters=134_515_008,
     size=96_576_768,
     quantization="Q4_1",
+    weights=Weights(
+        "models/smollm2-135m-q4_1.gguf",
+        49_152,
+        "872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788",
+    ),
 )
+# The package's server was recorded with a whole path.
+WHOLE = replace(Q4, weights=replace(Q4.weights, path="/tmp/rec/models/smollm2-135m-q4_1.gguf"))
 
 
 async def inspected(version: str, state: str) -> Inspection:
@@ -103,7 +111,7 @@ async def test_a_running_server_tells_its_window_size_and_quantisation(version: 
     found = await inspected(version, "ready")
     # The package's has its metrics on, and knows no build of its own.
     expected = {
-        PIP: Inspection(Health.ONLINE, "answers", (Q4,), slots=2, busy=0, waiting=0),
+        PIP: Inspection(Health.ONLINE, "answers", (WHOLE,), slots=2, busy=0, waiting=0),
         SID: Inspection(Health.ONLINE, "answers", (Q4,), slots=1, version="b11669-Debian"),
     }
     assert found == expected[version], "2048 tokens shared by two slots are 1024 each"
@@ -112,7 +120,7 @@ async def test_a_running_server_tells_its_window_size_and_quantisation(version: 
 async def test_discovery_finds_it_by_its_answers_alone() -> None:
     async with replaying("llamacpp", PIP, "ready") as url, open_client(AllowList.from_config(NETWORK)) as c:
         status = await look(c, Target(Endpoint("found", "", url)), RouterConfig())
-    assert (status.endpoint.kind, status.health, status.models) == ("llamacpp", Health.ONLINE, (Q4,))
+    assert (status.endpoint.kind, status.health, status.models) == ("llamacpp", Health.ONLINE, (WHOLE,))
 
 
 @pytest.mark.parametrize(("state", "notes"), [("tools-on", (RUNS_COMMANDS,)), ("ready", ()), ("asleep", ())])
@@ -149,7 +157,7 @@ async def test_a_routers_models_have_the_window_that_they_will_get() -> None:
 async def test_a_router_tells_more_of_a_loaded_model() -> None:
     found = await inspected(SID, "router-loaded")
     loaded, other = found.models
-    assert loaded == replace(Q4, id="smol-q4", capabilities=frozenset())
+    assert loaded == replace(Q4, id="smol-q4", capabilities=frozenset(), weights=Weights("", 49_152))
     assert (other.id, other.resident, other.window) == ("smol-q8", False, 1024)
 
 
