@@ -76,14 +76,14 @@ Q4 = Model(
     parameters=134_515_008,
     size=96_576_768,
     quantization="Q4_1",
-    weights=Weights(
-        "models/smollm2-135m-q4_1.gguf",
-        49_152,
-        "872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788",
-    ),
 )
-# The package's server was recorded with a whole path.
-WHOLE = replace(Q4, weights=replace(Q4.weights, path="/tmp/rec/models/smollm2-135m-q4_1.gguf"))
+VOCABULARY, Q4_FILE = 49_152, "/tmp/rec/models/smollm2-135m-q4_1.gguf"
+TEMPLATE = "872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788"
+# The path is as it was written on the command line.
+TOLD = {
+    PIP: Weights(Q4_FILE, VOCABULARY, TEMPLATE),
+    SID: Weights("models/smollm2-135m-q4_1.gguf", VOCABULARY, TEMPLATE),
+}
 
 
 async def inspected(version: str, state: str) -> Inspection:
@@ -111,8 +111,8 @@ async def test_a_running_server_tells_its_window_size_and_quantisation(version: 
     found = await inspected(version, "ready")
     # The package's has its metrics on, and knows no build of its own.
     expected = {
-        PIP: Inspection(Health.ONLINE, "answers", (WHOLE,), slots=2, busy=0, waiting=0),
-        SID: Inspection(Health.ONLINE, "answers", (Q4,), slots=1, version="b11669-Debian"),
+        PIP: Inspection(Health.ONLINE, "answers", (replace(Q4, weights=TOLD[PIP]),), slots=2, busy=0, waiting=0),
+        SID: Inspection(Health.ONLINE, "answers", (replace(Q4, weights=TOLD[SID]),), slots=1, version="b11669-Debian"),
     }
     assert found == expected[version], "2048 tokens shared by two slots are 1024 each"
 
@@ -120,7 +120,8 @@ async def test_a_running_server_tells_its_window_size_and_quantisation(version: 
 async def test_discovery_finds_it_by_its_answers_alone() -> None:
     async with replaying("llamacpp", PIP, "ready") as url, open_client(AllowList.from_config(NETWORK)) as c:
         status = await look(c, Target(Endpoint("found", "", url)), RouterConfig())
-    assert (status.endpoint.kind, status.health, status.models) == ("llamacpp", Health.ONLINE, (WHOLE,))
+    told = replace(Q4, weights=TOLD[PIP])
+    assert (status.endpoint.kind, status.health, status.models) == ("llamacpp", Health.ONLINE, (told,))
 
 
 @pytest.mark.parametrize(("state", "notes"), [("tools-on", (RUNS_COMMANDS,)), ("ready", ()), ("asleep", ())])
@@ -142,22 +143,22 @@ async def test_a_keyed_server_needs_its_key() -> None:
 
 async def test_a_sleeping_server_is_online_with_nothing_loaded() -> None:
     found = await inspected(SID, "asleep")
-    asleep = (replace(Q4, resident=False),)
+    asleep = (replace(Q4, resident=False, weights=TOLD[SID]),)
     expected = Inspection(Health.ONLINE, "asleep, wakes on a request", asleep, slots=1, version="b11669-Debian")
     assert found == expected
 
 
 async def test_a_routers_models_have_the_window_that_they_will_get() -> None:
-    listed = Model("smol-q4", window=1024, max_window=8192, resident=False)
+    listed = Model("smol-q4", window=1024, max_window=8192, resident=False, weights=Weights(Q4_FILE))
     found = await inspected(SID, "router-idle")
-    both = (listed, replace(listed, id="smol-q8"))
+    both = (listed, replace(listed, id="smol-q8", weights=Weights(Q4_FILE.replace("q4_1", "q8_0"))))
     assert found == Inspection(Health.ONLINE, "answers", both, capacity=1, version="b11669-Debian")
 
 
 async def test_a_router_tells_more_of_a_loaded_model() -> None:
     found = await inspected(SID, "router-loaded")
     loaded, other = found.models
-    assert loaded == replace(Q4, id="smol-q4", capabilities=frozenset(), weights=Weights("", 49_152))
+    assert loaded == replace(Q4, id="smol-q4", capabilities=frozenset(), weights=Weights(Q4_FILE, VOCABULARY))
     assert (other.id, other.resident, other.window) == ("smol-q8", False, 1024)
 
 

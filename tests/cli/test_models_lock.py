@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import shutil
+import urllib.request
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+from tests import real
 from tests.cli.conftest import configure, run_beside
 from tests.fakes import ollama
 from tests.fakes.base import Fake, FakeModel, running
@@ -353,3 +356,33 @@ async def test_the_air_gap_checklist_knows_the_lock_file(fake: Fake, tmp_path: P
     assert (await judged())[2] == ("fail", "not the recorded weights: qwen2.5-coder:7b @ fake0")
     lock_file(tmp_path).write_text("{}")
     assert [state for state, _ in await judged()] == ["fail"] * 3
+
+
+def posted(url: str, **body: object) -> None:
+    urllib.request.urlopen(url, json.dumps(body).encode(), timeout=30.0).close()
+
+
+@pytest.mark.skipif(not real.OLLAMA, reason="no ollama: run `sh tests/get_servers.sh ollama DIR`")
+async def test_a_real_ollama_is_verified_by_its_manifests_and_blobs(
+    llama_factory: LlamaFactory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Copying another model over a name is a swap; the blob is the file that llama.cpp has."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    server, beside = await asyncio.to_thread(real.ollama), await llama_factory(alias="file")
+    try:
+        configure(server.url, beside.url, security={"model_paths": [str(server.folder / "models")]})
+        locked = {m["id"]: m for m in (await document("models", "lock"))["models"]}
+        summed = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
+        assert {locked[name]["weights"] for name in ("smol:latest", "smol-tools:latest", "file")} == {summed}
+        assert {f["name"][:7] for f in locked["smol:latest"]["files"]} == {"latest", "sha256-"}
+        same = {m["id"]: m["same_as"] for m in (await document("models"))["models"]}
+        assert sorted(same["file"]) == ["smol-tools:latest @ fake0", "smol:latest @ fake0"]
+        verified = await document("models", "verify")
+        assert {m["state"] for m in verified["models"]} == {"verified"}
+        await asyncio.to_thread(posted, f"{server.url}/api/copy", source="smol-tools", destination="smol")
+        states = {m["id"]: m["state"] for m in (await document("models", "verify"))["models"]}
+        assert states == {"smol:latest": "mismatch", "smol-tools:latest": "verified", "file": "verified"}
+        assert (await asked("--model", "smol:latest", "--max-tokens", "2")).exit_code == 4
+        assert (await asked("--model", "smol-tools:latest", "--max-tokens", "2")).exit_code == 0
+    finally:
+        server.stop()

@@ -9,6 +9,7 @@ import shutil
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from turnout.build import identity_rules, model_digests, models_lock_path, open_
 from turnout.config import LoadedConfig, signing_dir
 from turnout.errors import ModelBlockedError, ModelChangedError, QueryFailedError
 from turnout.fleet.locking import record
+from turnout.fleet.pins import Pin, cold
 from turnout.guard.identity import Digests
 from turnout.guard.modelslock import write_lock
 from turnout.guard.signing import Signer
 from turnout.router import Router
+from turnout.summary import _is_free
 from turnout.types import ChatRequest, ExecutionResult, Principal, message
 
 SWAPPED = "e" * 64
@@ -299,3 +302,22 @@ async def test_closing_does_not_wait_for_a_file_that_is_being_read(
         verifier = router.fleet.verifier
     assert verifier is not None
     assert not verifier.checking
+
+
+async def test_a_blocked_model_writes_no_summary_and_is_not_loaded_because_it_is_pinned(
+    two: tuple[Fake, Fake, list[str]],
+) -> None:
+    first, _, urls = two
+    first.models[0].resident = False
+    async with locked(urls[0]) as router:
+        (able,) = router.pool
+        pins = frozenset({Pin(able.model.id, "s0")})
+        assert [model.id for _, model in cold(pins, router.catalog)] == [able.model.id]
+        first.models[0].digest = SWAPPED
+        await router.refresh()
+        assert cold(pins, router.catalog) == []
+        first.models[0].resident = True
+        await router.refresh()
+        (status,), (barred,) = router.catalog.endpoints, router.pool
+        assert not _is_free(barred, replace(status, slots=2), barred)
+        assert _is_free(replace(barred, verdict=able.verdict), replace(status, slots=2), barred)

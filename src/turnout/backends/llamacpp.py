@@ -100,7 +100,7 @@ class LlamaCpp(OpenAICompatible):
             parameters=int_of(meta.get("n_params")),
             size=int_of(meta.get("size")),
             quantization=text_of(meta.get("ftype")),
-            weights=Weights(path=text_of(row.get("path")), vocabulary=int_of(meta.get("n_vocab"))),
+            weights=Weights(path=_file(dict_of(row.get("status")).get("args")), vocabulary=int_of(meta.get("n_vocab"))),
         )
 
     def lacks_details(self, model: Model) -> bool:
@@ -312,6 +312,11 @@ def _words(args: Json) -> list[str]:
 def _from_a_hub(args: Json) -> bool:
     words = _words(args)
     return "--offline" not in words and bool({"--hf-repo", "--docker-repo", "--model-url"} & set(words))
+
+
+def _file(args: Json) -> str:
+    """What the command line of a router's child names."""
+    return dict(pairwise(_words(args))).get("--model", "")
 
 
 def _window_to_come(args: Json) -> int:
