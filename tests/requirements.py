@@ -43,6 +43,7 @@ LATER = "deferred: no issue filed yet"
 LOCK = "cli/test_models_lock.py::"
 EDITS = "code/test_edits.py::"
 APPLY = "code/test_apply.py::"
+ANSWERS = "code/test_answers.py::"
 EDITS_CLI = "cli/test_edits.py::"
 EDIT_SYMBOLS = "code/test_edit_symbols.py::"
 BAD_WORKSPACE = "cli/test_bad_workspace.py::"
@@ -1053,6 +1054,14 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "CODE-4",
         "validated: only plain files of the workspace",
         by(APPLY + "test_hostile_paths_are_refused", code="turnout.code.paths:checked"),
+    ),
+    (
+        "CODE-4",
+        "a corpus of answers, good, malformed and hostile, each with its outcome",
+        by(
+            ANSWERS + "test_an_answer_of_the_corpus_does_what_is_written_of_it_and_nothing_else",
+            code="turnout.code.apply:_require_applicable",
+        ),
     ),
     (
         "CODE-4",
