@@ -397,3 +397,22 @@ def test_a_definition_in_another_language_is_found_by_its_keyword(tmp_path: Path
     answer = "Replace function `A` in `x.go`:\n```go\nfunc A() int {\n\treturn 3\n}\n```"
     assert parse_edits(answer).edits[0].change == NewBody("A", "func A() int {\n\treturn 3\n}")
     assert after(tmp_path, answer, {"x.go": old}) == {"x.go": old.replace("return 1", "return 3").encode()}
+
+
+FENCED = "README.md\n```markdown\n# Title\n{inside}\nThe end\n```\nDone.\n"
+
+
+@pytest.mark.parametrize("fence", ["```", "```sh"])
+def test_a_text_with_fences_of_its_own_is_never_cut_off_at_one(fence: str) -> None:
+    found = parse_edits(FENCED.format(inside=f"{fence}\nmake\n```"))
+    if fence == "```":  # nobody can tell an inner fence without a language from the end
+        assert found.edits == ()
+        assert "README.md may go on after its fence" in found.unclear[0].reason
+    else:
+        assert found.edits[0].change == Whole("# Title\n```sh\nmake\n```\nThe end\n")
+
+
+def test_a_text_before_a_block_of_code_is_whole() -> None:
+    found = parse_edits(FENCED.format(inside="words") + "\n```python\nx = 1\n```\nand more\n")
+    assert [edit.path for edit in found.edits] == ["README.md"]
+    assert not found.unclear

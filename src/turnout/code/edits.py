@@ -57,6 +57,7 @@ _RENAME = re.compile(
     r"(?i)[\s#*>\d.-]*rename (?:the )?(?:symbol|function|method|class|variable) (`?)([\w./]+)\1 (?:to|as|into) "
     r"(`?)([^\s`]+)\3 in (`?)([^\s`]+?)\5[\s*:.]*"
 )
+_PROSE = frozenset(("md", "markdown", "mdx", "rst", "txt"))
 _DIFF_LANGUAGES = frozenset(("diff", "patch", "udiff", "git"))
 # What a block of a language is the whole of; a shell block below the name of a program is a command to run it.
 _SUFFIXES = {
@@ -221,11 +222,24 @@ class _Reader:
         if path:
             if language in _SUFFIXES and "." in path and suffix not in _SUFFIXES[language].split():
                 return
+            if suffix in _PROSE and self._goes_on():
+                said = f"{path} may go on after its fence: a text with fences of its own needs a longer one around it"
+                self._doubt(began, said)
+                return
             content = "".join(f"{line}\n" for line in lines)
             self.edits.append(ProposedEdit(path, Whole(content), began + 1, WHOLE))
         elif self._heading and not named and self._heading.rpartition(".")[2] in _SUFFIXES.get(language, "").split():
             said = f"text stands between the heading {self._heading} and the code: it may be a part of the file only"
             self._doubt(began, said)
+
+    def _goes_on(self) -> bool:
+        """Whether a fence without a language follows that closes nothing: the one before may have been an inner one."""
+        is_open = False
+        for fence in map(_fence, self._lines[self._at :]):
+            if fence is not None and not fence.info and not is_open:
+                return True
+            is_open = bool(fence.info) if fence is not None else is_open
+        return False
 
     def _decorates(self) -> bool:
         """Whether the fence that begins here holds blocks or a patch: its first line, or the one after a path, says."""
