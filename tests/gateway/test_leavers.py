@@ -100,7 +100,9 @@ async def test_of_many_that_leave_nothing_stays(slots: int, tmp_path: Path, monk
                 assert router._placement._admission._lines == {}
                 fake.fault = ""
                 await _whole(port)  # the places are free, and the server is not thought ill of
-                assert _open_files(router) == files
+                async with asyncio.timeout(30):
+                    while _open_files(router) > files:  # the head of the audit log is signed aside, about each second
+                        await asyncio.sleep(0.01)
     records = map(json.loads, (tmp_path / "audit.log").read_text("utf-8").splitlines())
     phases = Counter(record["phase"] for record in records if record["event_type"] == "query")
     assert phases["start"] == phases["end"] > LEAVERS / 2, phases

@@ -320,6 +320,7 @@ def test_killed_writers_lose_nothing_and_the_chain_holds_over_rotations(path: Pa
 
 
 @pytest.mark.heavy
+@pytest.mark.timeout(900)
 def test_three_hundred_killed_writers(path: Path) -> None:
     _kill_writers(path, 300)
 
