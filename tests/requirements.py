@@ -1245,8 +1245,6 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         "an undo is whole or not at all, and puts back only bytes that are what was kept, within the workspace",
         by(
             APPLY + "test_an_undo_that_cannot_be_whole_changes_nothing_and_is_in_nobodys_way",
-            APPLY + "test_a_damaged_journal_is_told_of_and_writes_nothing",
-            APPLY + "test_no_folder_is_made_beyond_a_link",
             code=("turnout.code.journal:Journal.undo", "turnout.code.journal:Journal._before"),
         ),
     ),
