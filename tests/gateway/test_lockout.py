@@ -42,6 +42,7 @@ def test_it_begins_with_the_last_of_a_minute_and_ends_by_itself(guard: Lockout, 
 def test_few_wrong_ones_are_forgotten(guard: Lockout, now: list[float]) -> None:
     for _ in range(5):
         wrong(guard, "10.0.0.5", MAX_WRONG - 1)
+        guard.require_open("10.0.0.5")  # raises for who is shut out
         now[0] += MINUTE
 
 

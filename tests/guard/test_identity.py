@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from turnout.backends.ollama_store import ollama_files, ollama_stores
 from turnout.guard.identity import (
     BUFFER_BYTES,
     Digests,
@@ -18,8 +19,6 @@ from turnout.guard.identity import (
     files_at,
     find_files,
     misnamed,
-    ollama_files,
-    ollama_stores,
     weights_digest,
 )
 

@@ -10,6 +10,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
@@ -26,6 +27,7 @@ from turnout.errors import (
     ServerFailedError,
     UnknownModelError,
 )
+from turnout.guard.identity import Files, find_files
 from turnout.hidden import without_secrets
 from turnout.types import ChatRequest, Details, Endpoint, Event, Health, Json, Model, WireFormat
 from turnout.wire.base import Completion
@@ -221,6 +223,10 @@ class Backend:
     def takes(self, endpoint: Endpoint, spoken: WireFormat) -> bool:
         """Whether this server is handed a client's own bytes. Where chat has a path of its own, others have it too."""
         return spoken in self.native and (spoken is self.wire or not endpoint.chat_path)
+
+    def files_of(self, model: Model, folders: Sequence[Path]) -> Files | None:
+        """A model's files on this machine, None when they cannot be found. ``folders``: where they may be, too."""
+        return find_files(model.weights.path, model.id, folders)
 
     def told_window(self, model: Model, window: int) -> int | None:
         """The window in tokens that a request names, for servers that allocate it; else None."""

@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from turnout.backends import base
@@ -20,8 +21,10 @@ from turnout.backends.base import (
     rows,
     text_of,
 )
+from turnout.backends.ollama_store import ollama_files, ollama_stores
 from turnout.backends.openai_compatible import vectors
 from turnout.errors import BackendError, RequestRefusedError, UnknownModelError
+from turnout.guard.identity import Files
 from turnout.types import ChatRequest, Details, Endpoint, Health, Json, Model, WindowSource, WireFormat
 from turnout.wire import ollama as wire
 from turnout.wire.base import Completion
@@ -125,6 +128,10 @@ class Ollama(Backend):
     def chat_path(self, endpoint: Endpoint) -> str:
         """The native chat."""
         return endpoint.chat_path or "/api/chat"
+
+    def files_of(self, model: Model, folders: Sequence[Path]) -> Files | None:
+        """Its manifest and blobs; the server tells no path."""
+        return ollama_files(model.id, model.digest, ollama_stores(folders))
 
     def native_path(self, endpoint: Endpoint, spoken: WireFormat) -> str:
         """The native chat, or what goes on with a prompt."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from turnout.cli.output import json_option, loaded_config, print_json, table
+from turnout.cli.plot import EDGE, SIDE, square_plot
 from turnout.cli.replay import replay
 from turnout.errors import UsageError
 from turnout.types import TaskCategory
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
     from turnout.routing.evaluate import Bin, Evaluation, Label, Score
     from turnout.types import Json
-
-_SIDE, _EDGE = 300, 50  # of the plot, in pixels
 
 
 @click.group()
@@ -228,27 +227,12 @@ def reliability_plot(bins: Sequence[Bin]) -> str:
     """An SVG image: how often what is so sure is right. On the line it is as sure as it may be; a dot's area tells of
     how many queries it is made."""
     most = max(b.queries for b in bins)
-    low, high = _EDGE + _SIDE, _EDGE
+    low = EDGE + SIDE
     dots = "".join(
-        f'<circle cx="{_EDGE + _SIDE * b.confidence:.1f}" cy="{low - _SIDE * b.accuracy:.1f}" '
+        f'<circle cx="{EDGE + SIDE * b.confidence:.1f}" cy="{low - SIDE * b.accuracy:.1f}" '
         f'r="{3 + 9 * (b.queries / most) ** 0.5:.1f}" fill="#27c" fill-opacity="0.7">'
         f"<title>{b.queries} queries, confidence {b.confidence:.2f}, right {b.accuracy:.2f}</title></circle>\n"
         for b in bins
     )
-    marks = "".join(
-        f'<text x="{_EDGE + _SIDE * n / 4:.0f}" y="{low + 18}" text-anchor="middle">{n / 4:g}</text>\n'
-        f'<text x="{_EDGE - 8}" y="{low - _SIDE * n / 4 + 4:.0f}" text-anchor="end">{n / 4:g}</text>\n'
-        for n in range(5)
-    )
-    whole, middle = _SIDE + 2 * _EDGE, _EDGE + _SIDE // 2
-    upright = f'text-anchor="middle" transform="rotate(-90 14 {middle})"'
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {whole} {whole}" width="{whole}" height="{whole}" '
-        'font-family="sans-serif" font-size="12">\n'
-        f'<rect width="{whole}" height="{whole}" fill="#fff"/>\n'
-        f'<rect x="{_EDGE}" y="{high}" width="{_SIDE}" height="{_SIDE}" fill="none" stroke="#888"/>\n'
-        f'<line x1="{_EDGE}" y1="{low}" x2="{_EDGE + _SIDE}" y2="{high}" stroke="#888" stroke-dasharray="4"/>\n'
-        f'{marks}{dots}<text x="{middle}" y="{low + 38}" text-anchor="middle">confidence</text>\n'
-        f'<text x="14" y="{middle}" {upright}>share that is right</text>\n'
-        "</svg>\n"
-    )
+    line = f'<line x1="{EDGE}" y1="{low}" x2="{EDGE + SIDE}" y2="{EDGE}" stroke="#888" stroke-dasharray="4"/>\n'
+    return square_plot(line + dots, 1.0, "confidence", "share that is right")

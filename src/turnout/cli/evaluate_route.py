@@ -15,6 +15,7 @@ import click
 from turnout.cli.evaluate import labelled, read_queries, write_plot
 from turnout.cli.fleet import capability_table, look
 from turnout.cli.output import print_json, table, waiting
+from turnout.cli.plot import EDGE, SIDE, square_plot
 from turnout.context.tokens import get_token_counter
 from turnout.errors import NoServiceError, UsageError
 from turnout.routing.advice import what_to_check
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 NEEDS = ("tools", "vision")
 FORMS = ("{}", "{}-q4_k_m", "{}-q8_0.gguf", "models/{}-Q5_K_M.gguf")  # of the ids that simulated servers list
 LARGEST = 10_000_000  # tokens of a prompt
-_SIDE, _EDGE = 300, 50  # of the plot, in pixels
 HARD = ("window", "capability", "memory", "health", "isolation")
 
 
@@ -179,25 +179,10 @@ def _fields(found: Report) -> dict[str, Json]:
 def losses_plot(losses: Sequence[float]) -> str:
     """An SVG image: the share of the choices (upwards) that lose at most so many points (to the right)."""
     most = max(10.0, -(-losses[-1] // 10) * 10)
-    low = _EDGE + _SIDE
+    low = EDGE + SIDE
     steps = [(loss, (n + 1) / len(losses)) for n, loss in enumerate(losses)]
     # Of losses that are drawn at the same place the last says it all.
-    places = {f"{_EDGE + _SIDE * loss / most:.1f}": f"{low - _SIDE * share:.1f}" for loss, share in steps}
+    places = {f"{EDGE + SIDE * loss / most:.1f}": f"{low - SIDE * share:.1f}" for loss, share in steps}
     path = " ".join(f"H{x} V{y}" for x, y in places.items())
-    marks = "".join(
-        f'<text x="{_EDGE + _SIDE * n / 4:.0f}" y="{low + 18}" text-anchor="middle">{most * n / 4:g}</text>\n'
-        f'<text x="{_EDGE - 8}" y="{low - _SIDE * n / 4 + 4:.0f}" text-anchor="end">{n / 4:g}</text>\n'
-        for n in range(5)
-    )
-    whole, middle = _SIDE + 2 * _EDGE, _EDGE + _SIDE // 2
-    upright = f'text-anchor="middle" transform="rotate(-90 14 {middle})"'
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {whole} {whole}" width="{whole}" height="{whole}" '
-        'font-family="sans-serif" font-size="12">\n'
-        f'<rect width="{whole}" height="{whole}" fill="#fff"/>\n'
-        f'<rect x="{_EDGE}" y="{_EDGE}" width="{_SIDE}" height="{_SIDE}" fill="none" stroke="#888"/>\n'
-        f'<path d="M{_EDGE} {low} {path} H{_EDGE + _SIDE}" fill="none" stroke="#27c" stroke-width="2"/>\n'
-        f'{marks}<text x="{middle}" y="{low + 38}" text-anchor="middle">points lost</text>\n'
-        f'<text x="14" y="{middle}" {upright}>share of the choices</text>\n'
-        "</svg>\n"
-    )
+    line = f'<path d="M{EDGE} {low} {path} H{EDGE + SIDE}" fill="none" stroke="#27c" stroke-width="2"/>\n'
+    return square_plot(line, most, "points lost", "share of the choices")

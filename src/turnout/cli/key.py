@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from turnout.cli.limits import patterns, per_minute, routes_of, seconds
-from turnout.cli.output import json_option, loaded_config, note, print_json, table
-from turnout.errors import StorageError, UsageError
+from turnout.cli.limits import keys_file, logged, make, patterns, per_minute, routes_of, seconds
+from turnout.cli.output import json_option, note, print_json, table
+from turnout.errors import UsageError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from turnout.guard.keys import Key, Keys
     from turnout.guard.roles import Role
     from turnout.types import Json
@@ -112,7 +110,8 @@ def revoke(config_file: str | None, name: str, as_json: bool) -> None:
         return
     click.echo(f"the key {name} is revoked")
     if not left:
-        note(f"no key is left, so the gateway refuses everybody; to open it to this machine again, delete {_path()}")
+        opens = f"to open it to this machine again, delete {keys_file()}"
+        note(f"no key is left, so the gateway refuses everybody; {opens}")
 
 
 @key.command(name="list")
@@ -130,39 +129,19 @@ def list_keys(as_json: bool) -> None:
 
 
 def _change(config_file: str | None, what: str, change: Callable[[Keys, float], tuple[Keys, str]]) -> str:
-    """Write the change to the audit log, then make it: one that cannot be logged is not made."""
-    from turnout.build import open_audit_log
+    """Make a change of the keys, as ``limits.make``."""
     from turnout.guard.keys import changing, write_keys
 
-    audit = open_audit_log(loaded_config(config_file))
-    try:
-        with changing(_path()) as known:
-            changed, token = change(known, time.time())
-            if audit is not None:
-                audit.event("config", service=what)
-            try:
-                write_keys(_path(), changed)
-            except StorageError as error:
-                if audit is not None:
-                    audit.event("config", service=what, error=error.code)
-                raise
-    finally:
-        if audit is not None:
-            audit.close()
+    with logged(config_file) as note_it, changing(keys_file()) as known:
+        changed, token = change(known, time.time())
+        make(lambda: write_keys(keys_file(), changed), what, note_it)
     return token
-
-
-def _path() -> Path:
-    from turnout.config import data_dir
-    from turnout.guard.keys import keys_path
-
-    return keys_path(data_dir())
 
 
 def _all() -> tuple[Key, ...]:
     from turnout.guard.keys import read_keys
 
-    found = read_keys(_path())
+    found = read_keys(keys_file())
     return found.keys if found is not None else ()
 
 

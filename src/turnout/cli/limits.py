@@ -1,10 +1,14 @@
-"""What options of ``turnout key`` and ``turnout token`` mean: times, rates and patterns."""
+"""What ``turnout key`` and ``turnout token`` share: their options, and how a change is made and logged."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
-from turnout.errors import UsageError
+from turnout.cli.output import loaded_config
+from turnout.errors import StorageError, UsageError
 from turnout.guard.keys import require_patterns
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -59,3 +63,34 @@ def per_minute(text: str | None) -> int:
     if found is None or not int(found[1]):
         raise UsageError(f"{text[:40]!r} is not a rate", hint="for example 60/min")
     return int(found[1])
+
+
+@contextmanager
+def logged(config_file: str | None) -> Iterator[Callable[..., None]]:
+    """What writes to the audit log, for as long as something is changed. Raises AuditError: it cannot be opened."""
+    from turnout.build import open_audit_log
+
+    audit = open_audit_log(loaded_config(config_file))
+    try:
+        yield audit.event if audit is not None else lambda *_, **__: None
+    finally:
+        if audit is not None:
+            audit.close()
+
+
+def make(change: Callable[[], None], what: str, note: Callable[..., None]) -> None:
+    """Write a change of the keys or tokens to the audit log, then make it: one that cannot be logged is not made."""
+    note("config", service=what)
+    try:
+        change()
+    except StorageError as error:
+        note("config", service=what, error=error.code)
+        raise
+
+
+def keys_file() -> Path:
+    """Where the keys are."""
+    from turnout.config import data_dir
+    from turnout.guard.keys import keys_path
+
+    return keys_path(data_dir())

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import click
 
-from turnout.cli.limits import patterns, per_minute, routes_of, seconds
-from turnout.cli.output import json_option, loaded_config, note, print_json, table
-from turnout.errors import NotPermittedError, StorageError, UsageError
+from turnout.cli.limits import keys_file, logged, make, patterns, per_minute, routes_of, seconds
+from turnout.cli.output import json_option, note, print_json, table
+from turnout.errors import NotPermittedError, UsageError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from turnout.guard.keys import Key, Keys
     from turnout.guard.roles import Role
     from turnout.guard.tokens import Token, Tokens
@@ -73,7 +71,7 @@ def mint(
         changed, made, text = tokens.mint(keys, known, wanted, now, _granter(keys, key_name, now))
         return changed, (made, text)
 
-    first = not _path().exists()
+    first = not keys_file().exists()
     made, text = _change(config_file, change, lambda told: tokens.described(told[0]))
     if as_json:
         print_json({"token": text, **tokens.fields(made, "active")})
@@ -93,7 +91,7 @@ def list_tokens(as_json: bool) -> None:
     from turnout.guard import tokens
     from turnout.guard.keys import day_of
 
-    known, now = tokens.read_tokens(tokens.tokens_path(_path())), time.time()
+    known, now = tokens.read_tokens(tokens.tokens_path(keys_file())), time.time()
     rows = [(each, known.state(each, now)) for each in known.minted] if known is not None else []
     rows = [(each, state) for each, state in rows if state != "expired"]
     if as_json:
@@ -150,39 +148,22 @@ def _change(
     change: Callable[[Keys, Tokens], tuple[Tokens, T]],
     describe: Callable[[T], str],
 ) -> T:
-    """Write the change to the audit log, then make it: one that cannot be logged is not made."""
-    from turnout.build import open_audit_log
+    """Make a change of the tokens, as ``limits.make``."""
     from turnout.guard.keys import write_keys
     from turnout.guard.tokens import changing_tokens, tokens_path, write_tokens
 
-    audit, path = open_audit_log(loaded_config(config_file)), _path()
-    try:
-        with changing_tokens(path) as (keys, known):
-            try:
-                changed, told = change(keys, known)
-            except NotPermittedError as error:
-                if audit is not None:
-                    audit.event("security:not_permitted", service="token mint", error=error.message)
-                raise
-            what = describe(told)
-            if audit is not None:
-                audit.event("config", service=what)
-            try:
-                if not path.exists():  # the secret that signs tokens is the keys'
-                    write_keys(path, keys)
-                write_tokens(tokens_path(path), changed)
-            except StorageError as error:
-                if audit is not None:
-                    audit.event("config", service=what, error=error.code)
-                raise
-    finally:
-        if audit is not None:
-            audit.close()
+    path = keys_file()
+    with logged(config_file) as note_it, changing_tokens(path) as (keys, known):
+        try:
+            changed, told = change(keys, known)
+        except NotPermittedError as error:
+            note_it("security:not_permitted", service="token mint", error=error.message)
+            raise
+
+        def write() -> None:
+            if not path.exists():  # the secret that signs tokens is the keys'
+                write_keys(path, keys)
+            write_tokens(tokens_path(path), changed)
+
+        make(write, describe(told), note_it)
     return told
-
-
-def _path() -> Path:
-    from turnout.config import data_dir
-    from turnout.guard.keys import keys_path
-
-    return keys_path(data_dir())

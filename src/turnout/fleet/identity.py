@@ -25,8 +25,6 @@ from turnout.guard.identity import (
     StoppedError,
     find_files,
     misnamed,
-    ollama_files,
-    ollama_stores,
     stamp_of,
     weights_digest,
 )
@@ -77,10 +75,8 @@ def files_of(endpoint: Endpoint, model: Model, folders: Sequence[Path], path: st
     """
     if not is_here(endpoint):
         return None
-    if endpoint.kind == "ollama":
-        return ollama_files(model.id, model.digest, ollama_stores(folders))
-    found = find_files(model.weights.path, model.id, folders)
-    return found or (find_files(path, model.id, ()) if path else None)
+    backend = BY_KIND[endpoint.kind]
+    return backend.files_of(model, folders) or (find_files(path, model.id, ()) if path else None)
 
 
 def known_weights(

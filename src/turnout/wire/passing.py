@@ -92,6 +92,16 @@ def exceeds(raw: msgspec.Raw, limit: int) -> bool:
     return isinstance(value, int | float) and (value > limit or value < 0)
 
 
+def limited(given: msgspec.Raw | None, edits: Edits) -> object | None:
+    """The most tokens that a body names, clamped; None where it names none and need not."""
+    most = edits.max_tokens
+    if most is None:
+        return given
+    if given is None or is_null(given):
+        return most if edits.name_limit else given
+    return most if exceeds(given, most) else given
+
+
 class Pieces:
     """Whole events, or lines, out of bytes that are cut anywhere; only they are handed on.
 

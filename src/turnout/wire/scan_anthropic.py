@@ -9,7 +9,7 @@ import msgspec
 from turnout.types import Json, Usage
 from turnout.wire import base
 from turnout.wire.base import as_count, as_dict, as_text
-from turnout.wire.passing import Edits, Pieces, exceeds, is_null, top_of
+from turnout.wire.passing import Edits, Pieces, limited, top_of
 
 _MARK = re.compile(rb'"usage"|"message_(?:delta|stop)"|"error"')
 _EVENT = re.compile(rb".*?\n\r?\n", re.DOTALL)
@@ -25,11 +25,8 @@ def prepare(body: bytes, edits: Edits) -> tuple[bytes, Scanner]:
     """
     data = top_of(body)
     kept: dict[str, object] = {**data, "model": edits.model}
-    limit, most = data.get("max_tokens"), edits.max_tokens
-    if most is not None and limit is not None and not is_null(limit):
-        kept["max_tokens"] = most if exceeds(limit, most) else limit
-    elif most is not None and edits.name_limit:
-        kept["max_tokens"] = most
+    if (limit := limited(data.get("max_tokens"), edits)) is not None:
+        kept["max_tokens"] = limit
     stream = data.get("stream")
     return msgspec.json.encode(kept), Scanner(stream=stream is not None and bytes(stream).strip() == b"true")
 

@@ -10,7 +10,7 @@ from turnout.types import Json, Usage
 from turnout.wire import base
 from turnout.wire.base import as_count, as_dict, as_text
 from turnout.wire.ollama import RELOADING
-from turnout.wire.passing import TOP, Edits, Pieces, exceeds, is_null, top_of
+from turnout.wire.passing import TOP, Edits, Pieces, is_null, limited, top_of
 
 # How long a model stays and what it drops of a prompt is not a client's to say (docs/wire.md).
 _DROPPED = frozenset({"keep_alive", "shift"})
@@ -43,11 +43,8 @@ def _options(raw: msgspec.Raw | None, edits: Edits) -> dict[str, object] | None:
     kept: dict[str, object] = {key: value for key, value in given.items() if key not in RELOADING}
     if edits.num_ctx:
         kept["num_ctx"] = edits.num_ctx
-    limit = given.get("num_predict")
-    if edits.max_tokens is not None and limit is not None and not is_null(limit):
-        kept["num_predict"] = edits.max_tokens if exceeds(limit, edits.max_tokens) else limit
-    elif edits.max_tokens is not None and edits.name_limit:
-        kept["num_predict"] = edits.max_tokens
+    if (limit := limited(given.get("num_predict"), edits)) is not None:
+        kept["num_predict"] = limit
     return kept if kept or raw is not None else None
 
 

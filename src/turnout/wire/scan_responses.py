@@ -14,7 +14,7 @@ from turnout.errors import ServerFailedError
 from turnout.types import Json, Usage
 from turnout.wire import base
 from turnout.wire.base import as_count, as_dict, as_text
-from turnout.wire.passing import TOP, Edits, Pieces, exceeds, is_null, top_of
+from turnout.wire.passing import TOP, Edits, Pieces, limited, top_of
 
 # By default a server answers a prompt that is too long with an error; "auto" has it cut without a word.
 _DROPPED = frozenset({"truncation"})
@@ -34,11 +34,8 @@ def prepare(body: bytes, edits: Edits) -> tuple[bytes, Scanner]:
     data = top_of(body)
     kept: dict[str, object] = {key: raw for key, raw in data.items() if key not in _DROPPED}
     kept |= {"model": edits.model, "store": False}
-    limit, most = data.get("max_output_tokens"), edits.max_tokens
-    if most is not None and limit is not None and not is_null(limit):
-        kept["max_output_tokens"] = most if exceeds(limit, most) else limit
-    elif most is not None and edits.name_limit:
-        kept["max_output_tokens"] = most
+    if (limit := limited(data.get("max_output_tokens"), edits)) is not None:
+        kept["max_output_tokens"] = limit
     stream = data.get("stream")
     return msgspec.json.encode(kept), Scanner(stream=stream is not None and bytes(stream).strip() == b"true")
 
