@@ -9,8 +9,8 @@ import asyncio
 import difflib
 import gc
 import ssl
-from collections.abc import AsyncIterator, Callable, Generator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import cast
 
 import msgspec
@@ -41,6 +41,8 @@ DEFAULT_LIMITS = Limits()
 PATIENCE_SECONDS = 5.0
 LISTED = "`GET /` lists what there is"
 TELL_SECONDS = 1.0  # that a request that is ended has to say so
+DATE_SECONDS = 1.0  # between two looks at the clock, for the Date header
+LOOK_SECONDS = 0.01  # between two looks at whether all have ended
 
 # What is asked of a model, by POST.
 CHAT: dict[str, ASGIApp] = {
@@ -252,11 +254,37 @@ def _shown(route: Route) -> str:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its own ideas about signals: they are the process's, and SIGTERM means more than an end."""
+    """uvicorn's parts without its loop, which looks ten times a second whether it is over, and without its ideas about
+    signals: they are the process's, and SIGTERM means more than an end."""
 
-    @contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        yield
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        config.load()
+        self.lifespan = config.lifespan_class(config)
+        self.over = asyncio.Event()
+
+    async def run_until_over(self) -> None:
+        """Keep the date that answers carry."""
+        while not self.over.is_set():
+            await self.on_tick(0)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(DATE_SECONDS):
+                    await self.over.wait()
+
+    async def close(self, grace: float) -> None:
+        """Take no more connections, close those that wait, and give the others ``grace`` seconds to end."""
+        for listener in self.servers:
+            listener.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        try:
+            async with asyncio.timeout(grace):
+                # uvicorn tells nobody that a connection has ended.
+                while self.server_state.tasks or self.server_state.connections:  # noqa: ASYNC110
+                    await asyncio.sleep(LOOK_SECONDS)
+        except TimeoutError:
+            for task in self.server_state.tasks:
+                task.cancel()
 
     async def cancel_running(self) -> None:
         """Cancel every request that runs, and wait a moment for what it says to that."""
@@ -318,24 +346,20 @@ async def running(
         lifespan="off",
         proxy_headers=False,
         server_header=False,
-        timeout_graceful_shutdown=grace,
     )
-    config.load()
-    config.ssl = tls
     server = _Server(config)
-    task = asyncio.create_task(server.serve([listener]))
-    while not server.started:
-        if task.done():
-            await task
-        await asyncio.sleep(0.01)
+    config.ssl = tls
+    await server.startup([listener])
+    task = asyncio.create_task(server.run_until_over())
     try:
-        actual = listener.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
+        url = f"http{'s' if tls is not None else ''}://{shown}:{listener.getsockname()[1]}"
         async with sweeping(lambda: server.server_state.connections, limits):
-            yield task, f"http{'s' if tls is not None else ''}://{shown}:{actual}"
+            yield task, url
     finally:
         if ending is not None:
             ending()
             await server.cancel_running()
-        server.should_exit = True
+        server.over.set()
         await task
+        await server.close(grace)
