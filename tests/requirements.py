@@ -1306,6 +1306,15 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         by(PARTS + "test_the_audit_chain", code="turnout.guard.audit:AuditLog._write"),
     ),
     (
+        "SEC-1",
+        "a key comes from environment, file or keyring, and is never shown",
+        by(
+            CONF + "test_a_key_comes_from_a_file_and_is_never_shown",
+            CONF + "test_a_key_comes_from_the_keyring_and_is_never_shown",
+            code="turnout.config_load:_secret",
+        ),
+    ),
+    (
         "SEC-3",
         "changes of keys are logged before they are made",
         by(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+import keyring
 import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from turnout import config_values
+from turnout import config_values, hidden
 from turnout.backends import DEFAULT_URLS
 from turnout.config import (
     CustomEndpoint,
@@ -332,6 +335,80 @@ custom_endpoints: [{name: a, endpoint: "http://127.0.0.1:9", key: third}]
     (tmp_path / "key").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="is not ASCII text"):
         load_text(text, tmp_path, JAN="other")
+
+
+KEPT = """\
+import sys
+from pathlib import Path
+from keyring.backend import KeyringBackend
+from keyring.errors import KeyringLocked
+
+class Kept(KeyringBackend):
+    priority = 1
+
+    def get_password(self, service, username):
+        if service == "locked":
+            raise KeyringLocked("the collection is locked")
+        if service == "broken":
+            raise RuntimeError
+        kept = {"gpu box/turnout": "s3cret-word", "https://a/b/u": "with-slashes", "odd/u": "two\\nlines"}
+        return kept.get(f"{service}/{username}")
+
+    def set_password(self, service, username, password):
+        raise NotImplementedError
+"""
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The real package before a backend of this test's; there is no service of the system here that it could ask."""
+    (tmp_path / "kept_secrets.py").write_text(KEPT)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "kept_secrets.Kept")
+    monkeypatch.setattr(keyring.core, "_keyring_backend", None)
+    yield
+    sys.modules.pop("kept_secrets", None)
+
+
+@pytest.mark.parametrize(("entry", "secret"), [("gpu box/turnout", "s3cret-word"), ("https://a/b/u", "with-slashes")])
+def test_a_key_comes_from_the_keyring_and_is_never_shown(entry: str, secret: str, tmp_path: Path, kept: None) -> None:
+    loaded = load_text(f'services: {{ollama: {{key: "keyring:{entry}"}}}}', tmp_path)
+    assert loaded.config.services["ollama"].key == secret
+    assert loaded.warnings == ()
+    assert secret not in repr(loaded)
+    assert hidden.without_secrets(f"it is {secret}") == f"it is {hidden.MASK}"
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ("nobody/u", "the keyring has nothing for u of nobody"),
+        ("locked/u", "the keyring does not answer: the collection is locked"),
+        ("broken/u", "the keyring does not answer: RuntimeError"),
+        ("odd/u", "characters that no header carries"),
+        ("", "no service or no user"),
+        ("service", "no service or no user"),
+        ("service/", "no service or no user"),
+        ("/user", "no service or no user"),
+    ],
+)
+def test_a_keyring_without_the_key_is_one_clear_line(entry: str, said: str, tmp_path: Path, kept: None) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_text(f'services: {{ollama: {{key: "keyring:{entry}"}}}}', tmp_path)
+
+
+def test_a_keyring_that_cannot_be_had_is_one_clear_line(
+    tmp_path: Path, kept: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "kept_secrets.Nothing")
+    with pytest.raises(ConfigError, match="does not answer: module 'kept_secrets' has no attribute 'Nothing'"):
+        load_text('services: {ollama: {key: "keyring:a/b"}}', tmp_path)
+
+
+def test_without_the_package_there_is_no_keyring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "keyring", None)
+    with pytest.raises(ConfigError, match="its package is not installed"):
+        load_text('services: {ollama: {key: "keyring:a/b"}}', tmp_path)
 
 
 def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

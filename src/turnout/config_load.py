@@ -20,6 +20,7 @@ from turnout.config import (
     user_config_dir,
 )
 from turnout.config_agents import AGENTS, agent_defaults
+from turnout.config_secrets import NoSecretError, from_file, from_keyring
 from turnout.config_values import TASK_DEFAULTS, KeyPath, dotted, doubtful, impossible, shown
 from turnout.errors import ConfigError
 from turnout.hidden import SHORTEST, hide
@@ -509,29 +510,31 @@ def _require_path(name: str | None, path: KeyPath, source: _Source) -> None:
 
 
 def _secret(key: str | None, path: KeyPath, source: _Source) -> str | None:
-    if key is not None and key.startswith("file:"):
-        key = _from_file(key.removeprefix("file:"), path, source)
-    elif key is not None and len(key) >= SHORTEST and source.file is not None and path not in source.expanded:
-        source.warn(path, "the secret stands in the file itself: ${NAME} or file:/path keeps it out of copies")
+    if key is None:
+        return None
+    try:
+        if key.startswith("file:"):
+            key = _from_file(key.removeprefix("file:"), path, source)
+        elif key.startswith("keyring:"):
+            key = from_keyring(key.removeprefix("keyring:"))
+        elif len(key) >= SHORTEST and source.file is not None and path not in source.expanded:
+            others = "${NAME}, file:/path and keyring:SERVICE/USER keep it out of copies"
+            source.warn(path, f"the secret stands in the file itself: {others}")
+    except NoSecretError as error:
+        source.fail(str(error), path, error.hint)
     # A header carries visible ASCII only; anything else would fail at the first request.
-    if key is not None and not (key and key.isascii() and key.isprintable()):
+    if not (key and key.isascii() and key.isprintable()):
         source.fail("the key is empty or has characters that no header carries", path, "printable ASCII")
-    hide(key or "")
+    hide(key)
     return key
 
 
 def _from_file(name: str, path: KeyPath, source: _Source) -> str:
     _require_path(name, path, source)
-    file = source.place(name)
-    try:
-        with file.open("rb") as opened:
-            if os.name == "posix" and os.fstat(opened.fileno()).st_mode & 0o007:
-                source.warn(path, f"everybody may read the secret in {file}: chmod 600 {file}")
-            return opened.read(65_536).decode("ascii").strip()
-    except OSError as error:
-        source.fail(f"the key's file {file} cannot be read: {error.strerror}", path, "key: file:/path/to/a/text/file")
-    except UnicodeDecodeError:
-        source.fail(f"the key's file {file} is not ASCII text", path, "one line with the key")
+    secret, for_everybody = from_file(file := source.place(name))
+    if for_everybody:
+        source.warn(path, f"everybody may read the secret in {file}: chmod 600 {file}")
+    return secret
 
 
 def example_yaml(kinds: Mapping[str, str]) -> str:
