@@ -59,5 +59,6 @@ def from_keyring(name: str) -> str:
             "unlock it, or use ${NAME} or file:/path; `keyring diagnose` shows which one it is",
         ) from error
     if secret is None:
-        raise NoSecretError(f"the keyring has nothing for {user} of {service}", f"run `keyring set {quote(service)} {quote(user)}`")
+        hint = f"run `keyring set {quote(service)} {quote(user)}`"
+        raise NoSecretError(f"the keyring has nothing for {user} of {service}", hint)
     return secret
