@@ -87,6 +87,8 @@ def test_search_finds_by_what_is_given(asked: Path) -> None:
     assert len(lines(whose.stdout)) == 2
     assert lines(run("audit", "search", "--until", "2020-01-01", "--json").stdout) == []
     assert lines(run("audit", "search", "--principal", "nobody", "--json").stdout) == []
+    nothing = run("audit", "search", "--principal", "nobody")
+    assert (nothing.exit_code, nothing.stdout, nothing.stderr) == (0, "", "there is no such record\n")
     wrong = run("audit", "search", "--since", "yesterday")
     assert wrong.exit_code == 2
     assert "'yesterday' is no time" in wrong.stderr

@@ -110,6 +110,13 @@ def test_a_policy_is_replayed_on_the_log_of_the_data_directory() -> None:
     assert "lines that are no decisions, left out: 1" in run("eval", "replay").stderr
 
 
+def test_a_log_without_decisions_has_no_means(tmp_path: Path) -> None:
+    (path := tmp_path / "empty.jsonl").write_text("{}\n")
+    shown = run("eval", "replay", str(path))
+    assert (shown.exit_code, "replayed\t0" in shown.stdout, "expected" in shown.stdout) == (0, True, False)
+    assert "left out: 1" in shown.stderr
+
+
 def test_without_a_policy_the_configured_one_is_replayed() -> None:
     configure(routing={"policy": "fast"})
     keep(decided(1))

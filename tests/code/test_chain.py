@@ -69,6 +69,9 @@ async def test_when_nobody_answers_the_error_says_why() -> None:
     lacking = StandIn("serena", {Ability.HOVER: NotSupportedError("no")})
     with pytest.raises(IntelligenceError, match="ty ended"):
         await Chain([lacking, failing]).hover("a.py", HERE)
+    other = StandIn("serena", {Ability.HOVER: IntelligenceError("Serena is not there")})
+    with pytest.raises(IntelligenceError, match=r"^Serena is not there; ty ended$"):
+        await Chain([other, failing]).hover("a.py", HERE)
     with pytest.raises(NotSupportedError, match=r"nobody here can tell hover of a\.py"):
         await Chain([lacking]).hover("a.py", HERE)
     with pytest.raises(NotSupportedError):

@@ -342,11 +342,13 @@ def _show(lines: list[bytes], *, as_json: bool, heading: bool = True) -> None:
             click.echo(_ascii(line))
         return
     rows = [_row(_read(line)) for line in lines]
-    if heading:
-        table(("#", "time", "event", "who", "model", "service", "result"), rows)
-    else:
+    if not heading:
         for row in rows:
             click.echo(("  " if sys.stdout.isatty() else "\t").join(map(cell, row)))
+    elif rows:
+        table(("#", "time", "event", "who", "model", "service", "result"), rows)
+    else:
+        note("there is no such record")
 
 
 def _ascii(line: bytes) -> str:

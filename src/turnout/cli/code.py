@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -108,7 +109,8 @@ def install(wheelhouse: Path | None, version: str, as_json: bool) -> None:
     from turnout.config import data_dir
 
     with waiting("installing") as update:
-        found = asyncio.run(put_in_place(data_dir(), wheelhouse=wheelhouse, serena=version, progress=update))
+        told = update if sys.stderr.isatty() else note
+        found = asyncio.run(put_in_place(data_dir(), wheelhouse=wheelhouse, serena=version, progress=told))
     if as_json:
         print_json({"path": str(found.path), "version": found.version})
         return

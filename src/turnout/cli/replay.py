@@ -75,6 +75,13 @@ def _show(policy: str, found: Replay) -> None:
         (f"{policy} would choose another model", _share(found.other_model, found.replayed)),
     ]
     table(("measure", "value"), rows)
+    if found.replayed:
+        _show_means(policy, found)
+    if found.damaged:
+        note(f"lines that are no decisions, left out: {found.damaged}")
+
+
+def _show_means(policy: str, found: Replay) -> None:
     click.echo()
     logged, other = _cells(found.logged), _cells(found.policy)
     names = ("expected seconds", "expected seconds until it begins", "expected score")
@@ -86,8 +93,6 @@ def _show(policy: str, found: Replay) -> None:
         ("observed by expected, median", _number(found.ratio)),
     ]
     table(("measure", "value"), observed)
-    if found.damaged:
-        note(f"lines that are no decisions, left out: {found.damaged}")
 
 
 def _share(number: int, of: int) -> str:

@@ -163,8 +163,13 @@ class Chain:
                 await asyncio.wait(running)
         if nothing is not None:
             return nothing
-        why = next((error for error in failures if not isinstance(error, NotSupportedError)), None)
-        raise why or NotSupportedError(f"nobody here can tell {ability} of {about[:80]}")
+        broken = [error for error in failures if not isinstance(error, NotSupportedError)]
+        if not broken:
+            raise NotSupportedError(f"nobody here can tell {ability} of {about[:80]}")
+        if len(broken) == 1:
+            raise broken[0]
+        # Each has its own cause; whoever mends the first would meet the second.
+        raise IntelligenceError("; ".join(map(str, broken)))
 
     async def _recorded(
         self, member: Intelligence, ability: Ability, about: str, ask: Callable[[Intelligence], Awaitable[_Answer]]
