@@ -29,7 +29,7 @@ from tests.fakes.base import (
 from turnout.backends import BY_KIND
 from turnout.backends.base import Backend
 from turnout.backends.lanes import event_lane
-from turnout.config import RouterConfig, SecurityConfig
+from turnout.config import DiscoveryConfig, RouterConfig, SecurityConfig
 from turnout.errors import (
     ContextOverflowError,
     EndpointBusyError,
@@ -61,6 +61,7 @@ from turnout.types import (
     message,
 )
 
+PATIENT = RouterConfig(discovery=DiscoveryConfig(timeout=20_000))  # a busy machine is no server without models
 QUICK = Limits(connect=2.0, first_byte=5.0, silence=5.0, total=20.0)
 QUESTION = ChatRequest((message("user", "Add two numbers"),))
 WEATHER = Tool(
@@ -102,7 +103,7 @@ class Case:
     async def look(self, **fields: object) -> EndpointStatus:
         """What discovery finds there, knowing nothing."""
         target = Target(replace(self.endpoint(**fields), kind=""), style="native")
-        return await look(self.client, target, RouterConfig())
+        return await look(self.client, target, PATIENT)
 
     async def model(self) -> Model:
         """The first model that it lists."""

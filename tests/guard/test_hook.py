@@ -6,6 +6,8 @@ import asyncio
 import ctypes
 import json
 import socket
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -253,3 +255,26 @@ def test_its_cost_is_a_look_up_in_a_dict() -> None:
     """The gateway raises four events a request, none of which it watches (measured: CHANGELOG's commit)."""
     assert set(hook._WATCHED) >= {"socket.connect", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo"}
     assert not {"open", "socket.bind", "compile"} & set(hook._WATCHED)
+
+
+# What is left when an interpreter ends: the hook's module has lost its names, and another one's object goes then.
+ENDING = """\
+import ctypes, os, sys
+from turnout.guard import hook
+from turnout.guard.allow import AllowList
+
+class Late:
+    def __del__(self, audit=sys.audit, names=hook.__dict__, write=os.write):
+        audit("late")
+        write(1, b"late" if names["_in_force"] is None else b"early")
+
+hook.second_line(AllowList(), lambda _: None).__enter__()
+os.late = Late()
+for kept in (hook, os):
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
+"""
+
+
+def test_an_interpreter_that_ends_says_nothing() -> None:
+    ended = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"late", b"")

@@ -64,21 +64,6 @@ def second_line(allow: AllowList, on_refusal: OnRefusal) -> Iterator[None]:
         _in_force = tuple(each for each in _in_force if each is not entry)
 
 
-def _hook(event: str, arguments: tuple[Any, ...]) -> None:
-    """Called by the interpreter for each of its events; nearly all of them end at this look-up."""
-    check = _WATCHED.get(event)
-    if check is None or not _in_force:
-        return
-    refused: GuardError | None = None
-    for allow, _ in _in_force:
-        refused = _refusal(check, allow, arguments)
-        if refused is None:
-            return
-    if refused is not None:
-        _tell(refused)
-        raise SecondLineError(f"second line: {refused.message}", target=refused.target, hint=refused.hint)
-
-
 def _refusal(check: Check, allow: AllowList, arguments: tuple[Any, ...]) -> GuardError | None:
     try:
         check(allow, arguments)
@@ -149,3 +134,21 @@ _WATCHED: dict[str, Check] = {
     "socket.gethostbyaddr": _check_reverse,
     "socket.getnameinfo": _check_reverse,
 }
+
+
+def _hook(event: str, arguments: tuple[Any, ...], look_up: Callable[[str], Check | None] = _WATCHED.get) -> None:
+    """Called by the interpreter for each of its events; nearly all of them end at this look-up.
+
+    Its table is held here, because an interpreter that ends takes a module's names away and goes on calling.
+    """
+    check = look_up(event)
+    if check is None or not _in_force:
+        return
+    refused: GuardError | None = None
+    for allow, _ in _in_force:
+        refused = _refusal(check, allow, arguments)
+        if refused is None:
+            return
+    if refused is not None:
+        _tell(refused)
+        raise SecondLineError(f"second line: {refused.message}", target=refused.target, hint=refused.hint)
