@@ -39,6 +39,7 @@ WORKERS, PAUSE = 24, 0.15  # clients, and the longest that one waits before its 
 SAMPLE, RELOAD = 5.0, 20.0  # seconds between two looks at the process, two changes of its configuration
 WARM_UP = 0.2  # share of the time that memory may grow in
 PATIENCE = 60.0  # seconds after which a request counts as one without an end
+JUDGED = 600.0  # seconds that must have passed before growth is judged: caches fill in the first minutes
 GROWTH = 30.0  # MB an hour that count as flat: a sample differs from the next by as much as a minute of that
 FAULTS = ("error", "error_200", "busy", "loading", "drop", "drop_first", "malformed", "html", "empty_200", "overflow",
           "hang", "stall")  # fmt: skip
@@ -326,7 +327,7 @@ async def _measured(
     problems += ["requests without an end in the audit log"] if queries[2] else []
     problems += ["something is left"] if left != (0, 0) or after.files > idle.files + 2 else []
     problems += ["an answer is missing"] if tally.begun != tally.outcomes.total() else []
-    problems += ["memory grows"] if growth > GROWTH else []
+    problems += ["memory grows"] if growth > GROWTH and took >= JUDGED else []
     for problem in problems[:20]:
         print(f"WRONG: {problem}")
     if problems:
