@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import msgspec
 
@@ -170,7 +170,7 @@ async def _download(folder: Path, progress: Progress) -> Path:
     }
     try:
         # Its temporary files are kept where ours are, so that an interrupted download leaves nothing elsewhere.
-        child = await spawn(command, env={**settings, "TMPDIR": str(folder)})
+        child = await spawn(command, env={**settings, "TMPDIR": str(folder)}, network="open")
     except OSError as error:
         raise EmbeddedError(f"pip did not start: {error.strerror or error}", hint=_FROM_FILE) from error
     running = asyncio.create_task(child.read_all())
@@ -382,7 +382,8 @@ def _remove_socket(path: Path) -> None:
 async def _start_child(wanted: Start) -> tuple[Child, str]:
     """Start a child that serves what ``wanted`` says; its process and URL."""
     try:
-        child = await spawn([sys.executable, *_PYTHON, "turnout.embedded"])
+        network: Literal["cut", "open"] = "cut" if wanted.socket else "open"
+        child = await spawn([sys.executable, *_PYTHON, "turnout.embedded"], network=network)
     except OSError as error:
         raise EmbeddedError(f"the bundled model did not start: {error.strerror or error}") from error
     try:

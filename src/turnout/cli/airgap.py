@@ -105,6 +105,7 @@ class Site:
         keys: of the gateway; None when there are none.
         tokens: the longest that a token may live, in seconds.
         log: None when the log is off.
+        children: whether children have a network, in words; "" when that was not asked.
     """
 
     config: RouterConfig
@@ -119,6 +120,7 @@ class Site:
     keys: Keys | None = None
     tokens: int = 0
     log: Log | None = None
+    children: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +173,8 @@ def _egress(site: Site) -> _Found:
     if cloud:
         return _Found("fail", f"a server behind the router has a way out: {'; '.join(cloud)}", NO_CLOUD)
     elsewhere = [s.name for s in site.servers if not _is_here(s)]
-    more = f"; the networks of {few_of(elsewhere)} are not seen from here" if elsewhere else ""
+    more = f"; children: {site.children}" if site.children else ""
+    more += f"; the networks of {few_of(elsewhere)} are not seen from here" if elsewhere else ""
     if site.ways_out == ():
         return _Found("pass", f"the kernel has no route beyond internal networks{more}")
     found = _from_proof(site, _UNSEEN_DOORS, "has a way out" if site.ways_out else "does not tell its routes")

@@ -24,6 +24,7 @@ from turnout.guard.chain import decode_link, log_files, read_head, verify
 from turnout.guard.keys import keys_path, read_keys
 from turnout.guard.modelslock import read_lock
 from turnout.guard.network import HttpClient
+from turnout.guard.protection import protection
 from turnout.guard.report import read_report
 from turnout.guard.signing import Signer
 from turnout.guard.tokens import MAX_SECONDS
@@ -62,6 +63,7 @@ async def look_around(loaded: LoadedConfig) -> Site:
         keys=read_keys(keys_path(data_dir())),
         tokens=MAX_SECONDS,
         log=log,
+        children=(await protection()).told,
     )
 
 

@@ -105,6 +105,7 @@ def _checks(config_file: str | None) -> Iterator[Check]:
         yield _audit(loaded)
         yield _allow_list(loaded)
         yield _services(loaded)
+    yield _children()
     yield _embedded()
 
 
@@ -245,3 +246,10 @@ def _embedded() -> Check:
     if not found.engine:
         return Check(name, "warn", "the weights are here, the engine is not", how_to_add_engine())
     return Check(name, "ok", f"{found.path}, {found.engine}; used only when asked for or when nothing else answers")
+
+
+def _children() -> Check:
+    from turnout.guard.protection import fix, protection
+
+    found = asyncio.run(protection())
+    return Check("children", "warn" if found.by == "none" else "ok", found.told, fix(found))

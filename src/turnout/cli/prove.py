@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from turnout.guard.allow import AllowList
     from turnout.guard.audit import AuditLog
     from turnout.guard.canaries import Canary, Target
+    from turnout.guard.protection import Protection
     from turnout.types import Json
 
 
@@ -39,21 +40,23 @@ if TYPE_CHECKING:
 def prove(context: click.Context, out: Path | None, targets: tuple[str, ...], yes: bool, as_json: bool) -> None:
     """Try to get out through every door, and write a signed report of what stopped it.
 
-    Turnout's own doors must refuse before a packet is made. C code and children are handed to the kernel: only the
-    network can stop them, and on a machine with a way out the report says so and fails. Takes up to 30 seconds. The
-    report is written as JSON and as a page, to the folder `proofs` of the data directory by default. Exits with 1 when
-    anything was not stopped.
+    Turnout's own doors must refuse before a packet is made, and children have no network where this system allows that.
+    C code is handed to the kernel: only the network can stop it, and on a machine with a way out the report says so and
+    fails. Takes up to 30 seconds. The report is written as JSON and as a page, to the folder `proofs` of the data
+    directory by default. Exits with 1 when anything was not stopped.
     """
     from turnout.guard.allow import AllowList
     from turnout.guard.canaries import DEFAULT_TARGETS, read_target
+    from turnout.guard.protection import protection
 
     loaded = loaded_config(context.obj)
     allow = AllowList.from_config(loaded.config.security)
     wanted = tuple(read_target(text, allow) for text in targets or DEFAULT_TARGETS)
     _agree(wanted, yes=yes)
     with waiting("trying to get out"):
-        canaries, audit = _fly(loaded, allow, wanted)
-    report, files = _write(loaded, canaries, audit, out)
+        children = asyncio.run(protection())
+        canaries, audit = _fly(loaded, allow, wanted, children)
+    report, files = _write(loaded, canaries, audit, children, out)
     if as_json:
         print_json({**report, "files": [str(file) for file in files]})
     else:
@@ -72,7 +75,7 @@ def _agree(targets: tuple[Target, ...], *, yes: bool) -> None:
 
 
 def _fly(
-    loaded: LoadedConfig, allow: AllowList, targets: tuple[Target, ...]
+    loaded: LoadedConfig, allow: AllowList, targets: tuple[Target, ...], children: Protection
 ) -> tuple[tuple[Canary, ...], dict[str, Json] | None]:
     """The canaries, and how far the audit log had come then."""
     from turnout.build import audit_head_path, open_audit_log
@@ -80,10 +83,10 @@ def _fly(
 
     audit = open_audit_log(loaded)
     if audit is None:
-        return asyncio.run(_all(allow, targets)), None
+        return asyncio.run(_all(allow, targets, children)), None
     try:
         audit.event("security:prove", service="begin")
-        canaries = asyncio.run(_all(allow, targets))
+        canaries = asyncio.run(_all(allow, targets, children))
         _tell(audit, canaries)
     finally:
         audit.close()
@@ -96,18 +99,22 @@ def _tell(audit: AuditLog, canaries: tuple[Canary, ...]) -> None:
     audit.event("security:prove", service="end", error=f"{len(left)} canaries were not stopped" if left else "")
 
 
-async def _all(allow: AllowList, targets: tuple[Target, ...]) -> tuple[Canary, ...]:
-    from turnout.guard.canaries import fly_others, fly_own
+async def _all(allow: AllowList, targets: tuple[Target, ...], children: Protection) -> tuple[Canary, ...]:
+    from turnout.guard.canaries import fly_child, fly_others, fly_own
     from turnout.guard.canary_gateway import fly_through_gateway
     from turnout.guard.hook import second_line
 
     with second_line(allow, lambda _: None):
         own = (*await fly_own(allow, targets), *await fly_through_gateway(targets[0]))
-        return (*own, *await fly_others(targets))
+        return (*own, *await fly_child(targets, children), *await fly_others(targets))
 
 
 def _write(
-    loaded: LoadedConfig, canaries: tuple[Canary, ...], audit: dict[str, Json] | None, out: Path | None
+    loaded: LoadedConfig,
+    canaries: tuple[Canary, ...],
+    audit: dict[str, Json] | None,
+    children: Protection,
+    out: Path | None,
 ) -> tuple[dict[str, Json], tuple[Path, ...]]:
     from turnout.config import signing_dir
     from turnout.files import replace_file
@@ -117,7 +124,12 @@ def _write(
 
     signer, at = Signer(signing_dir()), datetime.now(UTC)
     report = make_report(
-        canaries, at=at, version=turnout.__version__, configuration=_configuration(loaded), audit=audit
+        canaries,
+        at=at,
+        version=turnout.__version__,
+        configuration=_configuration(loaded),
+        audit=audit,
+        children=children,
     )
     folder = out or proofs_dir()
     contents = {

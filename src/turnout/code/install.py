@@ -181,7 +181,7 @@ async def _run(command: list[str], failed: str, progress: Progress, serena: str)
         OSError: it cannot be started.
     """
     settings = {n: v for n, v in os.environ.items() if n.startswith(_PIP_READS) or n.upper().endswith("_PROXY")}
-    child = await spawn(command, env=settings, line_bytes=1 << 20)
+    child = await spawn(command, env=settings, line_bytes=1 << 20, network="open")
     said: list[str] = []
     try:
         while line := (await child.read_line(None)).decode("utf-8", "replace"):

@@ -29,9 +29,12 @@ from turnout.guard.hook import SecondLineError
 from turnout.guard.kernel import sent_packets
 from turnout.guard.network import open_client
 from turnout.guard.process import spawn
+from turnout.guard.protection import Protection
 
 SECONDS = 2.0  # the most that one attempt may take
 DEFAULT_TARGETS = ("192.0.2.1:443", "198.51.100.1:443", "203.0.113.1:443", "[2001:db8::1]:443", "canary.invalid:443")
+
+BY_CUT = "cut of children"
 
 Verdict = Literal["stopped", "unclear", "out"]
 
@@ -68,7 +71,8 @@ class Canary:
         target: what it was to reach.
         verdict: ``stopped``; ``out``: it was reached, or somebody answered in its place; ``unclear``: nothing came
             back, and a packet may have left this machine all the same.
-        by: who stopped it: ``guard``, ``second line``, ``gateway``, ``this machine`` or ``network``; else "".
+        by: who stopped it: ``guard``, ``second line``, ``gateway``, ``cut of children``, ``this machine`` or
+            ``network``; else "".
         found: what was seen, in words.
         own: it is a door that Turnout closes itself.
     """
@@ -172,7 +176,17 @@ async def fly_own(allow: AllowList, targets: tuple[Target, ...]) -> list[Canary]
 async def fly_others(targets: tuple[Target, ...]) -> list[Canary]:
     """Try the doors that only the network closes. What they send really leaves, where nothing stops it."""
     with _proxy_variables(f"http://{targets[0].shown}"):
-        return await _batch([*_uvloop(targets), *_c_code(targets), *_child(targets)], own=False)
+        return await _batch([*_uvloop(targets), *_c_code(targets)], own=False)
+
+
+async def fly_child(targets: tuple[Target, ...], cut: Protection) -> list[Canary]:
+    """Try from a child, started as every child of ours is; alone, so that what other doors send is not taken for its.
+
+    Args:
+        cut: what holds it back; where nothing does, it is a door that only the network closes.
+    """
+    found = await _batch([*_child(targets)], own=cut.by != "none")
+    return [replace(each, by=BY_CUT) if each.own and each.verdict == "stopped" else each for each in found]
 
 
 async def _batch(attempts: list[Attempt], *, own: bool) -> list[Canary]:

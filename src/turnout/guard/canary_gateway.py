@@ -159,6 +159,7 @@ async def _gateway(backend: _Backend, target: Target) -> AsyncIterator[str]:
                 [sys.executable, "-m", "turnout", "--config", str(file), "serve", "--port", "0"],
                 env=env,
                 cwd=Path(folder),
+                network="open",
             )
             try:
                 yield await _listening(lambda: child.errors, lambda: child.returncode)

@@ -3,6 +3,7 @@
 A child does not outlive us, but for one of ``start_detached``. Its standard input is a pipe that we hold open: when we
 are gone, however we went, it reads the end there. On Linux the kernel also kills it when the thread that started it
 ends; that is the thread of its event loop, which could not look after it any longer. Other systems have the pipe alone.
+There it also has no network, unless it is one that must (``launcher.py``, docs/security.md).
 """
 
 from __future__ import annotations
@@ -17,23 +18,22 @@ from asyncio.subprocess import PIPE, SubprocessStreamProtocol
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
-_PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TEMP", "SYSTEMROOT", "USERPROFILE", "VIRTUAL_ENV")
+# What was done to a child's network, told to it and to its own children by ``launcher.py``.
+MARK = "TURNOUT_CHILD_NETWORK"
+_PASSED_ON = (
+    *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TEMP", "SYSTEMROOT", "USERPROFILE", "VIRTUAL_ENV"),
+    MARK,
+)
 _KEPT_ERRORS = 65_536
 _LINE_BYTES = 65_536
 _DRAIN_SECONDS = 1.0
 _DETACH_SECONDS = 10.0
 _KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 
-# PR_SET_PDEATHSIG, then the program in the same process. Set by a small program of our own, because Python code between
-# fork and exec (preexec_fn) may deadlock where threads run. A parent that died before it was set is noticed.
-_LAUNCHER = """\
-import ctypes, os, sys
-ctypes.CDLL(None).prctl(1, 9)
-if os.getppid() != int(sys.argv[1]):
-    os._exit(1)
-os.execvp(sys.argv[2], sys.argv[2:])
-"""
+# On Linux a child is at first this program, which cuts it off from the network and ties its life to ours.
+_LAUNCHER = str(Path(__file__).resolve().with_name("launcher.py"))
 
 # The program as a grandchild that is nobody's: in a session of its own, adopted and reaped by the system, its output in
 # a file. Who started it goes on once it has left the group, which ends with its leader.
@@ -219,6 +219,7 @@ async def spawn(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     line_bytes: int = _LINE_BYTES,
+    network: Literal["cut", "open"] = "cut",
 ) -> Child:
     """Start a child with pipes for all three streams.
 
@@ -227,6 +228,7 @@ async def spawn(
         env: variables beside the few that are passed on.
         cwd: its working directory.
         line_bytes: the longest line that ``read_line`` takes; of what it writes, twice as much is held at most.
+        network: "open" for what must dial itself, such as pip; what "cut" does, and where: ``protection.py``.
 
     Raises:
         OSError: it cannot be started.
@@ -237,7 +239,7 @@ async def spawn(
         raise FileNotFoundError(f"there is no program {command[0]}")
     start = [program, *command[1:]]
     if sys.platform == "linux" and sys.executable:
-        start = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *start]
+        start = [sys.executable, "-I", "-S", _LAUNCHER, str(os.getpid()), network, *start]
     transport, protocol = await asyncio.get_running_loop().subprocess_exec(
         lambda: _Protocol(line_bytes),
         *start,
@@ -252,7 +254,8 @@ async def spawn(
 
 
 async def start_detached(command: Sequence[str], *, env: Mapping[str, str], cwd: Path, log: Path) -> int:
-    """Start a process that outlives us; where there is no fork it cannot be. Returns its process id.
+    """Start a process that outlives us, cut off from the network as a child is; where there is no fork it cannot be.
+    Returns its process id.
 
     Args:
         command: program and arguments; never a shell line.

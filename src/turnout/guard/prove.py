@@ -9,6 +9,8 @@ from datetime import datetime
 
 from turnout.guard import evidence
 from turnout.guard.canaries import Canary
+from turnout.guard.protection import Protection
+from turnout.guard.protection import fix as fix_of
 from turnout.types import Json
 
 KIND = "turnout proof"
@@ -28,6 +30,7 @@ def make_report(
     version: str,
     configuration: dict[str, Json],
     audit: dict[str, Json] | None,
+    children: Protection,
 ) -> dict[str, Json]:
     """The report, unsigned.
 
@@ -36,6 +39,7 @@ def make_report(
         version: of Turnout.
         configuration: what is in force, without secrets.
         audit: how far the audit log had come; None when there is none.
+        children: whether they have a network.
     """
     counts = Counter(canary.verdict for canary in canaries)
     return {
@@ -50,6 +54,7 @@ def make_report(
         "audit": audit,
         "installation": evidence.installation(),
         "network": evidence.network(),
+        "children": {"cut": children.by, "found": children.told, "fix": fix_of(children)},
     }
 
 
@@ -92,7 +97,7 @@ def _lines(report: dict[str, Json]) -> Iterator[str]:
 def _canary_tables(canaries: list[dict[str, Json]]) -> Iterator[str]:
     parts = (
         ("Doors of Turnout, which it closes itself", True),
-        ("Doors that only the network can close (C code, libuv, children)", False),
+        ("Doors that only the network can close", False),
     )
     for title, own in parts:
         yield from ("", f"## {title}", "")
@@ -103,7 +108,7 @@ def _canary_tables(canaries: list[dict[str, Json]]) -> Iterator[str]:
 
 
 def _recorded(report: dict[str, Json]) -> Iterator[str]:
-    for title in ("configuration", "audit", "network"):
+    for title in ("configuration", "audit", "network", "children"):
         yield from ("", f"## {title.capitalize()}", "")
         for name, value in _fields(report[title]).items():
             yield f"- {name}: {_cell(_said(value))}"
