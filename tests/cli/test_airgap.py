@@ -39,6 +39,7 @@ GOOD = Site(
     keys=Keys("00", (KEY,)),
     tokens=3600,
     log=Log({"query": 10, "security:refused": 1, "access": 2}),
+    children="no network",
 )
 OPEN = replace(GOOD.servers[0], reach="other machines")
 
@@ -158,6 +159,11 @@ def test_what_cannot_be_seen_from_here_is_said(line: str, site: Site, words: str
     assert one.state == "not checkable", one
     assert words in one.evidence
     assert one.fix
+
+
+def test_how_children_are_cut_off_is_evidence_of_the_egress() -> None:
+    (egress,) = (line for line in decide(GOOD) if line.line == "egress traffic blocked at the firewall")
+    assert egress.evidence.endswith("; children: no network")
 
 
 def test_ipv6_that_is_needed_passes_and_no_route_out_needs_no_proof() -> None:

@@ -9,7 +9,9 @@ import pytest
 from click.testing import Result
 
 from tests.cli.conftest import Fakes, configure, run, run_beside
+from turnout.guard import protection
 from turnout.guard.chain import verify
+from turnout.guard.protection import Protection
 
 
 def states(result: Result) -> dict[str, str]:
@@ -28,6 +30,7 @@ async def test_all_is_well_with_a_server_and_without_the_bundled_model(fakes: Fa
         "audit log": "ok",
         "allow-list": "ok",
         "services": "ok",
+        "children": "ok",
         "bundled model": "warn",
     }
     report = json.loads((await run_beside("doctor", "--json")).stdout)
@@ -138,3 +141,10 @@ def test_an_audit_log_that_takes_no_record_fails() -> None:
     assert "audit log\tfail\tthe audit log /dev/full cannot be written: No space left on device" in result.stdout
     configure("http://127.0.0.1:9", security={"audit_log_path": "/dev/null"})
     assert states(run("doctor"))["audit log"] == "ok"
+
+
+def test_children_that_have_the_network_are_a_warning_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protection, "_known", Protection("none", "it is not allowed"))
+    result = run("doctor")
+    assert states(result)["children"] == "warn"
+    assert "they have the network that Turnout has: it is not allowed\tfor a namespace: " in result.stdout

@@ -1,4 +1,5 @@
-"""Asks a real Serena everything in a network namespace of its own, and tells what it sent, listened on and wrote.
+"""Asks a real Serena everything in a network namespace that it shares with this, and tells what it sent, listened on
+and wrote.
 
 ``python tests/isolated.py python -m tests.code.observe_serena FOLDER`` prints one JSON line: ``packets`` that were seen
 on loopback, where every address of the world leads; ``listening`` sockets of any kind but UNIX; what is ``written`` in
@@ -12,13 +13,16 @@ import hashlib
 import json
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 
 from tests.code.serena_env import serena_dir
 from tests.code.shop import at, make_shop
 from tests.isolated import lead_everywhere_home
+from turnout.code import serena_process
 from turnout.code.install import find_serena
 from turnout.code.serena import SerenaIntelligence
+from turnout.guard.process import spawn
 
 ETH_P_ALL = 3
 MODELS, SERVICE = "shop/models.py", "shop/service.py"
@@ -78,6 +82,7 @@ async def ask_everything(serena: SerenaIntelligence) -> int:
 
 async def observe(folder: Path) -> dict[str, object]:
     lead_everywhere_home()
+    serena_process.spawn = partial(spawn, network="open")  # what it would send where children are not cut off
     workspace = make_shop(folder / "work")
     before, packets = tree(workspace), recorder()
     program = find_serena(serena_dir("2.1.0"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -464,6 +465,33 @@ async def test_sigterm_ends_it(workspace: Path, data: Path) -> None:
     assert not place_of(workspace, data).socket.exists()
     assert "ends: SIGTERM came" in place_of(workspace, data).log.read_text()
     await hosts.aclose()
+
+
+DIALS = """
+import asyncio, socket, sys
+from pathlib import Path
+from turnout.code import host, workshop
+from turnout.code.settings import HostSettings
+
+class Dials:
+    intelligence = writer = None
+    async def warm(self):
+        socket.create_connection(("192.0.2.1", 9), timeout=1)
+    async def aclose(self):
+        pass
+
+workshop.open_workshop = lambda *_: Dials()
+asyncio.run(host.run(Path(sys.argv[1]), HostSettings(idle_seconds=0.1, look_seconds=0.05)))
+"""
+
+
+@pytest.mark.isolated
+def test_what_a_library_dials_in_it_is_refused_and_logged(workspace: Path, data: Path) -> None:
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TURNOUT_DATA_DIR": str(data)}
+    subprocess.run([sys.executable, "-c", DIALS, str(workspace)], env=env, check=True, timeout=60)
+    told = place_of(workspace, data).log.read_text()
+    assert "refused: 192.0.2.1 is outside the allowed networks" in told
+    assert "it could not be warmed up: second line: 192.0.2.1" in told
 
 
 async def test_a_host_that_cannot_start_is_told_of_and_does_not_cost_the_budget(

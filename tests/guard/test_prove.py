@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,17 @@ from turnout.errors import GuardError, StorageError, UsageError
 from turnout.guard import canaries as flying
 from turnout.guard import canary_gateway, kernel
 from turnout.guard.allow import AllowList
-from turnout.guard.canaries import Canary, Seen, Target, fly_others, fly_own, judge, read_target, seen_of
+from turnout.guard.canaries import Canary, Seen, Target, fly_child, fly_others, fly_own, judge, read_target, seen_of
 from turnout.guard.canary_gateway import fly_through_gateway
 from turnout.guard.hook import second_line
+from turnout.guard.process import spawn
+from turnout.guard.protection import Protection, protection
 from turnout.guard.prove import fixes, is_proven, make_report, page
 from turnout.guard.report import check, read_report, signed_json, signed_page
 from turnout.guard.signing import Signer
 
 ALLOW = AllowList.from_config(SecurityConfig())
+UNCUT = Protection("none", "no reason")
 ADDRESSES = ("192.0.2.1", "198.51.100.1", "203.0.113.1", "2001:db8::1")
 
 
@@ -60,6 +64,8 @@ async def test_where_there_is_no_way_out_the_kernel_stops_them() -> None:
     others = await fly_others((*targets(443)[:4],))
     assert {canary.found for canary in others} == {"ENETUNREACH"}
     assert {(canary.verdict, canary.by) for canary in others} == {("stopped", "this machine")}
+    (uncut,) = await fly_child(targets(443)[:1], UNCUT)
+    assert (uncut.verdict, uncut.by, uncut.own) == ("stopped", "this machine", False)
 
 
 @pytest.mark.isolated
@@ -116,11 +122,32 @@ async def test_what_only_the_network_stops_gets_out_where_it_does_not(
     with second_line(ALLOW, lambda _: None):
         others = await fly_others(targets(everywhere.port))
     assert shown([canary for canary in others if canary.verdict != "out"]) == []
-    assert len({canary.door for canary in others}) == 5
+    assert len({canary.door for canary in others}) == 4
     assert recorder.off() >= set(ADDRESSES)
     assert not is_proven(others)
     (fix,) = fixes(others, lifted=False)
     assert "IPAddressDeny" in fix
+
+
+@pytest.mark.isolated
+async def test_a_child_gets_nowhere_in_the_midst_of_it(recorder: Recorder, everywhere: Listener, resolver: Dns) -> None:
+    found = await fly_child(targets(everywhere.port), await protection())
+    assert shown([canary for canary in found if canary.verdict != "stopped"]) == []
+    assert {(canary.by, canary.own) for canary in found} == {("cut of children", True)}
+    assert (recorder.off(), everywhere.dialled, resolver.asked) == (set(), [], [])
+
+
+@pytest.mark.isolated
+async def test_a_child_that_is_not_cut_gets_out_and_is_told(
+    recorder: Recorder, everywhere: Listener, resolver: Dns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flying, "spawn", partial(spawn, network="open"))
+    for cut, fault in ((UNCUT, "IPAddressDeny"), (Protection("namespace"), "do not use this version")):
+        found = await fly_child(targets(everywhere.port), cut)
+        assert shown([canary for canary in found if canary.verdict != "out"]) == []
+        assert recorder.off() >= set(ADDRESSES)
+        (fix,) = fixes(found, lifted=False)
+        assert fault in fix
 
 
 @pytest.mark.isolated
@@ -251,7 +278,7 @@ OUT = Canary("a child", "192.0.2.1:443", "out", "", "a connection was made", Fal
 
 
 def test_a_report_is_unchanged_or_not_at_every_byte(signer: Signer, tmp_path: Path) -> None:
-    report = make_report([STOPPED], at=datetime.now(UTC), version="0", configuration={}, audit=None)
+    report = make_report([STOPPED], at=datetime.now(UTC), version="0", configuration={}, audit=None, children=UNCUT)
     page_text = page(report)
     draw = random.Random(8)
     for name, content in (("r.json", signed_json(report, signer)), ("r.md", signed_page(page_text, signer))):
@@ -269,7 +296,7 @@ def test_a_report_is_unchanged_or_not_at_every_byte(signer: Signer, tmp_path: Pa
 
 
 def test_another_key_and_no_signature_are_told(signer: Signer, tmp_path: Path) -> None:
-    report = make_report([STOPPED], at=datetime.now(UTC), version="0", configuration={}, audit=None)
+    report = make_report([STOPPED], at=datetime.now(UTC), version="0", configuration={}, audit=None, children=UNCUT)
     other = Signer(tmp_path / "other")
     path = tmp_path / "r.json"
     path.write_bytes(signed_json(report, other))
@@ -283,7 +310,8 @@ def test_another_key_and_no_signature_are_told(signer: Signer, tmp_path: Path) -
 
 
 def test_a_report_says_what_was_installed_and_open() -> None:
-    report = make_report([STOPPED, OUT], at=datetime.now(UTC), version="0", configuration={}, audit=None)
+    when = datetime.now(UTC)
+    report = make_report([STOPPED, OUT], at=when, version="0", configuration={}, audit=None, children=UNCUT)
     assert report["ok"] is False
     installation, network = report["installation"], report["network"]
     assert isinstance(installation, dict)
@@ -294,6 +322,7 @@ def test_a_report_says_what_was_installed_and_open() -> None:
     text = page(report)
     assert "Not proven" in text
     assert "a \\| door" in text
+    assert "they have the network that Turnout has: no reason" in text
     assert "&lt;b>" in text
     assert not is_proven([])
     assert flying.SECONDS <= 5

@@ -29,12 +29,16 @@ from turnout.code.provider import CodeContext
 from turnout.code.settings import HostSettings
 from turnout.config import data_dir
 from turnout.errors import UsageError
+from turnout.guard.allow import AllowList
+from turnout.guard.hook import second_line
 from turnout.guard.listen import listen_unix, peer_is_us
 from turnout.types import FileContext, TaskCategory
 
 MAX_CLIENTS, MAX_ASKED, MAX_ASKED_EACH = 256, 128, 32
 LOCK_SECONDS, WRITE_SECONDS, CLOSE_SECONDS, NEIGHBOUR_SECONDS = 15.0, 10.0, 15.0, 1.0
 _LOG_BYTES = 200_000
+
+_NOWHERE = AllowList()  # but loopback: it dials nobody, whatever a library does
 
 log = logging.getLogger("turnout.code")
 
@@ -423,7 +427,8 @@ async def run(workspace: Path, settings: HostSettings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, host.end, f"{number.name} came")
     log.info("serves %s as process %d", say.shown_path(workspace), os.getpid())
-    await host.serve()
+    with second_line(_NOWHERE, lambda refused: log.warning("refused: %s", refused)):
+        await host.serve()
     os.close(lock)
     return 0
 

@@ -93,10 +93,18 @@ def _enter_namespace() -> None:
     else:
         _check(_libc.unshare(_NEWUSER | _NEWNET))
         for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
-            with open(f"/proc/self/{name}", "w", encoding="ascii") as file:  # noqa: PTH123 - as above
-                file.write(text)
+            _write(f"/proc/self/{name}", text.encode())
     _bring_loopback_up()
     _hide_resolvers()
+
+
+def _write(path: str, data: bytes) -> None:
+    """Without Python's own files, whose codecs may have to be imported: what was readable before may not be now."""
+    used = os.open(path, os.O_WRONLY)
+    try:
+        os.write(used, data)
+    finally:
+        os.close(used)
 
 
 def _bring_loopback_up() -> None:
