@@ -69,6 +69,7 @@ TOKENS = "guard/test_tokens.py::"
 TLS = "gateway/test_tls.py::"
 SECRETS = "gateway/test_secrets.py::"
 PROVE = "guard/test_prove.py::"
+CUT = "guard/test_cut.py::"
 HOOK = "guard/test_hook.py::"
 LEAVES = "cli/test_nothing_leaves.py::"
 CHECKED = "cli/test_airgap.py::"
@@ -1288,6 +1289,38 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
             HOOK + "test_python_code_of_any_library_is_refused",
             HOOK + "test_the_gateway_has_it_and_writes_down_what_it_refused",
             code="turnout.guard.hook:second_line",
+        ),
+    ),
+    (
+        "SEC-2",
+        "a child makes no packet, and that is looked at, not believed",
+        by(
+            CUT + "test_in_a_namespace_a_child_makes_no_packet",
+            CUT + "test_a_cut_that_only_says_so_is_not_believed",
+            code="turnout.guard.process:spawn",
+        ),
+    ),
+    (
+        "SEC-2",
+        "a filter for children where there can be no namespace (test_where_there_can_be_none_a_filter_does_it)",
+        by(CUT + "test_the_filter_of_each_machine", code="turnout.guard.launcher:filter_program"),
+    ),
+    (
+        "SEC-2",
+        "doctor says whether children have a network",
+        by(
+            "cli/test_doctor.py::test_children_that_have_the_network_are_a_warning_with_the_fix",
+            "cli/test_doctor.py::test_all_is_well_with_a_server_and_without_the_bundled_model",
+            code="turnout.cli.doctor:_children",
+        ),
+    ),
+    (
+        "PROOF-1",
+        "a child is cut off in the midst of it; one that is not gets out and is told",
+        by(
+            PROVE + "test_a_child_gets_nowhere_in_the_midst_of_it",
+            PROVE + "test_a_child_that_is_not_cut_gets_out_and_is_told",
+            code="turnout.guard.canaries:fly_child",
         ),
     ),
     (
