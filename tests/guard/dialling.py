@@ -59,6 +59,14 @@ def sends_a_frame():
     return done(libc.sendto(used, packet, len(packet), 0, place, len(place)))
 
 
+def goes_back():
+    """Into the namespace of whoever started this."""
+    try:
+        return done(libc.setns(os.open(f"/proc/{os.getppid()}/ns/net", os.O_RDONLY), 0))
+    except OSError as error:
+        return error.errno
+
+
 def ends_with(code):
     """The signal that ends a child that runs this machine code, 0 for none."""
     child = os.fork()
@@ -89,6 +97,7 @@ tried = {
     "io_uring": done(libc.syscall(MACHINE["io_uring"], 1, ctypes.create_string_buffer(120))),
     "pair": done(libc.socketpair(socket.AF_UNIX, socket.SOCK_STREAM, 0, (ctypes.c_int * 2)())),
     "netlink": done(libc.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)),
+    "back": goes_back(),
     "i386": ends_with(SOCKET_OF_I386) if os.uname().machine == "x86_64" else int(signal.SIGSYS),
 }
 if os.uname().machine == "x86_64":

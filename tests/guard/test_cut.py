@@ -92,6 +92,7 @@ def is_shut(met: dict[str, Any], number: int) -> None:
         assert met[name] in (number, errno.EPERM), name
     assert met["name"] != 0
     assert (met["frame"], met["vsock"]) == (errno.EACCES, errno.EACCES)
+    assert met["back"] in (errno.EPERM, errno.EACCES)
     assert met["io_uring"] == errno.ENOSYS
     assert met.get("x32", errno.ENOSYS) == errno.ENOSYS
     assert met["i386"] == signal.SIGSYS
