@@ -51,6 +51,7 @@ done
 
 # What the caller's shell has must not lead Python or pip elsewhere.
 unset PYTHONPATH PYTHONHOME PYTHONSTARTUP CDPATH
+for name in $(env | sed -n 's/^\(PIP_[A-Z_]*\)=.*/\1/p'); do unset "$name"; done
 PYTHONDONTWRITEBYTECODE=1 PIP_CONFIG_FILE=/dev/null
 export PYTHONDONTWRITEBYTECODE PIP_CONFIG_FILE
 
