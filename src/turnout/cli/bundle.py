@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 @click.group()
 def bundle() -> None:
-    """Carry Turnout to a machine without a package index, in one signed file (docs/offline.md)."""
+    """Carry Turnout to a machine without a package index, in one signed file.
+
+    What is inside, how it is installed, and what it proves: docs/offline.md.
+    """
 
 
 @bundle.command()
