@@ -104,21 +104,24 @@ def _member(name: str, kind: bytes, link: str = "") -> tarfile.TarInfo:
     return info
 
 
-# Members that no bundle has, put before the first one.
+# Members that no bundle has, put before the first one, and what is said.
+_KIND, _NAME = "'turnout-bundle.*' is no plain file", "cannot be carried"
 HOSTILE = {
-    "a path upwards": _member(f"{TOP}/../../evil", tarfile.REGTYPE),
-    "an absolute path": _member("/etc/evil", tarfile.REGTYPE),
-    "a hidden file": _member(f"{TOP}/.evil", tarfile.REGTYPE),
-    "a name with a line break": _member(f"{TOP}/evil\nname", tarfile.REGTYPE),
-    "a symbolic link": _member(f"{TOP}/evil", tarfile.SYMTYPE, "/etc"),
-    "a hard link": _member(f"{TOP}/evil", tarfile.LNKTYPE, f"{TOP}/README.txt"),
-    "a device": _member(f"{TOP}/evil", tarfile.CHRTYPE),
-    "a block device": _member(f"{TOP}/evil", tarfile.BLKTYPE),
-    "a pipe": _member(f"{TOP}/evil", tarfile.FIFOTYPE),
-    "a directory": _member(f"{TOP}/wheels", tarfile.DIRTYPE),
-    "a sparse file": _member(f"{TOP}/evil", tarfile.GNUTYPE_SPARSE),
-    "an old plain file": _member(f"{TOP}/evil", tarfile.AREGTYPE),
-    "a file elsewhere": _member("elsewhere/README.txt", tarfile.REGTYPE),
-    "a file in no folder": _member("evil", tarfile.REGTYPE),
-    "the same file": _member(f"{TOP}/README.txt", tarfile.REGTYPE),
+    "a path upwards": (_member(f"{TOP}/../../evil", tarfile.REGTYPE), _NAME),
+    "an absolute path": (_member("/etc/evil", tarfile.REGTYPE), _NAME),
+    "a hidden file": (_member(f"{TOP}/.evil", tarfile.REGTYPE), _NAME),
+    "a name with a line break": (_member(f"{TOP}/evil\nname", tarfile.REGTYPE), _NAME),
+    "a symbolic link": (_member(f"{TOP}/evil", tarfile.SYMTYPE, "/etc"), _KIND),
+    "a hard link": (_member(f"{TOP}/evil", tarfile.LNKTYPE, f"{TOP}/README.txt"), _KIND),
+    "a device": (_member(f"{TOP}/evil", tarfile.CHRTYPE), _KIND),
+    "a block device": (_member(f"{TOP}/evil", tarfile.BLKTYPE), _KIND),
+    "a pipe": (_member(f"{TOP}/evil", tarfile.FIFOTYPE), _KIND),
+    "a directory": (_member(f"{TOP}/wheels", tarfile.DIRTYPE), _KIND),
+    "a sparse file": (_member(f"{TOP}/evil", tarfile.GNUTYPE_SPARSE), "is not written as a bundle's file is"),
+    "an old plain file": (_member(f"{TOP}/evil", tarfile.AREGTYPE), "is not written as a bundle's file is"),
+    "a header of pax": (_member(f"{TOP}/evil", tarfile.XHDTYPE), _KIND),
+    "a file elsewhere": (_member("elsewhere/README.txt", tarfile.REGTYPE), "lies outside of elsewhere"),
+    "a file in no folder": (_member("evil", tarfile.REGTYPE), "evil lies outside of evil"),
+    "the same file": (_member(f"{TOP}/README.txt", tarfile.REGTYPE), "a second turnout-bundle.*README"),
+    "a file that is not listed": (_member(f"{TOP}/evil", tarfile.REGTYPE), "not in the list: evil"),
 }

@@ -101,18 +101,39 @@ def test_what_is_no_plain_file_is_refused_in_the_folder(kind: str, folder: Path,
     assert (code, told.startswith("Refused: "), "odd" in told) == (1, True, True)
 
 
+def ended(blocks: bytes) -> bytes:
+    """Members with a right end."""
+    whole = blocks.rstrip(b"\0")
+    whole += bytes(-len(whole) % 512 + 1024)
+    return whole + bytes(-len(whole) % 10_240)
+
+
 @pytest.mark.parametrize("what", HOSTILE)
 def test_members_that_no_bundle_has_are_refused(what: str, folder: Path, tmp_path: Path, signer: Signer) -> None:
     path = archive(folder, tmp_path / "b.tar")
-    info = HOSTILE[what]
-    block = info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
-    if what == "an old plain file":
-        old = tarfile.TarInfo.frombuf(block, "ascii", "strict")
-        assert old.isreg()
-    path.write_bytes(block + path.read_bytes())
-    with pytest.raises(BundleError, match="is refused: ") as caught:
+    whole = path.read_bytes()
+    assert ended(whole) == whole
+    info, said = HOSTILE[what]
+    path.write_bytes(ended(info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict") + whole))
+    with pytest.raises(BundleError, match=said) as caught:
         check_archive(path, signer.public)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("mode", 0o4755), ("uid", 1), ("mtime", 1), ("uname", "root"), ("linkname", "/etc")],
+)
+def test_the_same_files_written_otherwise_are_refused(
+    field: str, value: object, folder: Path, tmp_path: Path, signer: Signer
+) -> None:
+    path = archive(folder, tmp_path / "b.tar")
+    whole = path.read_bytes()
+    info = tarfile.TarInfo.frombuf(whole[:512], "ascii", "strict")
+    setattr(info, field, value)
+    path.write_bytes(info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict") + whole[512:])
+    with pytest.raises(BundleError, match=r"README\.txt' is not written as a bundle's file is"):
+        check_archive(path, signer.public)
 
 
 def test_hostile_names_are_refused_also_when_they_were_signed(folder: Path, tmp_path: Path, signer: Signer) -> None:

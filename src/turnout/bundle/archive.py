@@ -118,8 +118,10 @@ def _check(file: BinaryIO, size: int, key: PublicKey | None, progress: Progress)
     for full, content in _members(file, size):
         folder, _, name = full.partition("/")
         top = top or folder
-        if folder != top or not name or name in found:
-            raise RefusedError(f"a second {full}" if name in found else f"{full} lies outside of {top}")
+        if folder != top or not name:
+            raise RefusedError(f"{full} lies outside of {top}")
+        if name in found:
+            raise RefusedError(f"a second {full}")
         progress(f"checking {name}")
         digest, kept = hashlib.sha256(), b""
         for data in content:

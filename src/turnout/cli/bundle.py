@@ -29,8 +29,8 @@ def bundle() -> None:
 
 @bundle.command()
 @click.option("-o", "--out", metavar="FILE", type=Path, help="The file. Default: a name that says what it is for.")
-@click.option("--embedded", "model", is_flag=True, help="With the demonstration model and its engine (130 MB).")
-@click.option("--serena", is_flag=True, help="With Serena and ty, for code context (110 MB).")
+@click.option("--embedded", "model", is_flag=True, help="With the demonstration model and its engine (132 MB).")
+@click.option("--serena", is_flag=True, help="With Serena and ty, for code context (44 MB).")
 @click.option(
     "--wheels",
     "sources",
