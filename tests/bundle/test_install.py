@@ -102,7 +102,7 @@ def test_what_is_not_ours_is_not_touched(whole: Whole, tmp_path: Path) -> None:
 
 
 @pytest.mark.heavy
-def test_packages_that_do_not_fit_together_are_taken_back(whole: Whole, tmp_path: Path) -> None:
+def test_a_package_that_is_not_inside_is_named(whole: Whole, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(whole.folder, broken)
     next((broken / "wheels").glob("click-*")).unlink()
@@ -110,8 +110,7 @@ def test_packages_that_do_not_fit_together_are_taken_back(whole: Whole, tmp_path
     (broken / "requirements.txt").write_text("".join(lines))
     sign(broken, whole.signer)
     code, told = install(broken, tmp_path, "--prefix", "here")
-    assert (code, "Error: the packages do not fit together" in told) == (1, True), told
-    assert "requires click, which is not installed" in told
+    assert (code, "No matching distribution found for click" in told) == (1, True), told
     assert not (tmp_path / "here").exists()
 
 
