@@ -13,6 +13,7 @@ import pytest
 
 from tests.bundle.conftest import Whole
 from tests.bundle.small import sign
+from turnout.bundle.archive import check_archive
 
 # What must not lead Python or pip anywhere.
 MISLEADING = {
@@ -37,6 +38,7 @@ def install(folder: Path, home: Path, *args: str) -> tuple[int, str]:
 def test_it_installs_without_an_index_and_what_works_is_kept(whole: Whole, tmp_path: Path) -> None:
     home = tmp_path / "a home"
     home.mkdir()
+    assert check_archive(whole.made.path, whole.signer.public).key == whole.made.key
     code, told = install(whole.folder, home, "--key", str(whole.signer.public_file))
     assert code == 0, told
     prefix = home / ".local" / "share" / "turnout-env"

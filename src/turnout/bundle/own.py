@@ -1,6 +1,7 @@
 """Turnout's own wheel, packed from the files that run: the same bytes from a checkout and from an installed wheel.
 
-Nothing is compressed, so that no version of zlib has a say in the bytes.
+In a checkout the metadata is that of the last ``pip install -e .``. Nothing is compressed, so that no version of zlib
+has a say in the bytes.
 """
 
 from __future__ import annotations
