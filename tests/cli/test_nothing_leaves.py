@@ -1,6 +1,7 @@
 """Every command, with every address of the world leading to a recorder: no packet that is not for loopback.
 
-Two commands fetch when they are told to, with pip, and say so: `embedded install` without --file and `code install`.
+Three commands fetch when they are told to, with pip, and say so: `embedded install` without --file, `code install`, and
+`bundle make` without --wheels.
 `prove` dials on purpose; `tests/guard/test_prove.py` records it.
 """
 
@@ -88,6 +89,8 @@ LINES = {
     "code stop": "code stop",
     "embedded install": "",
     "embedded status": "embedded status",
+    "bundle make": "bundle make --embedded --serena --wheels .",
+    "bundle verify": "bundle verify turnout.yaml",
     "serve": "",
     "prove": "",
     "verify": "verify turnout.yaml",

@@ -91,10 +91,8 @@ async def test_a_wheelhouse_without_it_says_what_is_missing_and_how_to_fill_it(
 ) -> None:
     (tmp_path / "empty").mkdir()
     # In place of a real environment, which takes seconds: its pip says what pip says.
-    pip = f"echo '{told}' >&2; exit 1"
-    place = environment_dir(tmp_path / "data") / "bin"
-    makes = f"#!/bin/sh\nmkdir -p {place}\nprintf '%s' \"#!/bin/sh\n{pip}\" > {place}/python\nchmod +x {place}/python\n"
-    monkeypatch.setattr(module, "_PYTHON", (str(program(tmp_path / "venv", makes)),))
+    says = f"#!/bin/sh\n[ $1 = venv ] && exit\necho '{told}' >&2\nexit 1\n"
+    monkeypatch.setattr(module, "_PYTHON", (str(program(tmp_path / "venv", says)),))
     with pytest.raises(CodeSetupError, match=reason) as caught:
         await install(tmp_path / "data", wheelhouse=tmp_path / "empty")
     assert f"pip wheel --wheel-dir DIR serena-agent==2.1.0 ty=={TY_VERSION}" in caught.value.hint

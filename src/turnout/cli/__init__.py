@@ -45,6 +45,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "token": ("token", "Mint, list and revoke short-lived tokens of the gateway."),
     "config": ("config", "Check, show or create the configuration."),
     "embedded": ("embedded", "Install or inspect the bundled demonstration model."),
+    "bundle": ("bundle", "Carry Turnout to a machine without a package index, in one signed file."),
     "prove": ("prove", "Try to get out through every door, and write a signed report of what stopped it."),
     "verify": ("prove", "Check that a signed report is as it was written."),
     "doctor": ("doctor", "Check this installation and say how to fix what is wrong."),

@@ -7,6 +7,7 @@ process (facts/serena.md, section 0). 1.7.0 is its last version under the MIT li
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import re
 import shutil
@@ -140,14 +141,19 @@ async def install(
 
 
 async def _install(place: Path, wheelhouse: Path | None, serena: str, progress: Progress) -> SerenaProgram:
-    program, wanted = place / _BIN / _SERENA, _packages(serena)
+    program, wanted = place / _BIN / _SERENA, packages(serena)
     if _is_done(place, wanted) and await ask_version(program) == serena:
         progress(f"already installed: Serena {serena} and ty {TY_VERSION}")
         return SerenaProgram(program, serena)
     (place / _DONE).unlink(missing_ok=True)
     progress(f"making an environment in {place}")
-    await _run([*_PYTHON, "venv", "--clear", str(place)], "the environment was not made", progress, serena)
-    pip = [str(place / _BIN / "python"), "-P", "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
+    # Our own pip installs into it, where there is one: some systems' Python comes without what brings pip along.
+    own = importlib.util.find_spec("pip") is not None
+    venv = [*_PYTHON, "venv", "--clear", *(("--without-pip",) if own else ()), str(place)]
+    await _run(venv, "the environment was not made", progress, serena)
+    inside = str(place / _BIN / "python")
+    pip = [*_PYTHON, "pip", "--python", inside] if own else [inside, "-P", "-m", "pip"]
+    pip += ["install", "--no-input", "--disable-pip-version-check"]
     source = ["--no-index", "--find-links", str(wheelhouse.absolute())] if wheelhouse is not None else []
     progress(f"installing {' and '.join(wanted)} from {wheelhouse or 'your package index'}")
     await _run([*pip, *source, *wanted], f"pip did not install {wanted[0]}", progress, serena)
@@ -162,7 +168,8 @@ async def _install(place: Path, wheelhouse: Path | None, serena: str, progress: 
     return SerenaProgram(program, serena)
 
 
-def _packages(serena: str) -> tuple[str, str]:
+def packages(serena: str) -> tuple[str, str]:
+    """What pip is asked for; a wheelhouse holds them and all that they need."""
     return f"{_PACKAGE}=={serena}", f"ty=={TY_VERSION}"
 
 
@@ -192,7 +199,7 @@ async def _run(command: list[str], failed: str, progress: Progress, serena: str)
     finally:
         await child.stop()
     if child.returncode != 0:
-        hint = _OFFLINE.format(packages=" ".join(_packages(serena)))
+        hint = _OFFLINE.format(packages=" ".join(packages(serena)))
         raise CodeSetupError(f"{failed}: {_reason(child, said)}", hint=hint)
 
 
