@@ -20,7 +20,7 @@ from pathlib import Path
 from turnout.bundle.target import Target
 from turnout.embedded import ENGINE
 from turnout.errors import BundleError
-from turnout.guard.process import Child, spawn
+from turnout.guard.process import Child, Network, spawn
 
 # -P: a module in the working directory, which may be anybody's, must not take the place of an installed one.
 _PIP = (sys.executable, "-P", "-m", "pip")
@@ -107,7 +107,8 @@ async def _pip(command: list[str], sources: Sequence[Path], scratch: Path, progr
     # What is built from source has the times of its files in it otherwise.
     settings |= {"TMPDIR": str(scratch), "SOURCE_DATE_EPOCH": "315532800"}
     try:
-        child = await spawn([*_PIP, *command, *_QUIET], env=settings, line_bytes=1 << 20)
+        network: Network = "cut" if sources else "open"
+        child = await spawn([*_PIP, *command, *_QUIET], env=settings, line_bytes=1 << 20, network=network)
     except OSError as error:
         raise BundleError(
             f"pip did not start: {error.strerror or error}", hint="give the wheels with --wheels DIR"

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from turnout.errors import CodeSetupError
 from turnout.files import lock_folder, unlock_folder
-from turnout.guard.process import Child, spawn
+from turnout.guard.process import Child, Network, spawn
 
 SERENA_VERSIONS = ("2.1.0", "1.7.0")
 TY_VERSION = "0.0.107"
@@ -150,13 +150,14 @@ async def _install(place: Path, wheelhouse: Path | None, serena: str, progress: 
     # Our own pip installs into it, where there is one: some systems' Python comes without what brings pip along.
     own = importlib.util.find_spec("pip") is not None
     venv = [*_PYTHON, "venv", "--clear", *(("--without-pip",) if own else ()), str(place)]
-    await _run(venv, "the environment was not made", progress, serena)
+    await _run(venv, "the environment was not made", progress, serena, "cut")
     inside = str(place / _BIN / "python")
     pip = [*_PYTHON, "pip", "--python", inside] if own else [inside, "-P", "-m", "pip"]
     pip += ["install", "--no-input", "--disable-pip-version-check"]
     source = ["--no-index", "--find-links", str(wheelhouse.absolute())] if wheelhouse is not None else []
     progress(f"installing {' and '.join(wanted)} from {wheelhouse or 'your package index'}")
-    await _run([*pip, *source, *wanted], f"pip did not install {wanted[0]}", progress, serena)
+    network: Network = "open" if wheelhouse is None else "cut"
+    await _run([*pip, *source, *wanted], f"pip did not install {wanted[0]}", progress, serena, network)
     told = await ask_version(program)
     if told != serena or not (place / _BIN / _TY).is_file():
         raise CodeSetupError(
@@ -180,7 +181,7 @@ def _is_done(place: Path, wanted: tuple[str, ...]) -> bool:
         return False
 
 
-async def _run(command: list[str], failed: str, progress: Progress, serena: str) -> None:
+async def _run(command: list[str], failed: str, progress: Progress, serena: str, network: Network) -> None:
     """Run a step to its end, and tell of what pip does.
 
     Raises:
@@ -188,7 +189,7 @@ async def _run(command: list[str], failed: str, progress: Progress, serena: str)
         OSError: it cannot be started.
     """
     settings = {n: v for n, v in os.environ.items() if n.startswith(_PIP_READS) or n.upper().endswith("_PROXY")}
-    child = await spawn(command, env=settings, line_bytes=1 << 20, network="open")
+    child = await spawn(command, env=settings, line_bytes=1 << 20, network=network)
     said: list[str] = []
     try:
         while line := (await child.read_line(None)).decode("utf-8", "replace"):

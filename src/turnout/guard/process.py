@@ -18,7 +18,9 @@ from asyncio.subprocess import PIPE, SubprocessStreamProtocol
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
+
+Network: TypeAlias = Literal["cut", "open"]
 
 # What was done to a child's network, told to it and to its own children by ``launcher.py``.
 MARK = "TURNOUT_CHILD_NETWORK"
@@ -219,7 +221,7 @@ async def spawn(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     line_bytes: int = _LINE_BYTES,
-    network: Literal["cut", "open"] = "cut",
+    network: Network = "cut",
 ) -> Child:
     """Start a child with pipes for all three streams.
 
