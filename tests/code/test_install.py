@@ -72,6 +72,16 @@ async def test_it_is_installed_from_a_wheelhouse_once(tmp_path: Path, wheelhouse
     assert find_serena(data, nowhere) is None
 
 
+async def test_what_the_users_pip_is_told_of_other_places_does_not_lead_it_away(
+    tmp_path: Path, wheelhouse: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT"):
+        monkeypatch.setenv(name, str(tmp_path / "elsewhere"))
+    made = await install(tmp_path / "data", wheelhouse=wheelhouse)
+    assert await ask_version(made.path) == "2.1.0"
+    assert not (tmp_path / "elsewhere").exists()
+
+
 _NO_VERSION = "ERROR: Could not find a version that satisfies the requirement x (from versions: none)"
 
 

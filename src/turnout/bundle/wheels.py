@@ -20,12 +20,11 @@ from pathlib import Path
 from turnout.bundle.target import Target
 from turnout.embedded import ENGINE
 from turnout.errors import BundleError
-from turnout.guard.process import Child, Network, spawn
+from turnout.guard.process import Child, Network, pip_variables, spawn
 
 # -P: a module in the working directory, which may be anybody's, must not take the place of an installed one.
 _PIP = (sys.executable, "-P", "-m", "pip")
 _QUIET = ("--no-input", "--disable-pip-version-check", "--no-color")
-_PIP_READS = ("PIP_", "SSL_", "REQUESTS_", "CURL_", "XDG_", "NETRC", "APPDATA")
 _STEPS = ("Collecting ", "Processing ", "Building wheel")
 _WANTED = re.compile(r"(?m)^(?=[A-Za-z0-9])")
 _MISSED = re.compile(r"No matching distribution found for (\S+)")
@@ -103,7 +102,7 @@ async def _pip(command: list[str], sources: Sequence[Path], scratch: Path, progr
             *(part for source in sources for part in ("--find-links", str(source.absolute()))),
         ]
     else:
-        settings = {n: v for n, v in os.environ.items() if n.startswith(_PIP_READS) or n.upper().endswith("_PROXY")}
+        settings = pip_variables()
     # What is built from source has the times of its files in it otherwise.
     settings |= {"TMPDIR": str(scratch), "SOURCE_DATE_EPOCH": "315532800"}
     try:

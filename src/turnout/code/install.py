@@ -19,7 +19,7 @@ from pathlib import Path
 
 from turnout.errors import CodeSetupError
 from turnout.files import lock_folder, unlock_folder
-from turnout.guard.process import Child, Network, spawn
+from turnout.guard.process import Child, Network, pip_variables, spawn
 
 SERENA_VERSIONS = ("2.1.0", "1.7.0")
 TY_VERSION = "0.0.107"
@@ -32,7 +32,6 @@ _SAYS = re.compile(r"^Serena (\d+\.\d+[\w.]*)(?:-\S*)?\s*$", re.MULTILINE)
 _VERSION_SECONDS = 30.0
 # -P: a module in the working directory, which may be anybody's, must not take the place of an installed one.
 _PYTHON = (sys.executable, "-P", "-m")
-_PIP_READS = ("PIP_", "SSL_", "REQUESTS_", "CURL_", "XDG_", "NETRC", "APPDATA")
 _REASONS = (
     ("ensurepip is not available", "this Python cannot make environments: install its venv package"),
     ("No module named venv", "this Python cannot make environments: install its venv package"),
@@ -188,8 +187,7 @@ async def _run(command: list[str], failed: str, progress: Progress, serena: str,
         CodeSetupError: it failed.
         OSError: it cannot be started.
     """
-    settings = {n: v for n, v in os.environ.items() if n.startswith(_PIP_READS) or n.upper().endswith("_PROXY")}
-    child = await spawn(command, env=settings, line_bytes=1 << 20, network=network)
+    child = await spawn(command, env=pip_variables(), line_bytes=1 << 20, network=network)
     said: list[str] = []
     try:
         while line := (await child.read_line(None)).decode("utf-8", "replace"):
