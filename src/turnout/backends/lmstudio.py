@@ -30,7 +30,7 @@ _FAILED = re.compile(r"has crashed|crashed without|failed to load|model (?:is )?
 
 
 class _Shelf(Shelf):
-    """``models/PUBLISHER/MODEL/`` below its home; files that lie elsewhere it does not see (facts/services.md section 2,
+    """``models/PUBLISHER/MODEL/`` below its home; what lies elsewhere it does not see (facts/services.md section 2,
     Digest; its documentation, Import Models)."""
 
     def folders(self, env: Mapping[str, str]) -> tuple[Path, ...]:
