@@ -79,7 +79,7 @@ def export(
     if path.exists() and not force:
         raise UsageError(f"{path} is there already", hint="--force replaces it, -o names another file")
     signer = Signer(signing_dir())
-    with _logged(loaded, EXPORTED) as log, progress_bar() as told:
+    with _logged(loaded, EXPORTED, f"{manifest.model} to {path}") as log, progress_bar() as told:
 
         def agreed(manifest: Manifest) -> None:
             _require_recorded(manifest, recorded)
@@ -169,18 +169,17 @@ def _readable() -> Iterator[None]:
 
 
 @contextmanager
-def _logged(loaded: LoadedConfig, event: str) -> Iterator[Callable[[str], None]]:
-    """What writes to the audit log that it is done; that it was refused or failed is written when it is."""
+def _logged(loaded: LoadedConfig, event: str, attempt: str) -> Iterator[Callable[[str], None]]:
+    """What writes to the audit log that it is done; what was refused or failed is written when it is."""
     from turnout.build import open_audit_log
 
     audit = open_audit_log(loaded)
     try:
         yield lambda what: _note(audit, event, what)
-    except TurnoutError as error:
-        _note(audit, event, "", error.message)
+    except UsageError:
         raise
-    except KeyboardInterrupt:
-        _note(audit, event, "", "interrupted")
+    except (TurnoutError, KeyboardInterrupt) as error:
+        _note(audit, event, attempt, error.message if isinstance(error, TurnoutError) else "interrupted")
         raise
     finally:
         if audit is not None:
@@ -203,7 +202,7 @@ def _print_exported(
         print_json({"file": str(path), "bytes": path.stat().st_size, **_fields(made), "fingerprint": key.fingerprint})
         return
     size = _size(path.stat().st_size)
-    click.echo(cell(f"{path}: {len(made.files)} files, {size}, weights {made.weights[:SHOWN]}…"))
+    click.echo(cell(f"{path}: {_count(len(made.files))}, {size}, weights {made.weights[:SHOWN]}…"))
     click.echo(cell(f"signed with the key {key.fingerprint}: take {key_file} along by another way"))
 
 
@@ -216,6 +215,10 @@ def _fields(made: Manifest) -> dict[str, Json]:
         "licence": made.licence or None,
         "files": files,
     }
+
+
+def _count(files: int) -> str:
+    return "1 file" if files == 1 else f"{files} files"
 
 
 def _size(size: int) -> str:
@@ -257,7 +260,7 @@ def import_(
 
     loaded = loaded_config(config_file)
     kind, shelf = _shelf(to)
-    with _logged(loaded, IMPORTED) as log:
+    with _logged(loaded, IMPORTED, f"{file} to {to}") as log:
         with _readable():
             archive = Archive(file)
         try:
@@ -276,8 +279,13 @@ def import_(
         finally:
             archive.close()
         if endpoint is not None:
-            with waiting(f"{shelf.title} makes a model of it"):
-                asyncio.run(_adopt(loaded, endpoint, shelf, manifest, arrangement.model))
+            try:
+                with waiting(f"{shelf.title} makes a model of it"):
+                    asyncio.run(_adopt(loaded, endpoint, shelf, manifest, arrangement.model))
+            except BaseException:
+                for path in placed.new:
+                    path.unlink(missing_ok=True)
+                raise
     _print_imported(loaded, manifest, arrangement, placed, where, (public, whose), as_json=as_json)
 
 
@@ -357,11 +365,8 @@ def _running(loaded: LoadedConfig, kind: str, shelf: Shelf) -> Endpoint:
 
     with waiting("looking for servers"):
         catalog = asyncio.run(look(loaded))
-    found = [
-        s.endpoint
-        for s in catalog.endpoints
-        if s.endpoint.kind == kind and s.health is Health.ONLINE and is_here(s.endpoint)
-    ]
+    online = (status.endpoint for status in catalog.endpoints if status.health is Health.ONLINE)
+    found = [endpoint for endpoint in online if endpoint.kind == kind and is_here(endpoint)]
     if len(found) != 1:
         what = "no" if not found else "more than one"
         hint = f"start {shelf.title}" if not found else "configure one alone"
@@ -402,6 +407,6 @@ def _print_imported(
     click.echo(cell(f"{name}: signed with the key {public.fingerprint} ({whose}), every file is as it was"))
     if placed.left_out:
         note(f"Left out, since it has no use for them: {', '.join(placed.left_out)}")
-    there = "was there already" if placed.already else f"{len(placed.paths)} files"
-    click.echo(cell(f"{where}: {there}"))
+    place = placed.paths[0] if len(placed.paths) == 1 else where / arrangement.folder
+    click.echo(cell(f"{place}: {'was there already' if placed.already else _count(len(placed.paths))}"))
     click.echo(cell(f"next: {then}"))

@@ -121,14 +121,12 @@ def pack(
     try:
         with _new(part) as out:
             made = write_archive(out, manifest, sources, digest_of_weights(sources), signer, told)
-        agreed(made)
+            agreed(made)
         part.replace(path)
         sync_folder(path.parent)
     except OSError as error:
         what = error.strerror or str(error)
         raise StorageError(f"{path} cannot be written: {what}; nothing is left of it", hint="-o elsewhere") from error
-    finally:
-        part.unlink(missing_ok=True)
     return made
 
 
@@ -160,19 +158,32 @@ def require_room(folder: Path, size: int, free: int) -> None:
 
 @contextmanager
 def _new(part: Path) -> Iterator[BinaryIO]:
-    """A new file, in place of what a killed export left; of two at once the second is refused.
+    """A new file, in place of what a killed export left; it goes when what is done with it fails.
 
     Raises:
+        StorageError: another export is writing it.
         OSError: it cannot be made.
     """
     descriptor = os.open(part, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
     with os.fdopen(descriptor, "wb") as out:
-        if sys.platform != "win32":
-            import fcntl
+        _lock(descriptor, part)
+        try:
+            out.truncate()
+            yield out
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
 
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        out.truncate()
-        yield out
+
+def _lock(descriptor: int, part: Path) -> None:
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise StorageError(f"another export is writing {part}", hint="wait for it, or -o another file") from error
 
 
 def sync_folder(folder: Path) -> None:

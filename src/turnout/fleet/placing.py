@@ -28,11 +28,13 @@ class Placed:
 
     Attributes:
         paths: where its files are now.
+        new: those of them that were not there before.
         already: they all were there before, the same.
         left_out: files of the archive that this server has no use for.
     """
 
     paths: tuple[Path, ...]
+    new: tuple[Path, ...]
     already: bool
     left_out: tuple[str, ...]
 
@@ -69,7 +71,8 @@ def place(
     try:
         missing = _missing(wanted, arrangement, folder, told, force=force)
         if not missing and all(_same_bytes(folder / n, content) for n, content in arrangement.written.items()):
-            return Placed(paths, True, left_out)
+            return Placed(paths, (), True, left_out)
+        new = tuple(path for path in paths if not path.exists())
         with _staging(folder) as staging:
             _unpack(archive, missing, staging, told)
             _verify_rest(archive, missing, told)
@@ -79,7 +82,7 @@ def place(
         what = error.strerror or str(error)
         hint = "make room or make it writable, or name another folder: --folder DIR"
         raise StorageError(f"the model cannot be kept in {folder}: {what}; nothing is left of it", hint=hint) from error
-    return Placed(paths, False, left_out)
+    return Placed(paths, new, False, left_out)
 
 
 def _require_no_link(folder: Path, name: str) -> None:
