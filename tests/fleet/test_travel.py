@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -562,3 +563,51 @@ def test_two_exports_to_one_file_do_not_mix(busy: None, folder: Path, signer: Si
 def test_large_sizes_fit_into_a_header() -> None:
     part = Part("w.gguf", 700_000_000_000, "0" * 64, "weights")
     assert tarfile.TarInfo.frombuf(_header(part.name, part.size), "utf-8", "strict").size == part.size
+
+
+# Dies at the n-th change of names or folders; of an import there are about a dozen.
+DIES_AT = """\
+import os, signal, sys
+left = [int(sys.argv[2])]
+CHANGES = {"os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.chown", "tempfile.mkdtemp", "shutil.rmtree"}
+def dies(event, _):
+    if event in CHANGES:
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(dies)
+from pathlib import Path
+from turnout.backends import BY_KIND
+from turnout.fleet.placing import place
+from turnout.guard.model_archive import Archive
+here = Path(sys.argv[1])
+opened = Archive(here / "w.tar")
+made = BY_KIND["localai"].shelf.arrange(opened.manifest, "w")
+place(opened, made, here / "to", lambda *_: None, lambda: None)
+"""
+
+
+def test_wherever_an_import_is_killed_a_server_reads_all_or_nothing(signer: Signer, tmp_path: Path) -> None:
+    """LocalAI sees a model by its description, which is written last; the folder of weights appears whole."""
+    parts = {f"w-0000{n}-of-00003.gguf": f"GGUF {n}".encode() for n in (1, 2, 3)}
+    for name, data in parts.items():
+        (tmp_path / name).write_bytes(data)
+    sources = sources_at([tmp_path / "w-00001-of-00003.gguf"])
+    pack(tmp_path / "w.tar", Manifest(made=MADE, model="w"), sources, signer, nobody, nobody)
+    whole = {f"w/{name}": data for name, data in parts.items()}
+    seen = set[int]()
+    for step in range(1, 60):
+        command = [sys.executable, "-c", DIES_AT, str(tmp_path), str(step)]
+        ended = subprocess.run(command, capture_output=True, timeout=60, check=False).returncode
+        read = {n: d for n, d in contents(tmp_path / "to").items() if not n.startswith(".turnout-import-")}
+        described = read.pop("w.yaml", b"")
+        assert read in ({}, whole)
+        assert not described or (read == whole and b"w/w-00001-of-00003.gguf" in described)
+        seen.add(len(read) + bool(described))
+        if ended == 0:
+            break
+        assert ended == -9
+        shutil.rmtree(tmp_path / "to", ignore_errors=True)
+    assert seen == {0, 3, 4}, "killed before, between and after"
+    assert step > 8
+    assert sorted(p.name for p in (tmp_path / "to").iterdir()) == ["w", "w.yaml"]

@@ -21,11 +21,13 @@ import msgspec
 
 from turnout.errors import ArchiveError
 from turnout.files import open_regular
-from turnout.guard.identity import BUFFER_BYTES, Role, Stamp, stamp_of
+from turnout.guard.identity import Role, Stamp, stamp_of
 from turnout.guard.model_manifest import FORMAT, MANIFEST, SUFFIX, UNKNOWN, Manifest, Part, check_parts
 from turnout.guard.signing import PublicKey, Signer, public_of
 
 MAX_MANIFEST_BYTES = 4_000_000
+# Larger writes to a new file took up to five times as long on ext4 (`bench/travel.py`).
+_COPIED_BYTES = 1 << 20
 _ANEW = "copy or export it anew; nothing of it was put anywhere"
 _END = bytes(2 * tarfile.BLOCKSIZE)
 
@@ -102,7 +104,7 @@ def _put_manifest(out: BinaryIO, manifest: Manifest) -> None:
 
 
 def _copy_in(out: BinaryIO, source: Source, before: Stamp, told: Callable[[int], None]) -> str:
-    digest, buffer, done = hashlib.sha256(), bytearray(BUFFER_BYTES), 0
+    digest, buffer, done = hashlib.sha256(), bytearray(_COPIED_BYTES), 0
     view = memoryview(buffer)
     with open_regular(source.path) as file:
         if hasattr(os, "posix_fadvise"):
@@ -178,10 +180,10 @@ class Archive:
             OSError: reading or writing failed.
         """
         self._file.seek(self._places[part.name])
-        digest, buffer, left = hashlib.sha256(), bytearray(BUFFER_BYTES), part.size
+        digest, buffer, left = hashlib.sha256(), bytearray(_COPIED_BYTES), part.size
         view = memoryview(buffer)
         while left:
-            count = self._file.readinto(view[: min(left, BUFFER_BYTES)])  # type: ignore[attr-defined]
+            count = self._file.readinto(view[: min(left, _COPIED_BYTES)])  # type: ignore[attr-defined]
             if not count:
                 raise ArchiveError(f"{self.path} ends before its list does", hint=_ANEW)
             digest.update(view[:count])
