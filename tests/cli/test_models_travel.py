@@ -305,6 +305,9 @@ async def test_a_gguf_is_made_a_model_by_a_real_ollama(monkeypatch: pytest.Monke
         assert (await document("models", "import", *into, "--name", "tiny:1"))["exit_code"] == 0
         assert [m["id"] for m in (await document("models"))["models"]] == ["tiny:1"]
         assert (await run_beside("ask", "--model", "tiny:1", "--max-tokens", "4", "hello")).exit_code == 0
+        again = await document("models", "import", *into, "--name", "tiny:1")
+        assert (again["exit_code"], again["error"]["message"]) == (1, "fake0 has a model tiny:1 already")
+        assert (await document("models", "import", *into, "--name", "tiny:1", "--force"))["exit_code"] == 0
 
     finally:
         server.stop()

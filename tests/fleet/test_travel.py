@@ -22,7 +22,7 @@ from turnout.fleet.packing import archive_path, pack, sources_at
 from turnout.fleet.placing import Placed, place
 from turnout.guard.identity import Digests, files_at, weights_digest
 from turnout.guard.model_archive import Archive, Source, _header
-from turnout.guard.model_manifest import MANIFEST, Manifest, Part, role_of
+from turnout.guard.model_manifest import MANIFEST, Manifest, Part, proper_name, require_name, role_of
 from turnout.guard.signing import Signer
 
 FILES = {
@@ -367,6 +367,34 @@ def test_half_of_several_moves_is_taken_back(signer: Signer, tmp_path: Path) -> 
     with closing(Archive(tmp_path / "m.tar")) as opened, pytest.raises(StorageError, match="nothing is left of it"):
         place(opened, arrangement, to, nobody, nobody)
     assert sorted(p.name for p in to.rglob("*")) == ["file"]
+
+
+def test_a_model_that_appears_meanwhile_is_not_taken_away(archive: Path, signer: Signer, tmp_path: Path) -> None:
+    """Two imports at once: the second fails, and leaves what the first has put there."""
+    with closing(Archive(archive)) as opened, pytest.raises(ArchiveError, match="has appeared meanwhile"):
+        place(
+            opened,
+            together(opened.manifest, "m", ""),
+            tmp_path / "to",
+            nobody,
+            lambda: unpacked(archive, tmp_path / "to", signer) and None,
+        )
+    assert contents(tmp_path / "to" / "m") == FILES
+    assert [p.name for p in (tmp_path / "to").iterdir()] == ["m"]
+
+
+@pytest.mark.parametrize(
+    ("served", "name"),
+    [
+        ("org/m:8b", "org/m:8b"),
+        ("/srv/models/My Model (v2).gguf", "My-Model-v2"),
+        ("C:\\models\\m.gguf", "m"),
+        ("/", "model"),
+    ],
+)
+def test_what_a_server_calls_a_model_is_made_a_name(served: str, name: str) -> None:
+    assert proper_name(served) == name
+    assert require_name(proper_name(served)) == name
 
 
 # Export.

@@ -57,6 +57,10 @@ class OllamaShelf(Shelf):
         places = {part.name: f"blobs/sha256-{part.sha256}" for part in wanted}
         return Arrangement(name, "Ollama lists it at once", places, adopted=True)
 
+    def listed_as(self, name: str) -> str:
+        """With its tag."""
+        return name if ":" in name else f"{name}:latest"
+
     async def adopt(self, client: HttpClient, endpoint: Endpoint, manifest: Manifest, name: str) -> None:
         """``POST /api/create`` with the digests of blobs, as the project's docs/api.md has it (read in 0.24, 0.33)."""
 

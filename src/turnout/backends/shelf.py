@@ -64,6 +64,10 @@ class Shelf:
         """
         return together(manifest, name, _WHEN_TOLD)
 
+    def listed_as(self, name: str) -> str:
+        """The id under which a running server lists what was given this name."""
+        return name
+
     async def adopt(self, client: HttpClient, endpoint: Endpoint, manifest: Manifest, name: str) -> None:
         """Have a running server make a model of files that are in its place.
 

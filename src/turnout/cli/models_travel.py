@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from turnout.cli.output import cell, json_option, loaded_config, note, print_json, progress_bar, waiting
-from turnout.errors import ModelBlockedError, NoServiceError, StorageError, TurnoutError, UsageError
+from turnout.errors import ArchiveError, ModelBlockedError, NoServiceError, StorageError, TurnoutError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -95,7 +95,7 @@ def _found(loaded: LoadedConfig, asked: str, made: str, licence: str) -> tuple[M
     from turnout.config import signing_dir
     from turnout.fleet.catalog import address_of
     from turnout.fleet.packing import sources_of
-    from turnout.guard.model_manifest import Manifest, require_name
+    from turnout.guard.model_manifest import Manifest, proper_name
     from turnout.guard.modelslock import read_lock, records_of
     from turnout.guard.signing import Signer
 
@@ -106,7 +106,7 @@ def _found(loaded: LoadedConfig, asked: str, made: str, licence: str) -> tuple[M
     address = address_of(status.endpoint.url)
     manifest = Manifest(
         made=made,
-        model=require_name(model.id) if not Path(model.id).is_absolute() else sources[0].path.stem,
+        model=proper_name(model.id),
         kind=status.endpoint.kind,
         origin=f"{status.endpoint.name} {address}",
         digest=model.digest.removeprefix("sha256:"),
@@ -268,7 +268,7 @@ def import_(
             manifest = archive.manifest
             arrangement = shelf.arrange(manifest, require_name(name) if name else manifest.model)
             where = _folder(shelf, kind, to, folder)
-            endpoint = _running(loaded, kind, shelf) if arrangement.adopted else None
+            endpoint = _running(loaded, kind, shelf, arrangement.model, force=force) if arrangement.adopted else None
             with progress_bar() as told:
                 said = (
                     f"{arrangement.model}: weights {manifest.weights} from {file} to {where}, key {public.fingerprint}"
@@ -357,22 +357,31 @@ def _trusted(archive: Archive, given: Path | None, *, yes: bool) -> tuple[Public
     return carried, "which came with it"
 
 
-def _running(loaded: LoadedConfig, kind: str, shelf: Shelf) -> Endpoint:
-    """The server of this kind on this machine. Raises UsageError: none runs, or several do."""
+def _running(loaded: LoadedConfig, kind: str, shelf: Shelf, name: str, *, force: bool) -> Endpoint:
+    """The server of this kind on this machine.
+
+    Raises:
+        UsageError: none runs, or several do.
+        ArchiveError: it has another model of this name, or the same.
+    """
     from turnout.cli.fleet import look
     from turnout.fleet.identity import is_here
     from turnout.types import Health
 
     with waiting("looking for servers"):
         catalog = asyncio.run(look(loaded))
-    online = (status.endpoint for status in catalog.endpoints if status.health is Health.ONLINE)
-    found = [endpoint for endpoint in online if endpoint.kind == kind and is_here(endpoint)]
+    online = [status for status in catalog.endpoints if status.health is Health.ONLINE]
+    found = [status for status in online if status.endpoint.kind == kind and is_here(status.endpoint)]
     if len(found) != 1:
         what = "no" if not found else "more than one"
         hint = f"start {shelf.title}" if not found else "configure one alone"
         said = f"{what} {shelf.title} runs here, which has to make a model of these files itself"
         raise UsageError(said, hint=f"{hint}, or import to a folder: --to DIR")
-    return found[0]
+    has = {*(model.id for model in found[0].models), *(model for model, _ in found[0].excluded)}
+    if shelf.listed_as(name) in has and not force:
+        said = f"{found[0].endpoint.name} has a model {shelf.listed_as(name)} already"
+        raise ArchiveError(said, hint="--force replaces it, --name gives this one another name")
+    return found[0].endpoint
 
 
 async def _adopt(loaded: LoadedConfig, endpoint: Endpoint, shelf: Shelf, manifest: Manifest, name: str) -> None:

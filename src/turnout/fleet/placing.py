@@ -77,7 +77,8 @@ def place(
             _unpack(archive, missing, staging, told)
             _verify_rest(archive, missing, told)
             agreed()
-            _publish(arrangement, {wanted[part]: staging / str(n) for n, part in enumerate(missing)}, staging, folder)
+            moves = {wanted[part]: staging / str(n) for n, part in enumerate(missing)}
+            _publish(arrangement, moves, staging, folder, force=force)
     except OSError as error:
         what = error.strerror or str(error)
         hint = "make room or make it writable, or name another folder: --folder DIR"
@@ -208,12 +209,12 @@ def _told_of_all(told: Told, before: int, size: int, done: int) -> None:
     told("unpacking and verifying", before + done, size)
 
 
-def _publish(arrangement: Arrangement, moves: Mapping[str, Path], staging: Path, folder: Path) -> None:
+def _publish(arrangement: Arrangement, moves: Mapping[str, Path], staging: Path, folder: Path, *, force: bool) -> None:
     """Move what is verified to its place; when that fails half-way, what was new there is taken away."""
     moves = dict(moves)
     for number, (name, content) in enumerate(arrangement.written.items()):
         moves[name] = staging / f"written-{number}"
-        moves[name].write_bytes(content)
+        _write(moves[name], content)
     whole = arrangement.folder
     below = {name: path for name, path in moves.items() if whole and PurePosixPath(name).is_relative_to(whole)}
     steps = {name: path for name, path in moves.items() if name not in below}
@@ -225,6 +226,8 @@ def _publish(arrangement: Arrangement, moves: Mapping[str, Path], staging: Path,
             path.rename(target)
         for path in (tree, *tree.rglob("*")):
             _give(path, folder)
+            if path.is_dir():
+                sync_folder(path)
         steps = {whole: tree, **steps}
     else:
         steps |= below
@@ -234,11 +237,9 @@ def _publish(arrangement: Arrangement, moves: Mapping[str, Path], staging: Path,
             target, old = folder / name, staging / f"old-{number}"
             made = [*_make(target.parent), *made]
             _give(path, folder)
-            before = old if target.exists() else None
-            if before is not None:
-                target.rename(before)
-            done.append((target, before))
-            path.rename(target)
+            if target.exists() and not force:
+                raise ArchiveError(f"{target} has appeared meanwhile", hint="see what is there, and import again")
+            done.append((target, _swap(path, target, old)))
             sync_folder(target.parent)
     except BaseException:
         _take_back(done)
@@ -246,6 +247,27 @@ def _publish(arrangement: Arrangement, moves: Mapping[str, Path], staging: Path,
             with suppress(OSError):  # somebody has put something there meanwhile
                 new.rmdir()
         raise
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("xb") as out:
+        out.write(content)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _swap(path: Path, target: Path, aside: Path) -> Path | None:
+    """Move a file or folder to its place; what was there is put aside, or stays when that fails."""
+    if not target.exists():
+        path.rename(target)  # a folder that somebody else has put there meanwhile is not taken away
+        return None
+    target.rename(aside)
+    try:
+        path.rename(target)
+    except BaseException:
+        aside.rename(target)
+        raise
+    return aside
 
 
 def _take_back(done: list[tuple[Path, Path | None]]) -> None:

@@ -105,7 +105,9 @@ def check_name(name: str) -> None:
 def check_parts(manifest: Manifest) -> None:
     """Raises ArchiveError: the list is not one of a model."""
     if not _MODEL_NAME.match(manifest.model):
-        raise ArchiveError(f"a model cannot be called {manifest.model[:80]!r}", hint="--name gives it another name")
+        raise ArchiveError(
+            f"a model cannot be called {manifest.model[:80]!r}", hint="export it anew, under a plain name"
+        )
     if len(manifest.files) > MAX_PARTS or not manifest.of("weights") or manifest.size > _MAX_BYTES:
         said = f"a model has weights, and at most {MAX_PARTS:,} files: this has {len(manifest.files):,}"
         raise ArchiveError(said, hint="name the files of one model")
@@ -122,6 +124,13 @@ def check_parts(manifest: Manifest) -> None:
 def plain_name(model: str) -> str:
     """A model's name as that of a file or folder."""
     return re.sub(r"[/:]+", "-", model)
+
+
+def proper_name(served: str) -> str:
+    """A name for a model that its server calls so: the same, or, of a path, the last part as far as it can be one."""
+    if _MODEL_NAME.match(served):
+        return served
+    return re.sub(r"[^\w-]+", "-", PurePosixPath(served.replace("\\", "/")).stem).strip("-")[:100] or "model"
 
 
 def require_name(name: str) -> str:
