@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests import real
-from tests.cli.conftest import configure, run, run_beside
+from tests.cli.conftest import as_terminal, configure, run, run_beside
 from tests.cli.test_models_lock import changed_copy, document, events, store_of
 from tests.fakes import ollama
 from tests.fakes.base import Fake, FakeModel, running
@@ -109,6 +109,14 @@ def test_the_key_that_must_have_signed(archive: Path, tmp_path: Path) -> None:
     believed = imported(archive, "--to", to, "--yes")
     assert (believed["exit_code"], believed["key"]) == (0, "which came with it")
     assert imported(archive, "--to", to, "--key", str(tmp_path / PUBLIC))["key"] == "given with --key"
+
+
+@pytest.mark.parametrize(("answer", "code"), [(b"y\n", 0), (b"n\n", 130)])
+def test_on_a_terminal_the_fingerprint_is_asked_about(answer: bytes, code: int, archive: Path, tmp_path: Path) -> None:
+    ended, shown = as_terminal("models", "import", str(archive), "--to", str(tmp_path / "to"), answer=answer)
+    assert ended == code
+    assert "It is signed with the key" in shown
+    assert (tmp_path / "to" / "tiny.gguf").exists() == (code == 0)
 
 
 def test_what_this_installation_signed_it_believes(weights: Path, tmp_path: Path) -> None:
