@@ -134,6 +134,13 @@ def test_an_ollama_model_gets_another_name(name: str, place: str) -> None:
     assert placed("ollama", STORED, name)[-1] == place
 
 
+def test_a_single_file_gets_the_models_new_name() -> None:
+    """It is what such servers list."""
+    assert placed("llamacpp", ONE, "org/tiny:1") == ["org-tiny-1.gguf"]
+    assert placed("llamacpp", SPLIT, "tiny") == ["tiny/w-00001-of-00002.gguf", "tiny/w-00002-of-00002.gguf"]
+    assert placed("gpt4all", ONE, "tiny") == ["tiny.gguf"]
+
+
 def test_files_for_an_ollama_are_made_a_model_by_it() -> None:
     assert shelf("ollama").arrange(ONE, "smol").adopted
     assert not shelf("ollama").arrange(STORED, "smol:1b").adopted

@@ -180,6 +180,27 @@ async def test_a_models_journey_from_one_real_server_to_another(
     assert locked["weights"] == exported["weights"] == found["weights"]
 
 
+@pytest.mark.skipif(not real.LLAMA_SERVER, reason="no llama-server: run `sh tests/get_servers.sh llama-server DIR`")
+async def test_a_router_of_models_lists_what_was_brought(tmp_path: Path) -> None:
+    """A single file by its name, files in a folder by the folder's."""
+    models = tmp_path / "models"
+    (tmp_path / "LICENSE").write_text("of the tests")
+    await document("models", "export", "smol", "--path", str(WEIGHTS), "-o", str(tmp_path))
+    pair = ("--path", str(WEIGHTS), "--path", str(tmp_path / "LICENSE"))
+    await document("models", "export", "org/pair:1", *pair, "-o", str(tmp_path))
+    for file, more in ((NAME, ("--name", "solo")), ("org-pair-1.turnout-model.tar", ())):
+        into = ("--to", "llamacpp", "--folder", str(models))
+        assert (await document("models", "import", str(tmp_path / file), *into, *more))["exit_code"] == 0
+    server = await asyncio.to_thread(real.llama_of_folder, models)
+    try:
+        configure(server.url)
+        assert {m["id"] for m in (await document("models"))["models"]} == {"solo", "org-pair-1"}
+        for name in ("solo", "org-pair-1"):
+            assert (await run_beside("ask", "--model", name, "--max-tokens", "2", "hello")).exit_code == 0
+    finally:
+        server.stop()
+
+
 async def test_a_model_that_is_not_the_recorded_one_does_not_travel(
     llama_factory: LlamaFactory, tmp_path: Path
 ) -> None:

@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from turnout.backends import base
 from turnout.backends.base import Identity, Inspection, dict_of, first_owner, json_object
 from turnout.backends.openai_compatible import OpenAICompatible
-from turnout.backends.shelf import Arrangement, Shelf, data_home, only_gguf, plain_files
+from turnout.backends.shelf import Arrangement, Shelf, data_home, only_gguf, together
 from turnout.errors import BackendError, EndpointDownError, ServerFailedError
 from turnout.guard.model_manifest import Manifest
 from turnout.types import ChatRequest, Endpoint, Health, Json, Message, Model, message
@@ -36,9 +38,9 @@ class _Shelf(Shelf):
 
     def arrange(self, manifest: Manifest, name: str) -> Arrangement:
         """The weights alone: it takes every GGUF there for a model."""
-        (weights,) = only_gguf(manifest, self.title, parts=False)
-        then = "start it anew: it lists the files that it finds then"
-        return Arrangement(name, then, {weights.name: dict(plain_files(manifest, name))[weights.name]})
+        weights = only_gguf(manifest, self.title, parts=False)
+        alone = msgspec.structs.replace(manifest, files=(*manifest.of("manifest"), *weights))
+        return together(alone, name, "start it anew: it lists the files that it finds then")
 
 
 class Gpt4All(OpenAICompatible):

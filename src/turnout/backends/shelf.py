@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -78,10 +78,12 @@ class Shelf:
 
 
 def together(manifest: Manifest, name: str, then: str) -> Arrangement:
-    """One file as it is; several in a folder of the model's name."""
+    """One file as it is, or under the model's new name; several in a folder of the model's name."""
     files = dict(plain_files(manifest, name))
     if len(files) == 1:
-        return Arrangement(name, then, files)
+        ((here, there),) = files.items()
+        renamed = there if name == manifest.model else plain_name(name) + PurePosixPath(there).suffix
+        return Arrangement(name, then, {here: renamed})
     return in_folder(manifest, name, plain_name(name), then)
 
 
