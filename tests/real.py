@@ -164,6 +164,16 @@ def llama_router(key: str = "") -> RealServer:
     return server
 
 
+def llama_of_folder(models: Path) -> RealServer:
+    """``llama-server`` as a router of what it finds in a folder."""
+    port = free_port()
+    command = [LLAMA_SERVER, "--models-dir", str(models), "--models-max", "1", "-c", "1024", "-t", "1", "--no-warmup"]
+    server = RealServer([*command, "--host", "127.0.0.1", "--port", str(port)], port, folder())
+    server.patience = 10.0
+    server.ready("/health")
+    return server
+
+
 def ollama(models: Path | None = None) -> RealServer:
     """``ollama serve`` with the store ``models``, or with two models of the test weights and another machine's stub."""
     port, place = free_port(), folder()

@@ -2174,5 +2174,31 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
         ),
     ),
     ("UI-5", "in a root of its own with the network cut", "deferred: opt-in, `make test-bundle` runs it"),
+    (
+        "UI-5",
+        "a model travels as one signed file, and is put in place when all of it is verified",
+        by(
+            "cli/test_models_travel.py::test_a_models_journey_from_one_real_server_to_another",
+            "cli/test_models_travel.py::test_a_model_of_a_store_comes_into_another_as_it_was",
+            code=(
+                "turnout.guard.model_archive:write_archive",
+                "turnout.guard.model_archive:Archive.check_signature",
+                "turnout.fleet.placing:place",
+            ),
+        ),
+    ),
+    (
+        "UI-5",
+        "... and nowhere when any of it is not as it was signed",
+        by(
+            "fleet/test_travel.py::test_what_is_not_as_it_was_signed_is_put_nowhere",
+            code="turnout.guard.model_archive:Archive._manifest",
+        ),
+    ),
+    (
+        "UI-5",
+        "... into the places that the local servers read",
+        by("backends/test_shelf.py::test_where_each_kind_looks", code="turnout.backends.shelf:plain_files"),
+    ),
     ("HA-1", "replicas", LATER),
 )

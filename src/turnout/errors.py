@@ -11,6 +11,7 @@
     ├── GuardError             a connection that the allow-list does not hold was refused
     ├── AuditError             the audit log cannot be written
     ├── StorageError           a file of ours (session store, data directory) cannot be used
+    ├── ArchiveError           a model on its way is not what was signed, or was not exported by Turnout
     ├── EditError              proposed edits cannot be carried out; nothing was changed
     ├── StoppingError          the gateway ends and serves no more
     ├── ListenError            the gateway cannot listen at its address (in use, not permitted)
@@ -189,6 +190,12 @@ class StorageError(TurnoutError):
     """A file or directory of ours cannot be read or written."""
 
     code = "storage"
+
+
+class ArchiveError(TurnoutError):
+    """A model's archive is not what was signed, or cannot be made of what is there; nothing was put anywhere."""
+
+    code = "archive"
 
 
 class EditError(TurnoutError):

@@ -57,6 +57,8 @@ LINES = {
     "models fit": "models fit",
     "models lock": "models lock",
     "models verify": "models verify",
+    "models export": "models export tiny --path tiny.gguf",
+    "models import": "models import tiny.turnout-model.tar --to lmstudio --folder models",
     "top": "top --json",
     "env": "env codex",
     "launch": "launch codex -- --version",
@@ -132,6 +134,7 @@ async def test_no_command_makes_a_packet_off_the_list(
     )
     Path(".git").mkdir()
     Path("shop.py").write_text("def total(prices: list[int]) -> int:\n    return sum(prices)\n")
+    Path("tiny.gguf").write_bytes(b"GGUF")
     Path("examples.jsonl").write_text(json.dumps({"query": "fix this bug", "category": "coding"}) + "\n")
     allow = AllowList.from_config(SecurityConfig())
     left, codes = dict[str, set[str]](), dict[str, int]()
@@ -144,7 +147,9 @@ async def test_no_command_makes_a_packet_off_the_list(
         if found := recorder.off(allow):
             left[line] = found
     assert left == {}
-    assert [codes[LINES[name]] for name in ("ask", "discover", "models", "explain", "key rotate")] == [0] * 5
+    assert [codes[LINES[name]] for name in ("ask", "discover", "models", "explain", "key rotate", "models import")] == [
+        0
+    ] * 6
 
 
 @pytest.mark.isolated

@@ -33,6 +33,7 @@ from turnout.types import ChatRequest, Details, Endpoint, Event, Health, Json, M
 from turnout.wire.base import Completion
 
 if TYPE_CHECKING:
+    from turnout.backends.shelf import Shelf
     from turnout.guard.network import HttpClient, Reply
 
 MAX_ERROR_CHARS = 300
@@ -164,6 +165,7 @@ class Backend:
         default_slots: requests that it serves at once where it does not tell; 0 for those that queue any number well.
         cuts_silently: it may drop the beginning of a prompt that is too long, and answers as if nothing were missing.
         structures: it holds an answer to the JSON schema that is asked for.
+        shelf: where it reads models from; None where nothing can be imported.
     """
 
     kind: str
@@ -182,6 +184,7 @@ class Backend:
     default_slots: int = 0
     cuts_silently: bool = False
     structures: bool = True
+    shelf: Shelf | None = None
 
     def identify(self, replies: Mapping[str, Reply]) -> Identity | None:
         """The verdict from the replies that came (by path), or None. Never by port or status alone."""

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from turnout.backends import base
 from turnout.backends.base import Identity, Inspection, dict_of, first_owner, json_object
 from turnout.backends.openai_compatible import OpenAICompatible
+from turnout.backends.shelf import Arrangement, Shelf, data_home, only_gguf, together
 from turnout.errors import BackendError, EndpointDownError, ServerFailedError
+from turnout.guard.model_manifest import Manifest
 from turnout.types import ChatRequest, Endpoint, Health, Json, Message, Model, message
 from turnout.wire.base import result_text
 
@@ -22,6 +28,21 @@ _POST_ONLY = ("method_not_supported", "Only POST requests are accepted.")
 _OFF = "its API server is switched off in the application's settings"
 
 
+class _Shelf(Shelf):
+    """One folder of single files, this user's, unless its settings say otherwise (its chat/src/mysettings.cpp)."""
+
+    def folders(self, env: Mapping[str, str]) -> tuple[Path, ...]:
+        """``nomic.ai/GPT4All`` where applications keep local data."""
+        local = Path(env["LOCALAPPDATA"]) if sys.platform == "win32" and env.get("LOCALAPPDATA") else data_home(env)
+        return (local / "nomic.ai" / "GPT4All",) if local is not None else ()
+
+    def arrange(self, manifest: Manifest, name: str) -> Arrangement:
+        """The weights alone: it takes every GGUF there for a model."""
+        weights = only_gguf(manifest, self.title, parts=False)
+        alone = msgspec.structs.replace(manifest, files=(*manifest.of("manifest"), *weights))
+        return together(alone, name, "start it anew: it lists the files that it finds then")
+
+
 class Gpt4All(OpenAICompatible):
     """A desktop application whose server answers one request at a time, in one piece, and knows little of the protocol.
 
@@ -31,6 +52,7 @@ class Gpt4All(OpenAICompatible):
 
     kind = "gpt4all"
     title = "GPT4All"
+    shelf = _Shelf(title)
     default_urls = ("http://127.0.0.1:4891",)
     default_slots = 1
     structures = False

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from turnout.backends import base
 from turnout.backends.base import Identity, Inspection, dict_of, int_of, json_object, replied, rows, text_of
 from turnout.backends.openai_compatible import OpenAICompatible
+from turnout.backends.shelf import Arrangement, Shelf, as_yaml, data_home, given_dirs, in_folder, only_gguf, place_of
 from turnout.errors import BackendError, RequestRefusedError, UnknownModelError
+from turnout.files import read_file
+from turnout.guard.model_manifest import Manifest, plain_name
 from turnout.types import ChatRequest, Endpoint, Health, Json, Model
 from turnout.wire import anthropic
 
@@ -24,11 +29,43 @@ _NOT_RUNNING = re.compile(r"no running session found|no models are available", r
 _HOST_HINT = "add the host's name to the trusted hosts in Jan's settings"
 
 
+class _Shelf(Shelf):
+    """``llamacpp/models/ID/`` with a ``model.yml`` below its data folder (src-tauri/src/core/app/commands.rs)."""
+
+    def folders(self, env: Mapping[str, str]) -> tuple[Path, ...]:
+        """``JAN_DATA_FOLDER``, else what its settings name, else ``Jan/data`` where applications keep data."""
+        below = Path("llamacpp", "models")
+        if given := given_dirs(env, "JAN_DATA_FOLDER"):
+            return (given[0] / below,)
+        place = data_home(env)
+        if place is None:
+            return ()
+        data = place / "Jan" / "data"
+        with suppress(OSError, ValueError):
+            told = text_of(json_object(read_file(place / "Jan" / "settings.json")).get("data_folder"))
+            data = Path(told) if Path(told).is_absolute() else data
+        return (data / below,)
+
+    def arrange(self, manifest: Manifest, name: str) -> Arrangement:
+        """The files, and the description that names them from the data folder on."""
+        weights, folder = only_gguf(manifest, self.title), plain_name(name)
+        made = in_folder(manifest, folder, folder, "start Jan anew: it lists what it finds then")
+        about: dict[str, object] = {
+            "model_path": f"llamacpp/models/{place_of(made.places, weights)}",
+            "name": folder,
+            "size_bytes": sum(part.size for part in weights),
+        }
+        if projector := place_of(made.places, manifest.of("projector")):
+            about["mmproj_path"] = f"llamacpp/models/{projector}"
+        return replace(made, written={f"{folder}/model.yml": as_yaml(about)})
+
+
 class Jan(OpenAICompatible):
     """It serves the models that its app has started and starts none; some of them run at a provider elsewhere."""
 
     kind = "jan"
     title = "Jan"
+    shelf = _Shelf(title)
     default_urls = ("http://127.0.0.1:1337",)
     default_slots = 1
     key_headers = ("Authorization", "X-Api-Key")

@@ -16,6 +16,7 @@ import msgspec
 from turnout.backends import base
 from turnout.backends.base import Identity, Inspection, dict_of, float_of, int_of, json_object, replied, rows, text_of
 from turnout.backends.openai_compatible import OpenAICompatible
+from turnout.backends.shelf import Shelf
 from turnout.errors import BackendError, EndpointBusyError, PhaseTimeoutError, RequestRefusedError, ServerFailedError
 from turnout.types import ChatRequest, Endpoint, Health, Json, Model
 from turnout.wire import openai_chat
@@ -37,6 +38,7 @@ class KoboldCpp(OpenAICompatible):
 
     kind = "koboldcpp"
     title = "KoboldCpp"
+    shelf = Shelf(title)
     default_urls = ("http://127.0.0.1:5001",)
     default_slots = 1
     probes = ("/.well-known/serviceinfo",)

@@ -12,13 +12,16 @@ import re
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from turnout.backends import base
 from turnout.backends.base import Identity, Inspection, Told, dict_of, int_of, json_object, rows, text_of
 from turnout.backends.openai_compatible import OpenAICompatible, meta_of
+from turnout.backends.shelf import Arrangement, Shelf, given_dirs, only_gguf, together
 from turnout.errors import ServerFailedError, UnknownModelError
+from turnout.guard.model_manifest import Manifest
 from turnout.types import ChatRequest, Details, Endpoint, Health, Json, Limits, Model, WireFormat
 from turnout.weights import Weights
 from turnout.wire import openai_chat, openai_text
@@ -44,11 +47,26 @@ _METRIC = re.compile(
 )
 
 
+class _Shelf(Shelf):
+    """What ``--models-dir`` names for a router of models; one that was started with a file reads that
+    (``load_from_models_dir`` in its common/preset.cpp)."""
+
+    def folders(self, env: Mapping[str, str]) -> tuple[Path, ...]:
+        """``LLAMA_ARG_MODELS_DIR``, which is that option."""
+        return given_dirs(env, "LLAMA_ARG_MODELS_DIR")
+
+    def arrange(self, manifest: Manifest, name: str) -> Arrangement:
+        """A single GGUF is a model; parts, and a projector, are one with their folder's name."""
+        only_gguf(manifest, self.title)
+        return together(manifest, name, "start `llama-server -m` with the file, or anew with `--models-dir`")
+
+
 class LlamaCpp(OpenAICompatible):
     """The server names itself in every reply's Server header, also while it loads."""
 
     kind = "llamacpp"
     title = "llama.cpp"
+    shelf = _Shelf(title)
     default_urls = ("http://127.0.0.1:8080",)
     native = frozenset({WireFormat.OPENAI_CHAT, WireFormat.ANTHROPIC})
     key_headers = ("Authorization", "X-Api-Key")

@@ -4,23 +4,51 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from turnout.backends import base
 from turnout.backends.base import Identity, Inspection, dict_of, int_of, json_object, replied, rows, text_of
 from turnout.backends.openai_compatible import OpenAICompatible
+from turnout.backends.shelf import Arrangement, Shelf, home, in_folder
 from turnout.errors import BackendError, ContextOverflowError, ServerFailedError, UnknownModelError
+from turnout.files import read_file
+from turnout.guard.model_manifest import Manifest, plain_name
 from turnout.types import Endpoint, Health, Json, Model
 
 if TYPE_CHECKING:
     from turnout.guard.network import HttpClient, Reply
 
+_NOBODY = "imported"  # publisher of a model whose name has none
 _TOKEN_WANTED = "LM Studio API token"  # noqa: S105 - what it says, no secret
 _KEPT = re.compile(r"n_keep:\s*(\d+)\s*>=\s*n_ctx:\s*(\d+)")
 _OLDER_KEPT = re.compile(r"keep the first (\d+) tokens.*context length of only (\d+)")
 _NO_MODEL = re.compile(r"invalid model identifier|no models? loaded", re.IGNORECASE)
 # Its engine's failures come under 400.
 _FAILED = re.compile(r"has crashed|crashed without|failed to load|model (?:is )?unloaded", re.IGNORECASE)
+
+
+class _Shelf(Shelf):
+    """``models/PUBLISHER/MODEL/`` below its home; what lies elsewhere it does not see (facts/services.md section 2,
+    Digest; its documentation, Import Models)."""
+
+    def folders(self, env: Mapping[str, str]) -> tuple[Path, ...]:
+        """Below the home that ``~/.lmstudio-home-pointer`` names, else ``~/.lmstudio``."""
+        own = home(env)
+        if own is None:
+            return ()
+        place = own / ".lmstudio"
+        with suppress(OSError, UnicodeDecodeError):
+            if (told := Path(read_file(own / ".lmstudio-home-pointer").decode().strip())).is_absolute():
+                place = told
+        return (place / "models",)
+
+    def arrange(self, manifest: Manifest, name: str) -> Arrangement:
+        """The owner in the name is the publisher."""
+        owner, _, model = name.rpartition("/")
+        folder = f"{plain_name(owner) or _NOBODY}/{plain_name(model)}"
+        return in_folder(manifest, name, folder, "it is in My Models; where it is not, start LM Studio anew")
 
 
 class LmStudio(OpenAICompatible):
@@ -31,6 +59,7 @@ class LmStudio(OpenAICompatible):
 
     kind = "lmstudio"
     title = "LM Studio"
+    shelf = _Shelf(title)
     default_urls = ("http://127.0.0.1:1234",)
     probes = ("/lmstudio-greeting",)
     cuts_silently = True

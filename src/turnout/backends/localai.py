@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from turnout.backends import base
 from turnout.backends.base import Identity, Inspection, dict_of, json_object, replied, rows, text_of
 from turnout.backends.openai_compatible import OpenAICompatible
+from turnout.backends.shelf import Arrangement, Shelf, as_yaml, given_dirs, in_folder, only_gguf, place_of
 from turnout.errors import BackendError, EndpointLoadingError, UnknownModelError
+from turnout.guard.model_manifest import Manifest, plain_name
 from turnout.types import Endpoint, Health, Json, Model
 
 if TYPE_CHECKING:
@@ -24,11 +28,36 @@ _CAPABILITY = {"completion": "chat", "embedding": "embeddings", "insert": "fim"}
 _OURS = frozenset({"chat", "tools", "vision", "thinking", "embeddings", "fim"})
 
 
+class _Shelf(Shelf):
+    """Its models path, with a YAML file for each model (core/cli/run.go and docs, Model Configuration)."""
+
+    def folders(self, env: Mapping[str, str]) -> tuple[Path, ...]:
+        """``LOCALAI_MODELS_PATH``; by default it is below where it was started, which nobody tells."""
+        return given_dirs(env, "LOCALAI_MODELS_PATH", "MODELS_PATH")
+
+    def arrange(self, manifest: Manifest, name: str) -> Arrangement:
+        """A folder of the files, and the description that names them."""
+        weights = only_gguf(manifest, self.title)
+        plain = plain_name(name)
+        made = in_folder(manifest, plain, plain, "start LocalAI anew: it reads its descriptions then")
+        about: dict[str, object] = {
+            "name": plain,
+            "backend": "llama-cpp",
+            "parameters": {"model": place_of(made.places, weights)},
+            "template": {"use_tokenizer_template": True},
+            "options": ["use_jinja:true"],
+        }
+        if projector := place_of(made.places, manifest.of("projector")):
+            about["mmproj"] = projector
+        return replace(made, written={f"{plain}.yaml": as_yaml(about)})
+
+
 class LocalAI(OpenAICompatible):
     """LocalAI."""
 
     kind = "localai"
     title = "LocalAI"
+    shelf = _Shelf(title)
     default_urls = ("http://127.0.0.1:8080",)
     key_headers = ("Authorization", "X-Api-Key", "Xi-Api-Key")
     probes = (_ABOUT, "/readyz")

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from turnout.backends import base
 from turnout.backends.base import Identity, Inspection, first_owner, json_object
 from turnout.backends.openai_compatible import OpenAICompatible
-from turnout.errors import BackendError, ServerFailedError, UnknownModelError
+from turnout.backends.shelf import Arrangement, Shelf, in_folder
+from turnout.errors import BackendError, ServerFailedError, UnknownModelError, UsageError
+from turnout.guard.model_manifest import Manifest, plain_name
 from turnout.types import ChatRequest, Endpoint, Health, Model
 
 if TYPE_CHECKING:
@@ -26,11 +28,22 @@ _NOTES = (
 )
 
 
+class _Shelf(Shelf):
+    """Folders, each of one model."""
+
+    def arrange(self, manifest: Manifest, name: str) -> Arrangement:
+        """Safetensors alone: it reads no GGUF."""
+        if manifest.of("manifest") or all(part.name.endswith(".gguf") for part in manifest.of("weights")):
+            raise UsageError(f"{self.title} reads no GGUF", hint="--to DIR puts it anywhere")
+        return in_folder(manifest, name, plain_name(name), "start it with `--model` and that folder")
+
+
 class Mlx(OpenAICompatible):
     """The server behind ``mlx_lm server``: Python's own HTTP server, one model in memory, others on request."""
 
     kind = "mlx"
     title = "MLX-LM"
+    shelf = _Shelf(title)
     default_urls = ("http://127.0.0.1:8080",)
     default_slots = 1
     structures = False

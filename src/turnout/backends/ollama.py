@@ -21,6 +21,7 @@ from turnout.backends.base import (
     rows,
     text_of,
 )
+from turnout.backends.ollama_shelf import OllamaShelf
 from turnout.backends.ollama_store import ollama_files, ollama_stores
 from turnout.backends.openai_compatible import vectors
 from turnout.errors import BackendError, RequestRefusedError, UnknownModelError
@@ -62,6 +63,9 @@ class Ollama(Backend):
     native = frozenset({WireFormat.OLLAMA, WireFormat.OLLAMA_GENERATE})
     from_root = True
     probes = ("/", "/api/version", "/api/status", "/api/tags")
+
+    def __init__(self) -> None:
+        self.shelf = OllamaShelf(self)
 
     def identify(self, replies: Mapping[str, Reply]) -> Identity | None:
         """Many servers emulate /api/tags; its greeting with /api/status, or with real digests, is the evidence."""

@@ -12,9 +12,16 @@ from pathlib import Path
 import msgspec
 
 from turnout.files import read_file
-from turnout.guard.identity import Files
+from turnout.guard.identity import Files, Role
 
 WEIGHTS_LAYER = "application/vnd.ollama.image.model"
+_ROLES: dict[str, Role] = {
+    WEIGHTS_LAYER: "weights",
+    "application/vnd.ollama.image.projector": "projector",
+    "application/vnd.ollama.image.adapter": "adapter",
+    "application/vnd.ollama.image.license": "licence",
+}
+SERVICE_STORE = Path("/usr/share/ollama/.ollama/models")
 _NAME_PART = re.compile(r"(?!\.)[\w.-]{1,200}\Z")
 _BLOB = re.compile(r"sha256:([0-9a-f]{64})\Z")
 
@@ -33,7 +40,7 @@ def ollama_stores(folders: Sequence[Path], env: Mapping[str, str] = os.environ) 
     """Where an Ollama on this machine may keep its models (facts/services.md section 1, Digest)."""
     home = Path(env["HOME"]) / ".ollama" / "models" if env.get("HOME") else None
     given = Path(env["OLLAMA_MODELS"]) if env.get("OLLAMA_MODELS") else None
-    usual = (given, home, Path("/usr/share/ollama/.ollama/models"))
+    usual = (given, home, SERVICE_STORE)
     return (*folders, *(store for store in usual if store is not None))
 
 
@@ -68,4 +75,7 @@ def _blobs(manifest: Path, data: bytes, store: Path) -> Files | None:
     weights = {store / "blobs" / f"sha256-{name}": None for layer, name in layers if layer.mediaType == WEIGHTS_LAYER}
     if not all(blob.is_file() for blob in blobs) or not weights:
         return None
-    return Files((manifest, *blobs), tuple(weights), blobs)
+    roles: dict[Path, Role] = {
+        store / "blobs" / f"sha256-{name}": _ROLES.get(layer.mediaType, "other") for layer, name in layers
+    }
+    return Files((manifest, *blobs), tuple(weights), blobs, store, {manifest: "manifest", **roles})

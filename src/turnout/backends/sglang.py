@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from turnout.backends import base
 from turnout.backends.base import Identity, Inspection, first_owner, float_of, int_of, json_object, rows, text_of
 from turnout.backends.openai_compatible import OpenAICompatible, tokenized
+from turnout.backends.shelf import Shelf
 from turnout.errors import BackendError, ContextOverflowError
 from turnout.types import ChatRequest, Endpoint, Health, Json, Model
 
@@ -26,6 +27,7 @@ class SgLang(OpenAICompatible):
 
     kind = "sglang"
     title = "SGLang"
+    shelf = Shelf(title)
     default_urls = ("http://127.0.0.1:30000",)
     probes = ("/v1/models", "/", "/ready")
     template_switch = True

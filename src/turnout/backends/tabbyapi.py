@@ -21,7 +21,9 @@ from turnout.backends.base import (
     text_of,
 )
 from turnout.backends.openai_compatible import OpenAICompatible
+from turnout.backends.shelf import Arrangement, Shelf, in_folder
 from turnout.errors import BackendError, KeyRefusedError, RequestRefusedError, ServerFailedError, UnknownModelError
+from turnout.guard.model_manifest import Manifest, plain_name
 from turnout.types import Endpoint, Health, Json, Model
 from turnout.wire.base import Lines
 
@@ -35,6 +37,14 @@ _NOTES = (
 _OPEN = "wants no key: whoever reaches it may load, unload and download models"
 
 
+class _Shelf(Shelf):
+    """A folder of each model below its ``model_dir`` (facts/services.md section 14)."""
+
+    def arrange(self, manifest: Manifest, name: str) -> Arrangement:
+        """Its own folder, also for one file."""
+        return in_folder(manifest, name, plain_name(name), "load it with its admin key, or start it with this model")
+
+
 class TabbyApi(OpenAICompatible):
     """One model in memory. Without inline loading, which is off by default, it answers for any other with that one.
 
@@ -44,6 +54,7 @@ class TabbyApi(OpenAICompatible):
 
     kind = "tabbyapi"
     title = "TabbyAPI"
+    shelf = _Shelf(title)
     default_urls = ("http://127.0.0.1:5000",)
     key_headers = ("Authorization", "X-Api-Key", "X-Admin-Key")
     probes = ("/.well-known/serviceinfo", "/v1/models")

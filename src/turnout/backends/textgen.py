@@ -14,7 +14,9 @@ import msgspec
 from turnout.backends import base
 from turnout.backends.base import Identity, Inspection, int_of, json_object, replied, text_of
 from turnout.backends.openai_compatible import OpenAICompatible
+from turnout.backends.shelf import Arrangement, Shelf, together
 from turnout.errors import BackendError, RequestRefusedError
+from turnout.guard.model_manifest import Manifest
 from turnout.types import ChatRequest, Endpoint, Health, Image, Model, Reasoning
 from turnout.wire import openai_chat
 
@@ -31,11 +33,20 @@ SMALLEST_WINDOW = 8192
 _HOST = "refuses the Host header it is sent: it takes localhost alone unless it was started with --listen"
 
 
+class _Shelf(Shelf):
+    """``user_data/models`` below where it is installed, which nobody tells: its ``--model-dir`` (modules/shared.py)."""
+
+    def arrange(self, manifest: Manifest, name: str) -> Arrangement:
+        """A single GGUF lies beside others, more files have a folder."""
+        return together(manifest, name, "press refresh in its Model tab, or start it with `--model`")
+
+
 class TextGen(OpenAICompatible):
     """Only the loaded model is listed: asked for another one, it would answer with this one."""
 
     kind = "textgen"
     title = "text-generation-webui"
+    shelf = _Shelf(title)
     default_urls = ("http://127.0.0.1:5000",)
     default_slots = 1
     probes = (INFO,)

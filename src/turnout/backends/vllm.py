@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from turnout.backends import base
 from turnout.backends.base import Identity, Inspection, first_owner, json_object, replied, text_of
 from turnout.backends.openai_compatible import OpenAICompatible, tokenized
+from turnout.backends.shelf import Shelf
 from turnout.errors import BackendError
 from turnout.types import ChatRequest, Endpoint, Health, Json, Model, WireFormat
 from turnout.weights import Weights
@@ -32,6 +33,7 @@ class Vllm(OpenAICompatible):
 
     kind = "vllm"
     title = "vLLM"
+    shelf = Shelf(title)
     default_urls = ("http://127.0.0.1:8000",)
     native = frozenset({WireFormat.OPENAI_CHAT, WireFormat.ANTHROPIC, WireFormat.RESPONSES})
     probes = ("/v1/models", "/version")

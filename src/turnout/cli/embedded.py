@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from turnout.cli.output import cell, json_option, note, print_json, table
+from turnout.cli.output import cell, json_option, note, print_json, progress_bar, table
 from turnout.errors import EXIT_FAILED
 
 if TYPE_CHECKING:
@@ -40,7 +37,7 @@ def install(file: str | None, as_json: bool) -> None:
     from turnout.embedded import how_to_add_engine
     from turnout.embedded import install as put_in_place
 
-    with _progress() as progress:
+    with progress_bar() as progress:
         asyncio.run(put_in_place(data_dir(), file=Path(file) if file else None, progress=progress))
     found = _status()
     if as_json:
@@ -108,25 +105,3 @@ def _missing(found: EmbeddedStatus) -> dict[str, Json]:
     else:
         said, hint = "the engine is not installed", how_to_add_engine()
     return {"code": "embedded", "message": said, "hint": hint}
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on a terminal; elsewhere one line on stderr for each new step."""
-    if not sys.stderr.isatty():
-        told: list[str] = []
-
-        def tell(step: str, done: int, total: int) -> None:
-            if step not in told:
-                told.append(step)
-                note(step)
-
-        yield tell
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("starting", total=None)
-        yield lambda step, done, total: bar.update(task, description=cell(step), completed=done, total=total)

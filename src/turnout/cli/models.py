@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from turnout.cli.models_lock import lock, verify
+from turnout.cli.models_travel import export, import_
 from turnout.cli.output import cell, json_option, loaded_config, note, print_json, table, waiting
 from turnout.errors import UsageError
 
@@ -60,6 +61,8 @@ def models(context: click.Context, capabilities: bool, name: str, why: str | Non
 
 models.add_command(lock)
 models.add_command(verify)
+models.add_command(export)
+models.add_command(import_)
 
 
 @models.command()

@@ -138,7 +138,7 @@ async def _record(
     from turnout.fleet.locking import record
 
     places = tuple(dict.fromkeys((*identity_rules(loaded).folders, *folders)))
-    async with open_router(_verifying(loaded, on=False), whole=True) as router:
+    async with open_router(verifying(loaded, on=False), whole=True) as router:
         catalog = router.catalog
         if not catalog.serving:
             raise NoServiceError("no local LLM service available: there is nothing to record", probed=catalog.probed)
@@ -153,7 +153,7 @@ async def _verified(loaded: LoadedConfig, lock: Lock, told: Callable[[str], None
     from turnout.fleet.locking import read_files, served
 
     folders, digests = (*identity_rules(loaded).folders, *map(Path, lock.folders)), model_digests()
-    async with open_router(_verifying(loaded, on=True), whole=True) as router:
+    async with open_router(verifying(loaded, on=True), whole=True) as router:
         verifier = router.fleet.verifier
         assert verifier is not None, "it was switched on"
         await verifier.checked_all()
@@ -181,7 +181,7 @@ def _absent(record: LockedModel) -> _Row:
     return _Row(record.id, record.service, "absent", why, digest=record.digest, weights=record.weights)
 
 
-def _verifying(loaded: LoadedConfig, *, on: bool) -> LoadedConfig:
+def verifying(loaded: LoadedConfig, *, on: bool) -> LoadedConfig:
     """The configuration with verification on or off, whatever it says of that."""
     replace = msgspec.structs.replace
     security = replace(loaded.config.security, verify_checksums=on)

@@ -132,6 +132,28 @@ def waiting(text: str) -> Iterator[Callable[[str], None]]:
         yield update
 
 
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on a terminal; elsewhere one line on stderr for each new step."""
+    if not sys.stderr.isatty():
+        told: list[str] = []
+
+        def tell(step: str, done: int, total: int) -> None:
+            if step not in told:
+                told.append(step)
+                note(step)
+
+        yield tell
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("starting", total=None)
+        yield lambda step, done, total: bar.update(task, description=cell(step), completed=done, total=total)
+
+
 def loaded_config(path: str | None) -> LoadedConfig:
     """The configuration, its warnings told on stderr; a lifted allow-list is never silent (SPEC SEC-1).
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -23,6 +23,8 @@ from turnout.files import read_file, replace_file
 
 # Device, inode, size, mtime and ctime in nanoseconds.
 Stamp: TypeAlias = tuple[int, int, int, int, int]
+# What a file is to its model.
+Role: TypeAlias = Literal["weights", "projector", "adapter", "licence", "manifest", "other"]
 
 BUFFER_BYTES = 4_000_000
 MAX_KNOWN = 4096
@@ -41,11 +43,15 @@ class Files:
         paths: all of them.
         weights: those whose digest names the model: one file's own, else that of the sorted list of all.
         named: of files that are called after their digest, the digest.
+        root: of files that are known by their place below a folder, that folder.
+        roles: of files whose names do not tell, what they are.
     """
 
     paths: tuple[Path, ...]
     weights: tuple[Path, ...]
     named: Mapping[Path, str] = field(default_factory=dict)
+    root: Path | None = None
+    roles: Mapping[Path, Role] = field(default_factory=dict)
 
 
 class StoppedError(Exception):

@@ -85,18 +85,28 @@ def read_public(path: Path) -> PublicKey:
     Raises:
         StorageError: it is not there, or is none.
     """
+    try:
+        key = public_of(read_file(path))
+    except OSError as error:
+        said = f"the public key {path} cannot be read: {error.strerror}"
+        raise StorageError(said, hint=f"give the file {PUBLIC}") from error
+    if key is None:
+        said = f"the public key {path} cannot be read: it is no public key in PEM, or not Ed25519"
+        raise StorageError(said, hint=f"give the file {PUBLIC}")
+    return key
+
+
+def public_of(pem: bytes) -> PublicKey | None:
+    """A public key in PEM, None when it is none."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     try:
-        key = load_pem_public_key(read_file(path))
-    except (OSError, ValueError, UnsupportedAlgorithm) as error:
-        said = error.strerror if isinstance(error, OSError) else "it is no public key in PEM"
-        raise StorageError(f"the public key {path} cannot be read: {said}", hint=f"give the file {PUBLIC}") from error
-    if not isinstance(key, Ed25519PublicKey):
-        raise StorageError(f"the public key {path} is not Ed25519", hint=f"give the file {PUBLIC}")
-    return PublicKey(key)
+        key = load_pem_public_key(pem)
+    except (ValueError, UnsupportedAlgorithm):
+        return None
+    return PublicKey(key) if isinstance(key, Ed25519PublicKey) else None
 
 
 def _private(folder: Path) -> Ed25519PrivateKey:

@@ -1,0 +1,197 @@
+"""Making one file of a model, to be carried to where nothing can be fetched (SPEC UI-5)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from turnout.errors import ArchiveError, StorageError, UsageError
+from turnout.guard.identity import Files, files_at, weights_digest
+from turnout.guard.model_archive import Source, Told, write_archive
+from turnout.guard.model_manifest import MAX_PARTS, SUFFIX, Manifest, plain_name, role_of
+from turnout.guard.signing import Signer
+
+PART = ".part"
+SPARE_BYTES = 1_000_000  # a list, and what the file system needs
+
+
+def sources_at(paths: Sequence[Path]) -> tuple[Source, ...]:
+    """The files of a model that somebody names: files, all parts of one that is split, folders whole.
+
+    Raises:
+        UsageError: there are none.
+        OSError: they cannot be looked at.
+    """
+    found = dict[Path, Source]()
+    for path in paths:
+        for source in _sources_below(path) if path.is_dir() else _sources_of_file(path):
+            found.setdefault(source.path, source)
+    return tuple(found.values())
+
+
+def sources_of(files: Files) -> tuple[Source, ...]:
+    """The files of a served model. Raises as ``sources_at``."""
+    first = files.paths[0]
+    if files.root is None and len(files.paths) > 1 and first.suffix != ".gguf":
+        return sources_at([first.parent])
+    return tuple(_source(path, files) for path in files.paths)
+
+
+def _source(path: Path, files: Files) -> Source:
+    name = path.relative_to(files.root).as_posix() if files.root is not None else path.name
+    return Source(path, name, files.roles.get(path) or role_of(name), files.named.get(path, ""))
+
+
+def _sources_of_file(path: Path) -> Iterator[Source]:
+    files = files_at(path)
+    if files is None:
+        raise UsageError(f"there is no file {path}", hint="give the file of the weights, or their folder")
+    yield from (_source(each, files) for each in files.paths)
+
+
+def _sources_below(folder: Path) -> Iterator[Source]:
+    """Every file of a folder but for hidden ones; a link to a file is that file, one to a folder is not followed."""
+    paths = [Path(place, name) for place, _, names in _walk(folder) for name in names if name[0] != "."]
+    if len(paths) > MAX_PARTS:
+        raise UsageError(f"{folder} has {len(paths):,} files", hint="name the folder of one model")
+    for path in sorted(paths):
+        name = path.relative_to(folder).as_posix()
+        yield Source(path, name, role_of(name))
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    def raised(error: OSError) -> None:
+        raise error
+
+    for place, below, names in os.walk(folder, onerror=raised):
+        below[:] = sorted(name for name in below if name[0] != ".")
+        yield place, below, names
+
+
+def digest_of_weights(sources: Sequence[Source]) -> Callable[[dict[Path, str]], str]:
+    """What makes the digest of the weights of those of the files, as the lock file of models has it."""
+    weights = [source for source in sources if source.role == "weights"]
+    folder = {source.path.parent for source in weights}
+    whole = len(weights) > 0 and weights[0].path.suffix == ".safetensors" and len(folder) == 1
+    paths = tuple(source.path for source in weights)
+    if whole and (files := files_at(folder.pop())) is not None:
+        paths = tuple(path for path in files.weights if path in {source.path for source in sources})
+
+    def made(digests: dict[Path, str]) -> str:
+        found = weights_digest(Files(paths, paths), digests.get)
+        assert found is not None, "all files were read"
+        return found
+
+    return made
+
+
+def archive_path(out: Path | None, model: str) -> Path:
+    """Where an archive goes: into a folder, to a file, or by default here."""
+    name = plain_name(model) + SUFFIX
+    if out is None:
+        return Path(name)
+    return out / name if out.is_dir() else out
+
+
+def pack(
+    path: Path,
+    manifest: Manifest,
+    sources: Sequence[Source],
+    signer: Signer,
+    told: Told,
+    agreed: Callable[[Manifest], None],
+) -> Manifest:
+    """Write the archive, at once or not at all.
+
+    Args:
+        agreed: is shown what would be there, and raises what speaks against it.
+
+    Raises:
+        ArchiveError: a file has changed meanwhile, is not what its name says, or cannot be read.
+        StorageError: the archive cannot be written.
+    """
+    _require_readable(sources)
+    _require_room(path.parent, sum(source.path.stat().st_size for source in sources))
+    part = path.with_name(path.name + PART)
+    try:
+        with _new(part) as out:
+            made = write_archive(out, manifest, sources, digest_of_weights(sources), signer, told)
+            agreed(made)
+        part.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        what = error.strerror or str(error)
+        raise StorageError(f"{path} cannot be written: {what}; nothing is left of it", hint="-o elsewhere") from error
+    return made
+
+
+def _require_readable(sources: Iterable[Source]) -> None:
+    """Before anything is written: a model of which a file cannot be read is not begun."""
+    for source in sources:
+        try:
+            with source.path.open("rb"):
+                pass
+        except OSError as error:
+            said = f"{source.path} cannot be read: {error.strerror or error}"
+            raise ArchiveError(said, hint="run it as who owns the file, or make it readable") from error
+
+
+def _require_room(folder: Path, size: int) -> None:
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be written to: {error.strerror or error}", hint="-o elsewhere") from error
+    require_room(folder, size, free)
+
+
+def require_room(folder: Path, size: int, free: int) -> None:
+    """Raises StorageError: ``size`` bytes do not fit there."""
+    if size + SPARE_BYTES > free:
+        said = f"{folder} has no room: {size / 1e9:,.2f} GB are needed, {free / 1e9:,.2f} GB are free"
+        raise StorageError(said, hint="make room, or name another place")
+
+
+@contextmanager
+def _new(part: Path) -> Iterator[BinaryIO]:
+    """A new file, in place of what a killed export left; it goes when what is done with it fails.
+
+    Raises:
+        StorageError: another export is writing it.
+        OSError: it cannot be made.
+    """
+    descriptor = os.open(part, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    with os.fdopen(descriptor, "wb") as out:
+        _lock(descriptor, part)
+        try:
+            out.truncate()
+            yield out
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+
+def _lock(descriptor: int, part: Path) -> None:
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise StorageError(f"another export is writing {part}", hint="wait for it, or -o another file") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make new names outlive a power cut, where a folder can be told to. Raises OSError."""
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
