@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -14,11 +15,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from turnout.errors import AuditError, StorageError
 from turnout.guard.audit import AuditLog, Keeping, Seal, open_audit
-from turnout.guard.chain import ChainReport, lines_of, log_files, read_head, rotated_files, rotated_name, verify
+from turnout.guard.chain import FIRST_HASH, ChainReport, lines_of, log_files, read_head, rotated_files, rotated_name, verify
 from turnout.guard.records import QueryStart
 from turnout.guard.signing import Signer, read_public
 
@@ -192,6 +194,63 @@ def test_whoever_writes_next_notes_a_tail_that_was_cut_off(path: Path) -> None:
     write(path, 1)
     assert events(path)[-2:] == ["security:log_replaced", "query"]
     assert checked(path).alarms == ("audit.log:4: security:log_replaced",)
+
+
+def computed_anew(log: Path) -> bytes:
+    """The log without its errors, each line with the hash of the one before: what needs no private key."""
+    previous, lines = FIRST_HASH, []
+    for line in log.read_bytes().splitlines():
+        record = {**json.loads(line), "error": None, "previous_hash": previous}
+        lines.append(json.dumps(record, separators=(",", ":")).encode())
+        previous = hashlib.sha256(lines[-1]).hexdigest()
+    return b"".join(line + b"\n" for line in lines)
+
+
+@pytest.mark.parametrize("when", ["before a start", "while it is open"])
+def test_no_writer_signs_a_log_that_was_computed_anew(path: Path, when: str) -> None:
+    """Else the next head would cover what somebody has put in the log's place."""
+    log = opened(path)
+    for number in range(9):
+        log.event("access", error=f"what he did, {number}")
+    log.seal()
+    if when != "while it is open":
+        log.close()
+        log = opened(path)
+    fresh = path.with_name("fresh")
+    fresh.write_bytes(computed_anew(path))
+    fresh.replace(path)
+    log.event("access")
+    log.close()
+    assert events(path)[-2:] == ["security:log_replaced", "access"]
+    assert len(checked(path).alarms) == 1
+
+
+@pytest.mark.parametrize("what", ["changed", "of another key"])
+def test_a_head_that_is_not_ours_is_told_by_the_next_writer(path: Path, tmp_path: Path, what: str) -> None:
+    write(path, 5)
+    head = tmp_path / "data" / "head"
+    found = read_head(head)
+    assert found is not None
+    if what == "changed":
+        found = msgspec.structs.replace(found, sequence=4)
+    else:
+        found = msgspec.structs.replace(found, signature=Signer(tmp_path / "other").sign(found.text))
+    head.write_bytes(msgspec.json.encode(found))
+    write(path, 1)
+    assert events(path)[-2:] == ["security:log_replaced", "query"]
+    assert checked(path).ok
+    assert len(checked(path).alarms) == 1
+
+
+def test_a_log_that_others_write_and_rotate_meanwhile_is_as_it_was(path: Path) -> None:
+    idle = opened(path)
+    idle.start(START)
+    write(path, 40, rotate_bytes=3000)
+    idle.start(START)
+    idle.close()
+    assert len(log_files(path)) > 3
+    assert "security:log_replaced" not in events(path)
+    assert checked(path).ok
 
 
 def test_a_log_that_was_computed_anew_fails_at_its_first_checkpoint(path: Path, tmp_path: Path) -> None:

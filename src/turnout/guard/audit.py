@@ -52,6 +52,7 @@ from turnout.guard.chain import (
     read_head,
     rotated_files,
     rotated_name,
+    still_has,
 )
 from turnout.guard.records import EditedFile, QueryEnd, QueryStart, Record, attempt_of, encode
 from turnout.guard.signing import Signer
@@ -465,7 +466,7 @@ class AuditLog:
 
     def _catch_up(self, size: int) -> bytes:
         """Continue after what is in the file now; what must be written first to end a half line and note the find."""
-        known, known_hash = self._known()
+        known, known_hash, wrong = self._known()
         last, since = last_record(self._file, size)
         self._ended = last is not None and last.event_type == ROTATED and since.count(b"\n") == 1
         self._sequence = last.sequence if last else 0
@@ -480,20 +481,29 @@ class AuditLog:
             kind = HALF_LINE if lead and b"\n" not in stray else DAMAGED_LINE
             lead += self._note(kind, f"{len(stray)} bytes after record {self._sequence} are no record")
         if before < known:
+            wrong = f"the log was moved, deleted or cut after record {known}, whose hash is {known_hash}"
+        elif known and not wrong and not still_has(self._path, known, known_hash):
+            wrong = f"record {known} is another than was written, whose hash is {known_hash}"
+        if wrong:
             self._anew = True
-            found = f"the log was moved, deleted or cut after record {known}, whose hash is {known_hash}"
-            lead += self._note(LOG_REPLACED, found)
+            lead += self._note(LOG_REPLACED, wrong)
         if full is not None:
             self._continued = True
             lead += self._link(Record(timestamp=_now(), event_type=CONTINUED, file=full[0]))
         return lead
 
-    def _known(self) -> tuple[int, str]:
-        """How far the log had come when this process, or by its head another one, last wrote."""
+    def _known(self) -> tuple[int, str, str]:
+        """How far the log had come when this process, or by its head another one, last wrote; what is wrong with that
+        head, or ""."""
         if self._sequence or self._seal is None:
-            return self._sequence, self._previous
+            return self._sequence, self._previous, ""
         head = _head_or_none(self._seal.head)
-        return (head.sequence, head.hash) if head is not None else (0, FIRST_HASH)
+        if head is None:
+            return 0, FIRST_HASH, ""
+        with suppress(StorageError):  # a key that cannot be used is told of when something is to be signed
+            if not self._seal.signer.public.signed(head.signature, head.text):
+                return 0, FIRST_HASH, "the head of the log was changed, or another key signed it"
+        return head.sequence, head.hash, ""
 
     def _note(self, event_type: str, found: str) -> bytes:
         return self._link(Record(timestamp=_now(), event_type=event_type, success=False, error=found))

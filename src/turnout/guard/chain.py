@@ -36,7 +36,7 @@ SIGNED = frozenset({CHECKPOINT, ROTATED, RETIRED})
 ALARMS = frozenset({DAMAGED_LINE, LOG_REPLACED, GAP})
 MAX_ALARMS = 20
 _DIGITS = 12
-_TAIL_BYTES = 4096
+_TAIL_BYTES, _MAX_REACH = 4096, 16_000_000
 MAX_LINE = 64_000_000  # bytes; no record has so many
 
 
@@ -197,6 +197,40 @@ def last_record(file: int, size: int) -> tuple[Link | None, bytes]:
         if start == 0:
             return None, tail
         reach *= 16
+
+
+def still_has(path: Path, sequence: int, digest: str) -> bool:
+    """Whether a record of a log is the one whose line has that hash; True also where its file is gone, which
+    verification tells of. Raises OSError."""
+    found = _line_of(path, sequence)
+    if found is None:
+        first = rotated_name(path, sequence).name
+        full = (_line_of(file, sequence) for file in rotated_files(path) if file.name >= first)
+        found = next((line for line in full if line is not None), None)
+    return found is None or hashlib.sha256(found).hexdigest() == digest
+
+
+def _line_of(path: Path, sequence: int) -> bytes | None:
+    """The line of a record, that of the one before it where there is none, and None where all are later."""
+    with open_regular(path) as file:
+        first = decode_link(_read(file.fileno(), 0, _TAIL_BYTES).partition(b"\n")[0])
+        if first is not None and first.sequence > sequence:
+            return None
+        for line in _lines_backwards(file.fileno(), os.fstat(file.fileno()).st_size):
+            link = decode_link(line)
+            if link is not None and link.sequence <= sequence:
+                return line
+    return None
+
+
+def _lines_backwards(file: int, end: int) -> Iterator[bytes]:
+    rest, reach = b"", _TAIL_BYTES
+    while end:
+        start = max(0, end - reach)
+        first, *lines = (_read(file, start, end - start) + rest).split(b"\n")
+        yield from reversed(lines)
+        rest, end, reach = first, start, min(reach * 16, _MAX_REACH)
+    yield rest
 
 
 def _read(file: int, start: int, length: int) -> bytes:
