@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 import time
 from pathlib import Path
 
@@ -123,10 +124,19 @@ def test_what_is_exported_verifies_anywhere(asked: Path, tmp_path: Path) -> None
     (tmp_path / "data").rename(tmp_path / "gone")
     whole = run("audit", "verify", str(away / "audit.log"))
     assert (whole.exit_code, "signed to its end" in whole.stdout) == (0, True)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in away.iterdir()} == {0o600}
     (away / "audit.head").unlink()
     assert "not checked: its end: no head" in run("audit", "verify", str(away / "audit.log")).stdout
     again = run("audit", "export", str(away))
     assert again.exit_code != 0
+
+
+@pytest.mark.parametrize("what", ["*.head", "signing.pub"])
+def test_a_log_whose_own_key_or_head_is_gone_is_not_whole(asked: Path, what: str, tmp_path: Path) -> None:
+    """Whoever changes a log takes away what would show it."""
+    next((tmp_path / "data" / "signing").glob(what)).unlink()
+    found = run("audit", "verify")
+    assert (found.exit_code, "not checked: " in found.stdout) == (1, True)
 
 
 def test_a_key_of_somebody_else_does_not_verify(asked: Path, tmp_path: Path) -> None:

@@ -181,6 +181,27 @@ async def test_a_lock_that_is_broken_while_it_serves_stops_it(two: tuple[Fake, F
     assert len(events(data, "security:models_lock")) == 1
 
 
+@pytest.mark.parametrize("how", ["deleted", "its folder is gone"])
+async def test_a_lock_that_goes_away_while_it_serves_is_an_alarm(
+    how: str, two: tuple[Fake, Fake, list[str]], data: Path
+) -> None:
+    _, _, urls = two
+    async with locked(urls[0]) as router:
+        lock_file = data / "models.lock.json"
+        lock_file.unlink()
+        if how != "deleted":
+            lock_file.symlink_to(data / "share" / "models.lock.json")
+        await router.refresh()
+        await router.refresh()
+        if how == "deleted":
+            assert (await ask(router)).text == "".join(WORDS)
+        else:
+            with pytest.raises(ModelBlockedError, match="leads to a file that is not there"):
+                await ask(router)
+    (event,) = events(data, "security:models_lock")
+    assert ("is gone: models are not verified any more" in event["error"]) is (how == "deleted")
+
+
 async def test_without_a_lock_a_name_that_means_other_weights_is_an_alarm_and_serves(
     two: tuple[Fake, Fake, list[str]], data: Path
 ) -> None:

@@ -237,6 +237,10 @@ async def test_a_renewed_certificate_is_taken_on_sighup_and_a_broken_one_is_not(
         child.send_signal(signal.SIGHUP)
         assert "are no pair" in await process.says("Error")
         assert await serial() == second
+        cert.write_bytes(site.certify("other")[0].read_bytes())  # renewed half way: the key is still to come
+        child.send_signal(signal.SIGHUP)
+        assert "are no pair" in await process.says("Error")
+        assert await serial() == second
         async with aiohttp.ClientSession() as session:
             body = {"model": "auto", "messages": QUESTION}
             async with session.post(f"{url}/v1/chat/completions", json=body, ssl=trusting(site.file)) as reply:

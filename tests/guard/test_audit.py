@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -464,6 +465,26 @@ def test_damaged_and_unusable_keys_are_said(tmp_path: Path) -> None:
         open_audit(tmp_path / "audit.log", key)
     with pytest.raises(AuditError, match="Is a directory"):
         open_audit(tmp_path / "audit.log", tmp_path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no such modes")
+def test_a_key_that_others_could_read_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    key = tmp_path / "audit.key"
+    key.write_bytes(bytes(32))
+    key.chmod(0o644)
+    open_audit(tmp_path / "audit.log", key).close()
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    (said,) = caplog.messages
+    assert said.startswith(f"others could read the audit key {key} until now")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a named pipe")
+def test_a_pipe_that_nobody_reads_holds_up_nobody(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "audit.log")
+    log = open_audit(tmp_path / "audit.log", tmp_path / "audit.key")
+    with pytest.raises(AuditError, match="cannot be written"):
+        for _ in range(1000):
+            log.start(START)
 
 
 def test_a_key_file_left_empty_by_a_killed_start_is_filled(tmp_path: Path) -> None:

@@ -164,3 +164,12 @@ def test_keys_that_others_may_read_let_nobody_in(mode: int, path: Path) -> None:
         ring.find(token)
     path.chmod(0o600)
     assert ring.find(token) is not None
+
+
+def test_a_link_to_keys_that_are_not_there_opens_nothing(path: Path) -> None:
+    """A file that is kept on a share which is not there now is not one that never was."""
+    path.parent.mkdir()
+    path.symlink_to(path.parent / "share" / "keys.json")
+    with pytest.raises(StorageError, match="leads to a file that is not there"):
+        Keyring(path).defined  # noqa: B018 - it is what raises
+    assert keys.read_keys(path.with_name("none")) is None

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from turnout.errors import StorageError
 from turnout.guard.modelslock import Lock, LockedFile, LockedModel, Seen, judged, read_lock, same_weights, write_lock
 from turnout.guard.signing import Signer
 
@@ -95,3 +96,9 @@ def test_every_byte_of_the_lock_is_signed(tmp_path: Path) -> None:
 def test_same_weights_are_found_by_either_digest() -> None:
     rows = [("one", A, ""), ("two", A, B), ("three", "", B), ("four", "", ""), ("five", "", "")]
     assert same_weights(rows) == {"one": ("two",), "two": ("one", "three"), "three": ("two",), "four": (), "five": ()}
+
+
+def test_a_link_to_a_lock_that_is_not_there_is_no_missing_lock(tmp_path: Path) -> None:
+    (tmp_path / "models.lock.json").symlink_to(tmp_path / "share" / "models.lock.json")
+    with pytest.raises(StorageError, match="leads to a file that is not there"):
+        read_lock(tmp_path / "models.lock.json", Signer(tmp_path / "signing").public)

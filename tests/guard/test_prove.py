@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
@@ -303,6 +304,10 @@ def test_another_key_and_no_signature_are_told(signer: Signer, tmp_path: Path) -
     assert (check(path, signer.public), read_report(path, signer.public)) == ("changed", None)
     path.write_bytes(b'{"report": {}}')
     assert check(path, signer.public) != "unchanged"
+    good = json.loads(signed_json(report, signer))
+    for signature in (good["signature"].upper(), good["signature"] + " "):  # the same bytes to a reader of digits
+        path.write_text(json.dumps({**good, "signature": signature}, indent=2, sort_keys=True) + "\n")
+        assert check(path, signer.public) == "changed"
     path.write_text(page(report))
     assert check(path, signer.public) == "unsigned"
     with pytest.raises(StorageError):

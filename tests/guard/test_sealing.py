@@ -19,8 +19,18 @@ import msgspec
 import pytest
 
 from turnout.errors import AuditError, StorageError
+from turnout.guard import audit
 from turnout.guard.audit import AuditLog, Keeping, Seal, open_audit
-from turnout.guard.chain import FIRST_HASH, ChainReport, lines_of, log_files, read_head, rotated_files, rotated_name, verify
+from turnout.guard.chain import (
+    FIRST_HASH,
+    ChainReport,
+    lines_of,
+    log_files,
+    read_head,
+    rotated_files,
+    rotated_name,
+    verify,
+)
 from turnout.guard.records import QueryStart
 from turnout.guard.signing import Signer, read_public
 
@@ -91,11 +101,17 @@ def test_a_file_whose_first_record_is_old_is_full(path: Path, monkeypatch: pytes
     assert checked(path).ok
 
 
-def test_old_files_are_retired_by_a_signed_record_and_what_is_left_verifies(path: Path) -> None:
-    write(path, 200, rotate_bytes=20_000)
+def test_old_files_are_retired_by_a_signed_record_and_what_is_left_verifies(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as last_year:
+        last_year.setattr(audit, "_now", lambda: "2025-11-25T10:00:00.000+00:00")
+        write(path, 100, rotate_bytes=20_000)
+        assert len(rotated_files(path)) == 2
+    write(path, 100, rotate_bytes=20_000)
     full = log_files(path)[:-1]
-    for file in full[:2]:
-        os.utime(file, (0, 0))
+    for file in full:
+        os.utime(file, (0, 0))  # anybody can, and it does not count
     gone = json.loads(full[1].read_bytes().splitlines()[-1])["sequence"]
     write(path, 200, rotate_bytes=20_000, keep_seconds=DAY)
     assert [file for file in full if file.exists()] == full[2:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import random
 import stat
 import string
@@ -256,6 +257,16 @@ def test_a_file_that_cannot_be_read_lets_no_token_in_and_keys_as_before(
     assert state(ring, key) == "active"
     file.write_bytes(good)
     assert state(ring, text) == "active"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no such modes")
+@pytest.mark.parametrize("mode", [0o620, 0o602])
+def test_a_list_that_others_may_write_lets_no_token_in(mode: int, path: Path, ring: Tokenring) -> None:
+    """They could take a revoked one out of those that are."""
+    text, _ = minted(path)
+    tokens.tokens_path(path).chmod(mode)
+    with pytest.raises(StorageError, match="may be written by others.*every token is revoked then"):
+        ring.find(text)
 
 
 WITHIN = [

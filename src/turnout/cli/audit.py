@@ -209,12 +209,14 @@ def verify(context: click.Context, log: Path | None, key: Path | None, head: Pat
     """Check every line, signature and the end of the log; the first that is wrong is named.
 
     Without LOG, this installation's log with its key and head. With LOG, offline and anywhere: the public key and the
-    head are taken from beside it when not given. Exits with 1 when something is wrong.
+    head are taken from beside it when not given. Exits with 1 when something is wrong, also when this installation's
+    own key or head is gone: whoever changed its log may have taken them away.
     """
     from turnout.guard.chain import read_head
     from turnout.guard.chain import verify as verified
     from turnout.guard.signing import PUBLIC, read_public
 
+    own = log is None
     if log is None:
         log, key, head = _own(context.obj, key, head)
     key = key or _beside(log, PUBLIC)
@@ -226,7 +228,7 @@ def verify(context: click.Context, log: Path | None, key: Path | None, head: Pat
     report = verified(log, public, told)
     missing = [name for name, is_ in (("signatures: no public key", public), ("its end: no head", told)) if is_ is None]
     _tell(report, log, missing, as_json=as_json)
-    if not report.ok or report.alarms:
+    if not report.ok or report.alarms or (own and missing):
         context.exit(EXIT_FAILED)
 
 
@@ -295,6 +297,7 @@ def export(context: click.Context, folder: Path, as_json: bool) -> None:
             raise UsageError(f"{folder} is not empty", hint="give a new folder")
         copies += [(each, "audit.log" + each.name.removeprefix(log.name)) for each in log_files(log)]
         for each, name in copies:
+            (folder / name).touch(mode=0o600)  # for the same people as the log itself
             shutil.copyfile(each, folder / name)
     except OSError as error:
         raise StorageError(f"the log cannot be copied to {folder}: {error.strerror or error}") from error

@@ -159,11 +159,12 @@ class Verifier:
         """Anew when it has changed."""
         try:
             stamp: Stamp | tuple[()] = stamp_of(self._rules.lock)
-        except OSError:
-            stamp = ()
+        except OSError as error:  # of anything but its absence, reading it says why
+            gone = isinstance(error, FileNotFoundError) and not self._rules.lock.is_symlink()
+            stamp = () if gone else (-1, -1, -1, -1, -1)
         if stamp == self._read_at:
             return
-        self._read_at, before = stamp, self._broken
+        self._read_at, before, had = stamp, self._broken, self._lock is not None
         try:
             self._lock, self._broken = read_lock(self._rules.lock, self._signer.public) if stamp else None, ""
             if self._lock is None and self._rules.required:
@@ -172,6 +173,8 @@ class Verifier:
             self._lock, self._broken = None, str(error)
         if self._broken and self._broken != before:
             self._alarm(BROKEN, self._broken)
+        elif had and self._lock is None:
+            self._alarm(BROKEN, f"the lock file {self._rules.lock} is gone: models are not verified any more")
 
     def _judge(self, endpoint: Endpoint, model: Model, unread: list[Files]) -> Verdict:
         if endpoint.embedded:

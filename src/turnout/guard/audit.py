@@ -46,6 +46,7 @@ from turnout.guard.chain import (
     Link,
     begun,
     checkpoint_text,
+    ended,
     last_of,
     last_record,
     newest,
@@ -65,6 +66,7 @@ except ImportError:  # Windows has no flock: there, one process at a time may wr
 
 _KEY_BYTES = 32
 _BINARY = getattr(os, "O_BINARY", 0)
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # a pipe that nobody reads would hold up every query
 SEAL_SECONDS = 1.0  # a log that is written to is signed so often
 _HINT = "free space, change security.audit_log_path, or set security.audit_enabled: false"
 
@@ -77,7 +79,7 @@ class Keeping:
 
     Attributes:
         rotate_bytes, rotate_seconds: a file that is larger, or whose first record is older, is full; 0 for never.
-        keep_seconds: a full file is deleted when it was last written longer ago; 0 for never.
+        keep_seconds: a full file is deleted when its last record is older; 0 for never.
         continue_on_failure: go on without records when they cannot be written; how many were lost is told later.
         fsync: force each write to the disk, or what was written when the head is; ``never`` leaves it to the system.
         syslog: a local socket that gets a copy of every line, "" for none.
@@ -139,7 +141,7 @@ class AuditLog:
 
     def _open(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | _BINARY, 0o600)
+        self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | _BINARY | _NO_WAIT, 0o600)
         status = os.fstat(self._file)
         self._identity = (status.st_dev, status.st_ino)
         self._regular = stat.S_ISREG(status.st_mode)
@@ -410,7 +412,7 @@ class AuditLog:
         if not self._keeping.keep_seconds:
             return []
         oldest = time.time() - self._keeping.keep_seconds
-        return [*takewhile(lambda file: file.stat().st_mtime < oldest, rotated_files(self._path))]
+        return [*takewhile(lambda file: ended(file) < oldest, rotated_files(self._path))]
 
     def _retired(self, file: Path) -> Record:
         found = last_of(file)
@@ -574,6 +576,11 @@ def _key(key_file: Path) -> bytes:
                 file.write(key)
         if key_file.stat().st_mode & 0o077:
             key_file.chmod(0o600)
+            log.warning(
+                "others could read the audit key %s until now: whoever did can guess queries by their hashes; "
+                "for another one, move it away",
+                key_file,
+            )
     except OSError as error:
         raise AuditError(
             f"the audit key {key_file} cannot be used: {error.strerror or error}",

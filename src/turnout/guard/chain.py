@@ -162,9 +162,20 @@ class _Stamp(msgspec.Struct):
 
 def begun(file: int) -> float:
     """When a log file was begun, by its first record; now, where that does not tell."""
-    first = _read(file, 0, _TAIL_BYTES).partition(b"\n")[0]
+    return _time_of(_read(file, 0, _TAIL_BYTES).partition(b"\n")[0])
+
+
+def ended(path: Path) -> float:
+    """When the last record of a full file was written; now, where that does not tell. Anybody can set the times of the
+    file itself, and would have it deleted by us. Raises OSError."""
+    with open_regular(path) as file:
+        _, since = last_record(file.fileno(), os.fstat(file.fileno()).st_size)
+    return _time_of(since.partition(b"\n")[0])
+
+
+def _time_of(line: bytes) -> float:
     try:
-        return datetime.fromisoformat(msgspec.json.decode(first, type=_Stamp).timestamp).timestamp()
+        return datetime.fromisoformat(msgspec.json.decode(line, type=_Stamp).timestamp).timestamp()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, OverflowError):
         return time.time()
 

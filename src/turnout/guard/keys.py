@@ -107,8 +107,10 @@ def read_keys(path: Path) -> Keys | None:
     try:
         found = msgspec.json.decode(read_file(path), type=Keys)
         bytes.fromhex(found.hash_key)
-    except FileNotFoundError:
-        return None
+    except FileNotFoundError as error:
+        if not path.is_symlink():
+            return None
+        raise StorageError(f"the keys in {path} cannot be read: it leads to a file that is not there") from error
     except (OSError, msgspec.DecodeError, ValueError, RecursionError) as error:
         said = " ".join(str(error).split())
         hint = "bring it back from a backup, or delete it and make new keys"
@@ -308,7 +310,7 @@ class Watched(ABC):
         try:
             status = self.path.stat()
         except FileNotFoundError:
-            return None
+            return (-1,) if self.path.is_symlink() else None
         except OSError:
             return (-1,)  # reading it says why
         return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size

@@ -120,8 +120,11 @@ def read_lock(path: Path, public: PublicKey) -> Lock | None:
         if os.name == "posix" and path.stat().st_mode & 0o022:
             raise StorageError(f"the lock file {path} may be written by others", hint=f"{_AGAIN}; or chmod go-w {path}")
         data = read_file(path)
-    except FileNotFoundError:
-        return None
+    except FileNotFoundError as error:
+        if not path.is_symlink():
+            return None
+        said = f"the lock file {path} leads to a file that is not there"
+        raise StorageError(said, hint=_AGAIN) from error
     except OSError as error:
         raise StorageError(f"the lock file {path} cannot be read: {error.strerror or error}", hint=_AGAIN) from error
     if not data.strip():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 PRIVATE, PUBLIC = "signing.key", "signing.pub"
+_SIGNATURE = re.compile(r"[0-9a-f]{128}")  # in one spelling, so that not even that can be changed
 
 
 class Signer:
@@ -72,9 +74,11 @@ class PublicKey:
         """Whether the private key made this signature under ``what``."""
         from cryptography.exceptions import InvalidSignature
 
+        if not _SIGNATURE.fullmatch(signature):
+            return False
         try:
             self._key.verify(bytes.fromhex(signature), what)
-        except (InvalidSignature, ValueError):
+        except InvalidSignature:
             return False
         return True
 

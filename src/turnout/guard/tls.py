@@ -43,6 +43,8 @@ def load_certificate(context: ssl.SSLContext, files: TlsFiles) -> None:
     try:
         if os.name == "posix" and files.key.stat().st_mode & 0o007:
             raise StorageError(f"everybody may read the private key {files.key}", hint=f"chmod 640 {files.key}")
+        # Tried elsewhere first: a certificate that is not the key's would take the good one's key away.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(files.cert, files.key, password=_no_password)
         context.load_cert_chain(files.cert, files.key, password=_no_password)
     except ssl.SSLError as error:
         hint = "both in PEM, the key without a passphrase, the chain in the certificate's file"

@@ -9,6 +9,7 @@ two limits holds.
 from __future__ import annotations
 
 import hmac
+import os
 import re
 import secrets
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -125,13 +126,17 @@ def read_tokens(path: Path) -> Tokens | None:
         StorageError: it cannot be read.
     """
     try:
-        return msgspec.json.decode(read_file(path), type=Tokens)
+        found = msgspec.json.decode(read_file(path), type=Tokens)
+        if os.name != "posix" or not path.stat().st_mode & 0o022:
+            return found
     except FileNotFoundError:
         return None
     except (OSError, msgspec.DecodeError, ValueError, RecursionError) as error:
         said = " ".join(str(error).split())
         hint = "delete it: every token is revoked then, and new ones can be minted"
         raise StorageError(f"the tokens in {path} cannot be read: {said}", hint=hint) from error
+    hint = "delete it: every token is revoked then; or chmod go-w, but others may have put back revoked tokens"
+    raise StorageError(f"the tokens in {path} may be written by others", hint=hint)
 
 
 def write_tokens(path: Path, tokens: Tokens) -> None:
