@@ -260,6 +260,8 @@ async def test_keys_that_cannot_be_read_make_it_not_ready(data: Path) -> None:
                 assert reply.status == 200
             async with session.get(f"{url}/v1/models", headers={"x-api-key": token}) as reply:
                 assert reply.status == status
+    (refused,) = (line for line in audited() if not line["success"])
+    assert (refused["event_type"], refused["principal"]) == ("security:keys_unreadable", "unknown")
 
 
 def test_a_bucket_fills_again() -> None:
@@ -336,6 +338,9 @@ def test_what_was_not_written_is_counted_in_the_next_minute() -> None:
         ("gpu.lan.evil.example", 421),
         ("192.168.1.77", 421),
         ("", 421),
+        ("localhost:80@evil.example", 421),
+        ("[::1].evil.example", 421),
+        ("localhost:evil", 421),
     ],
 )
 async def test_hosts_are_those_that_are_named_and_the_one_that_was_dialled(host: str, status: int) -> None:

@@ -166,6 +166,15 @@ def test_keys_that_others_may_read_let_nobody_in(mode: int, path: Path) -> None:
     assert ring.find(token) is not None
 
 
+def test_keys_that_are_taken_away_are_missed(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    add(path, "ci")
+    ring = Keyring(path)
+    assert ring.defined
+    path.unlink()
+    assert not ring.defined
+    assert caplog.messages == [f"the keys in {path} are gone: this machine's programs are let in without one"]
+
+
 def test_a_link_to_keys_that_are_not_there_opens_nothing(path: Path) -> None:
     """A file that is kept on a share which is not there now is not one that never was."""
     path.parent.mkdir()

@@ -40,6 +40,7 @@ _OWN_ORIGIN = re.compile(
     rb"https?://(?:localhost|127\.0\.0\.1|\[::1\])(?::\d{1,5})?|(?!(?:https?|file|ftp|wss?):)[a-z][a-z0-9+.-]*://[!-~]+",
     re.IGNORECASE,
 )
+_HOST = re.compile(rb"(\[[^\[\]]+\]|[^:@\[\]/]+)(?::[0-9]*)?")
 _JSON_TYPE = re.compile(rb"application/(?:[\w.-]+\+)?json[ \t]*(?:;.*)?", re.IGNORECASE)
 _HEADERS = frozenset({b"host", b"origin", b"content-type"})
 # Where the clients of the wire formats put their key (facts/agents.md, sections 2, 3 and 7).
@@ -106,8 +107,9 @@ class Door:
             grant = self._presented(seen)
         except StorageError as error:
             log.error("%s", error)
-            hint = "whoever runs the gateway finds the reason in its log"
-            raise HttpError(503, "the keys cannot be read, so nobody is let in", hint=hint) from error
+            exchange.principal = NOBODY
+            said, hint = "the keys cannot be read, so nobody is let in", "whoever runs the gateway finds why in its log"
+            raise HttpError(503, said, hint=hint, code="keys_unreadable") from error
         except LockedOutError:
             exchange.principal = NOBODY
             raise
@@ -346,7 +348,9 @@ class RefusalLog:
 
 
 def _host_name(host: bytes) -> bytes:
-    return host[: host.index(b"]") + 1] if host.startswith(b"[") and b"]" in host else host.split(b":", 1)[0]
+    """What a Host header names, without its port; nothing where it is none."""
+    found = _HOST.fullmatch(host)
+    return found[1] if found is not None else b""
 
 
 def _bracketed(host: str) -> str:

@@ -371,6 +371,8 @@ class Keyring(Watched):
 
     def _read(self) -> None:
         found = read_keys(self.path)
+        if found is None and self._keys is not None:
+            log.warning("the keys in %s are gone: this machine's programs are let in without one", self.path)
         # Only now: whatever goes wrong in reading must not look as if there were no keys.
         self._keys = found
         self._by_digest = {key.digest: key for key in found.keys if not key.revoked} if found is not None else {}
