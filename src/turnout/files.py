@@ -21,10 +21,11 @@ def read_file(path: Path) -> bytes:
 
 def open_regular(path: Path) -> BinaryIO:
     """A file to be read. Raises OSError, also of what would be waited for or never end, such as a pipe or a device."""
-    return open(path, "rb", opener=_regular)
+    return open(path, "rb", opener=only_regular)
 
 
-def _regular(path: str, flags: int) -> int:
+def only_regular(path: str, flags: int) -> int:
+    """An opener for ``open``. Raises OSError as ``open_regular``."""
     descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from turnout.backends.ollama_store import ollama_files, ollama_stores
+from turnout.guard import identity
 from turnout.guard.identity import (
     BUFFER_BYTES,
     Digests,
@@ -216,3 +219,53 @@ def test_the_stores_of_an_ollama(tmp_path: Path) -> None:
     given = ollama_stores((tmp_path,), {"HOME": "/home/x", "OLLAMA_MODELS": "/srv/models"})
     assert [str(store) for store in given[1:3]] == ["/srv/models", "/home/x/.ollama/models"]
     assert given[0] == tmp_path
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no such files")
+@pytest.mark.parametrize("what", ["/proc/self/environ", "/proc/self/mem", "/dev/zero", "key", "empty", "pipe", "crowd"])
+def test_a_server_has_nothing_read_that_are_no_weights(
+    tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Path(what) if what.startswith("/") else tmp_path / what
+    if what == "key":
+        place.write_text("-----BEGIN OPENSSH PRIVATE KEY-----")
+    elif what == "empty":
+        place.touch()
+    elif what == "pipe":
+        os.mkfifo(place)
+    elif what == "crowd":
+        place.mkdir()
+        monkeypatch.setattr(identity, "MAX_ENTRIES", 3)
+        for n in range(4):
+            (place / f"{n}.safetensors").write_text("x")
+    assert find_files(str(place), "m", ()) is None
+
+
+def test_weights_of_any_name_are_known_by_what_they_begin_with(tmp_path: Path) -> None:
+    blob = tmp_path / "sha256-0"
+    blob.write_bytes(b"GGUF and more")
+    assert find_files(str(blob), "m", ()) is not None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a named pipe")
+def test_what_became_a_pipe_is_not_waited_for(digests: Digests, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "w.gguf")
+    with pytest.raises(OSError, match="no regular file"):
+        digests.digest(tmp_path / "w.gguf")
+
+
+def test_who_has_mapped_a_file_before_changes_it_no_less_visibly(digests: Digests, tmp_path: Path) -> None:
+    """A page that was written before the file was read can be written again without a word, unless it is made clean."""
+    file = tmp_path / "w.gguf"
+    file.write_bytes(bytes(100_000))
+    with file.open("r+b") as opened, mmap.mmap(opened.fileno(), 0) as mapped:
+        before = file.stat().st_ctime_ns
+        mapped[0] = 1
+        mapped.flush()
+        time.sleep(0.05)  # a tick of the kernel's clock
+        mapped[0] = 0
+        if file.stat().st_ctime_ns == before:
+            pytest.skip("on this file system writing to a mapping changes no time (tmpfs)")
+        assert digests.digest(file) == sha256(bytes(100_000))
+        mapped[0] = 2
+        assert digests.known(file) is None

@@ -1,7 +1,8 @@
 """What a model's files are: where they lie on this machine and their SHA-256, at the speed of the disk (SPEC SEC-4).
 
 A file that was read once is known by device, inode, size and both times of change, and not read again while they are
-the same. Whoever can set a file's ctime (root, with the clock) can deceive that; ``turnout models verify`` reads all.
+the same. Whoever can set a file's ctime (root, with the clock) can deceive that, and so can a writer who has it mapped in
+a file system in memory, where that changes no time; ``turnout models verify`` reads all.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import msgspec
 
-from turnout.files import read_file, replace_file
+from turnout.files import only_regular, open_regular, read_file, replace_file
 
 # Device, inode, size, mtime and ctime in nanoseconds.
 Stamp: TypeAlias = tuple[int, int, int, int, int]
@@ -31,7 +33,10 @@ MAX_KNOWN = 4096
 # A change within a tick of the kernel's clock after a file was read might not show in its ctime: CONFIG_HZ=100.
 TICK_NS = 20_000_000
 MAX_FILES = 512  # of one model
+MAX_ENTRIES = 4096  # of its folder
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf\Z")
+_WEIGHTS = (".safetensors", ".gguf", ".bin", ".npz")
+_MAGIC = b"GGUF"
 _OF_A_MODEL = (".safetensors", ".json", ".model", ".tiktoken", ".txt", ".jinja", ".py", ".bin", ".npz", ".gguf")
 
 
@@ -108,7 +113,10 @@ class Digests:
     def _hashed(self, path: Path, told: Callable[[int], None]) -> str:
         digest, buffer = hashlib.sha256(), bytearray(BUFFER_BYTES)
         view = memoryview(buffer)
-        with path.open("rb", buffering=0) as file:
+        with open(path, "rb", buffering=0, opener=only_regular) as file:
+            with suppress(OSError):
+                # Pages that somebody has mapped and written become clean: only the next write to one is a change.
+                os.fsync(file.fileno())
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
             while count := file.readinto(buffer):
@@ -164,16 +172,30 @@ def files_at(path: Path) -> Files | None:
         OSError: they cannot be looked at.
     """
     if path.is_dir():
-        found = sorted(p for p in path.iterdir() if p.suffix in _OF_A_MODEL and p.name[0] != "." and p.is_file())
-        has_weights = any(p.suffix in (".safetensors", ".gguf", ".bin", ".npz") for p in found)
+        entries = list(islice(path.iterdir(), MAX_ENTRIES + 1))
+        if len(entries) > MAX_ENTRIES:
+            return None
+        found = sorted(p for p in entries if p.suffix in _OF_A_MODEL and p.name[0] != "." and p.is_file())
+        has_weights = any(p.suffix in _WEIGHTS for p in found)
         return Files(tuple(found), tuple(found)) if has_weights and len(found) <= MAX_FILES else None
-    if not path.is_file():
+    if not path.is_file() or not _are_weights(path):
         return None
     split = _PART.fullmatch(path.name)
     if split is None or int(split[3]) > MAX_FILES:
         return Files((path,), (path,))
     parts = tuple(path.with_name(f"{split[1]}-{n:05d}-of-{split[3]}.gguf") for n in range(1, int(split[3]) + 1))
     return Files(parts, parts)
+
+
+def _are_weights(path: Path) -> bool:
+    """Whether a file may be what a server says. It may name any file that we can read, whose digest is nobody's
+    business, or one of the system's own, which have no size and may never end."""
+    if not path.stat().st_size:
+        return False
+    if path.suffix in _WEIGHTS:
+        return True
+    with open_regular(path) as file:
+        return file.read(len(_MAGIC)) == _MAGIC
 
 
 def find_files(path: str, model: str, folders: Iterable[Path]) -> Files | None:
