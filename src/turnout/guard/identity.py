@@ -1,8 +1,8 @@
 """What a model's files are: where they lie on this machine and their SHA-256, at the speed of the disk (SPEC SEC-4).
 
 A file that was read once is known by device, inode, size and both times of change, and not read again while they are
-the same. Whoever can set a file's ctime (root, with the clock) can deceive that, and so can a writer who has it mapped in
-a file system in memory, where that changes no time; ``turnout models verify`` reads all.
+the same. Whoever can set a file's ctime (root, with the clock) can deceive that, and so can a writer who has it mapped
+in a file system in memory, where that changes no time; ``turnout models verify`` reads all.
 """
 
 from __future__ import annotations
