@@ -1482,6 +1482,15 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
     ),
     (
         "SEC-5",
+        "access: who never ends a TLS handshake keeps nobody away, and who has no certificate is in the audit log",
+        by(
+            TLS + "test_who_says_nothing_keeps_nobody_else_away",
+            TLS + "test_who_has_no_certificate_is_told_of",
+            code="turnout.guard.handshake:Greeter.run",
+        ),
+    ),
+    (
+        "SEC-5",
         "access: servers trusted by the site's own authority alone",
         by(
             TLS + "test_a_server_is_trusted_by_the_sites_authority_and_by_no_other",
@@ -1985,6 +1994,15 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
             SEALING + "test_a_tail_that_was_cut_off_is_told_from_a_crash",
             SEALING + "test_a_log_that_was_computed_anew_fails_at_its_first_checkpoint",
             code=("turnout.guard.chain:verify", "turnout.guard.audit:AuditLog._write_head"),
+        ),
+    ),
+    (
+        "PROOF-2",
+        "no writer continues and signs what somebody has put in the log's place, nor a head that is not ours",
+        by(
+            SEALING + "test_no_writer_signs_a_log_that_was_computed_anew",
+            SEALING + "test_a_head_that_is_not_ours_is_told_by_the_next_writer",
+            code="turnout.guard.chain:still_has",
         ),
     ),
     (

@@ -9,13 +9,14 @@ import signal
 import ssl
 import warnings
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import aiohttp
 import pytest
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tests.certificates import Authority
 from tests.cli.conftest import run
@@ -26,6 +27,8 @@ from turnout.api import load_any
 from turnout.build import open_router
 from turnout.errors import StorageError, TurnoutError
 from turnout.gateway.app import create_app, running
+from turnout.gateway.transport import Limits
+from turnout.guard import handshake
 from turnout.guard.tls import TlsFiles, client_context, server_context
 
 
@@ -122,6 +125,61 @@ async def test_a_client_needs_a_certificate_of_the_authority_that_is_named_and_a
         for context in refused:
             with pytest.raises((aiohttp.ClientError, ssl.SSLError)):
                 await status(context, Authorization=f"Bearer {token}")
+
+
+async def bare(scope: Scope, receive: Receive, send: Send) -> None:
+    """An application that says yes."""
+    await PlainTextResponse("")(scope, receive, send)
+
+
+async def asked(url: str, tls: ssl.SSLContext) -> int:
+    async with aiohttp.ClientSession() as session, session.post(url, ssl=tls) as reply:
+        return reply.status
+
+
+@asynccontextmanager
+async def silent(port: int, count: int) -> AsyncIterator[list[asyncio.StreamReader]]:
+    """Clients that connect and say nothing."""
+    pairs = [await asyncio.open_connection("127.0.0.1", port) for _ in range(count)]
+    try:
+        yield [reader for reader, _ in pairs]
+    finally:
+        for _, writer in pairs:
+            writer.close()
+
+
+async def test_who_says_nothing_keeps_nobody_else_away(site: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handshake, "MAX_WAITING", 3)
+    async with AsyncExitStack() as stack:
+        tls = server_context(TlsFiles(*site.certify("gate")))
+        async with running(bare, tls=tls) as (_, url):
+            waiting = await stack.enter_async_context(silent(int(url.rpartition(":")[2]), 9))
+            assert [await reader.read(1) for reader in waiting[:6]] == [b""] * 6, "the oldest are sent away"
+            assert await asked(url, trusting(site.file)) == 200
+            assert not waiting[8].at_eof()
+        assert await waiting[8].read(1) == b"", "and the end does not wait for the others"
+
+
+async def test_a_handshake_has_its_time(site: Authority) -> None:
+    tls = server_context(TlsFiles(*site.certify("gate")))
+    async with running(bare, tls=tls, limits=Limits(head_seconds=0.2)) as (_, url):
+        async with silent(int(url.rpartition(":")[2]), 1) as (waiting,):
+            assert await waiting.read(1) == b""
+        assert await asked(url, trusting(site.file)) == 200
+
+
+async def test_who_has_no_certificate_is_told_of(site: Authority, tmp_path: Path) -> None:
+    foreign = Authority(tmp_path / "elsewhere", "foreign").certify("client")
+    seen: list[tuple[str, str]] = []
+    tls = server_context(TlsFiles(*site.certify("gate"), client_ca=site.file))
+    async with running(bare, tls=tls, refused=lambda *told: seen.append(told)) as (_, url):
+        for client in ((), foreign):
+            with pytest.raises((aiohttp.ClientError, ssl.SSLError)):
+                await asked(url, trusting(site.file, *client))
+        assert await asked(url, trusting(site.file, *site.certify("client"))) == 200
+    assert [address for address, _ in seen] == ["127.0.0.1"] * 2
+    assert seen[0][1] == "peer did not return a certificate"
+    assert seen[1][1].startswith("certificate verify failed: ")
 
 
 async def test_a_server_is_trusted_by_the_sites_authority_and_by_no_other(site: Authority, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import gc
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import cast
 
 import msgspec
@@ -32,6 +33,7 @@ from turnout.gateway.exchange import Exchange, Noted, enter
 from turnout.gateway.metrics import UNKNOWN, Metrics
 from turnout.gateway.refusal import HttpError, format_of, refusal
 from turnout.gateway.transport import GatheringProtocol, Limits, protocol, sweeping
+from turnout.guard.handshake import Greeter
 from turnout.guard.keys import Keyring, keys_path
 from turnout.guard.listen import listen
 from turnout.guard.tokens import Tokenring
@@ -271,6 +273,12 @@ class _Server(uvicorn.Server):
                 async with asyncio.timeout(DATE_SECONDS):
                     await self.over.wait()
 
+    def greeter(self, tls: ssl.SSLContext, limits: Limits, refused: Callable[[str, str], None]) -> Greeter:
+        """What takes connections where there is TLS."""
+        kind = cast("Callable[..., asyncio.Protocol]", self.config.http_protocol_class)
+        make = partial(kind, config=self.config, server_state=self.server_state, app_state={})
+        return Greeter(tls, limits.head_seconds, make, refused)
+
     async def close(self, grace: float) -> None:
         """Take no more connections, close those that wait, and give the others ``grace`` seconds to end."""
         for listener in self.servers:
@@ -322,6 +330,7 @@ async def running(
     grace: int = 5,
     ending: Callable[[], None] | None = None,
     tls: ssl.SSLContext | None = None,
+    refused: Callable[[str, str], None] = lambda _peer, _why: None,
 ) -> AsyncIterator[tuple[asyncio.Task[None], str]]:
     """Serve ``app``; yields the server's task and its URL once it listens.
 
@@ -333,6 +342,7 @@ async def running(
         grace: seconds that requests have to end when all is over.
         ending: called when all is over, for an application that answers a request that is then cancelled at once.
         tls: what to listen with, None for plain HTTP.
+        refused: told who has no certificate that ``tls`` wants, and why.
 
     Raises:
         ListenError: it cannot listen there.
@@ -348,8 +358,8 @@ async def running(
         server_header=False,
     )
     server = _Server(config)
-    config.ssl = tls
-    await server.startup([listener])
+    await server.startup([listener] if tls is None else [])
+    greeting = asyncio.create_task(server.greeter(tls, limits, refused).run(listener)) if tls is not None else None
     task = asyncio.create_task(server.run_until_over())
     try:
         shown = f"[{host}]" if ":" in host else host
@@ -362,4 +372,8 @@ async def running(
             await server.cancel_running()
         server.over.set()
         await task
+        if greeting is not None:
+            greeting.cancel()
+            with suppress(asyncio.CancelledError):
+                await greeting
         await server.close(grace)

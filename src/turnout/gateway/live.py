@@ -26,10 +26,13 @@ from turnout.errors import AuditError, GuardError, TurnoutError, UsageError
 from turnout.fleet.catalog import Catalog
 from turnout.gateway.access import AccessLog
 from turnout.gateway.app import Gateway, Shared, calm_collector, create_app, running
-from turnout.gateway.auth import Door
+from turnout.gateway.auth import NOBODY, Door
+from turnout.gateway.exchange import Exchange
 from turnout.gateway.lockout import Lockout
+from turnout.gateway.refusal import HttpError
 from turnout.gateway.transport import Limits
 from turnout.guard.allow import AllowList
+from turnout.guard.handshake import MAX_WAITING
 from turnout.guard.hook import second_line
 from turnout.guard.keys import Keyring, keys_path
 from turnout.guard.tls import load_certificate, server_context
@@ -93,7 +96,9 @@ async def _serve(loaded: LoadedConfig, host: str, port: int) -> int:
         _say("Warning: keys and prompts cross the network in the clear; gateway.tls encrypts them (docs/gateway.md)")
     async with _live(loaded, beyond_loopback=beyond, tls=tls) as live:
         calm_collector()
-        async with running(live, host, port, limits=limits, grace=1, ending=live.end, tls=tls) as (server, url):
+        async with running(
+            live, host, port, limits=limits, grace=1, ending=live.end, tls=tls, refused=live.refused_certificate
+        ) as (server, url):
             _say(f"Turnout listens on {url}\n{_found(live.router_catalog, loaded.config.discovery.interval)}")
             stopping = _Stopping(live)
             with _log_on_stderr(), _signals(stopping.handlers):
@@ -298,6 +303,13 @@ class Live:
             async with asyncio.timeout(limit):
                 await asyncio.wait({*self._old, asyncio.ensure_future(self._now.app.idle())})
 
+    def refused_certificate(self, peer: str, why: str) -> None:
+        """Who has no certificate that is wanted is in the audit log as whoever has no key."""
+        error, scope = HttpError(403, why, hint="", code="client_certificate"), {"client": (peer, 0), "method": "TLS"}
+        exchange = Exchange()
+        exchange.principal = NOBODY
+        self._shared.refusals.write(error, exchange, {**scope, "path": why}, self._now.app.state.router.note)
+
     def end(self) -> None:
         """From here on a request that is cancelled answers that the gateway stops."""
         self._shared.ending = True
@@ -380,7 +392,7 @@ def _allow_many_connections(connections: int) -> None:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2 * connections + 256
+    wanted = 2 * connections + MAX_WAITING + 256
     if soft != resource.RLIM_INFINITY and soft < wanted:
         most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         with suppress(OSError, ValueError):
