@@ -473,7 +473,7 @@ def test_every_line_is_copied_to_the_local_syslog(path: Path, tmp_path: Path) ->
     assert checked(path).count == 2
 
 
-@pytest.mark.parametrize("what", ["garbage", "for others", "a folder"])
+@pytest.mark.parametrize("what", ["garbage", "for others", "a folder", "a link"])
 def test_a_signing_key_that_cannot_be_used_is_one_clear_line(path: Path, tmp_path: Path, what: str) -> None:
     write(path, 1)
     key = tmp_path / "data" / "signing.key"
@@ -485,12 +485,27 @@ def test_a_signing_key_that_cannot_be_used_is_one_clear_line(path: Path, tmp_pat
         case "a folder":
             key.unlink()
             key.mkdir()
+        case "a link":
+            key.unlink()
+            key.symlink_to(tmp_path / "share" / "signing.key")
     log = opened(path)
     log.start(START)
     with pytest.raises(AuditError) as caught:
         log.close()
     assert str(key) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_new_signing_key_is_said_and_the_old_public_one_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = Signer(tmp_path)
+    signature, fingerprint = old.sign(b"what it signed"), old.public.fingerprint
+    (tmp_path / "signing.key").unlink()
+    assert Signer(tmp_path).public.fingerprint != fingerprint
+    assert read_public(tmp_path / f"signing-{fingerprint}.pub").signed(signature, b"what it signed")
+    (said,) = caplog.messages
+    assert "is gone, so a new one is made" in said
 
 
 def test_forced_writes_go_to_the_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

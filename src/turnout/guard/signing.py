@@ -7,8 +7,10 @@ The private key is a file for its owner alone. Whoever can read it can sign: kee
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 PRIVATE, PUBLIC = "signing.key", "signing.pub"
 _SIGNATURE = re.compile(r"[0-9a-f]{128}")  # in one spelling, so that not even that can be changed
+
+
+log = logging.getLogger("turnout")
 
 
 class Signer:
@@ -113,6 +118,21 @@ def public_of(pem: bytes) -> PublicKey | None:
     return PublicKey(key) if isinstance(key, Ed25519PublicKey) else None
 
 
+def _keep_public(folder: Path) -> None:
+    """What a key that is gone has signed is checked with its public key. Raises OSError."""
+    path = folder / PUBLIC
+    if not path.exists():
+        return
+    with suppress(StorageError):
+        kept = path.with_name(f"signing-{read_public(path).fingerprint}.pub")
+        path.replace(kept)
+        log.warning(
+            "the signing key in %s is gone, so a new one is made: what the old one signed is checked with %s",
+            folder,
+            kept,
+        )
+
+
 def _private(folder: Path) -> Ed25519PrivateKey:
     from cryptography.hazmat.primitives import serialization as form
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -121,8 +141,9 @@ def _private(folder: Path) -> Ed25519PrivateKey:
     try:
         locked = lock_folder(folder)
         try:
-            if not path.exists():
+            if not os.path.lexists(path):  # a link to a place that is not there now is no missing key
                 made = Ed25519PrivateKey.generate()
+                _keep_public(folder)
                 replace_file(folder / PUBLIC, PublicKey(made.public_key()).pem)
                 pem = made.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
                 replace_file(path, pem)
