@@ -241,7 +241,7 @@ def test_no_writer_signs_a_log_that_was_computed_anew(path: Path, when: str) -> 
     assert len(checked(path).alarms) == 1
 
 
-@pytest.mark.parametrize("what", ["changed", "of another key"])
+@pytest.mark.parametrize("what", ["changed", "of another key", "garbage"])
 def test_a_head_that_is_not_ours_is_told_by_the_next_writer(path: Path, tmp_path: Path, what: str) -> None:
     write(path, 5)
     head = tmp_path / "data" / "head"
@@ -251,7 +251,7 @@ def test_a_head_that_is_not_ours_is_told_by_the_next_writer(path: Path, tmp_path
         found = msgspec.structs.replace(found, sequence=4)
     else:
         found = msgspec.structs.replace(found, signature=Signer(tmp_path / "other").sign(found.text))
-    head.write_bytes(msgspec.json.encode(found))
+    head.write_bytes(msgspec.json.encode(found) if what != "garbage" else b"{")
     write(path, 1)
     assert events(path)[-2:] == ["security:log_replaced", "query"]
     assert checked(path).ok

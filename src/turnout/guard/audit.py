@@ -499,7 +499,10 @@ class AuditLog:
         head, or ""."""
         if self._sequence or self._seal is None:
             return self._sequence, self._previous, ""
-        head = _head_or_none(self._seal.head)
+        try:
+            head = read_head(self._seal.head)
+        except StorageError as error:
+            return 0, FIRST_HASH, error.message
         if head is None:
             return 0, FIRST_HASH, ""
         with suppress(StorageError):  # a key that cannot be used is told of when something is to be signed
