@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import random
+import socket
+import sys
+import types
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import Distribution
 from pathlib import Path
 
 import pytest
@@ -16,7 +22,7 @@ from tests.guard.recorder import Dns, Recorder, dns, recording
 from turnout.config import SecurityConfig
 from turnout.errors import GuardError, StorageError, UsageError
 from turnout.guard import canaries as flying
-from turnout.guard import canary_gateway, kernel
+from turnout.guard import canary_gateway, evidence, kernel
 from turnout.guard.allow import AllowList
 from turnout.guard.canaries import Canary, Seen, Target, fly_child, fly_others, fly_own, judge, read_target, seen_of
 from turnout.guard.canary_gateway import fly_through_gateway
@@ -223,6 +229,16 @@ def test_what_may_be_dialled_is_no_canary(text: str) -> None:
         read_target(text, ALLOW)
 
 
+NOT_OUT = "0.0.0.0 [::]:443 [::ffff:127.0.0.1]:443 ::ffff:0.0.0.0 224.0.0.1 [ff02::1]:80 localhost. ip6-localhost"
+
+
+@pytest.mark.parametrize("text", [*NOT_OUT.split(), "LOCALHOST.:80", "x.localhost", socket.gethostname()])
+def test_what_cannot_leave_is_no_canary(text: str) -> None:
+    """Else who wants a proof where there is none names it."""
+    with pytest.raises(UsageError, match="is no canary"):
+        read_target(text, ALLOW)
+
+
 def test_targets_are_read() -> None:
     assert read_target("[2001:DB8::1]", ALLOW) == Target("2001:db8::1", 443)
     assert read_target("outside.example:8080", ALLOW) == Target("outside.example", 8080)
@@ -323,6 +339,8 @@ def test_a_report_says_what_was_installed_and_open() -> None:
     assert isinstance(network, dict)
     packages = {row["name"].lower(): row for row in installation["packages"]}  # type: ignore[union-attr,index,call-overload]
     assert len(str(packages["httptools"]["record_sha256"])) == 64
+    assert packages["httptools"]["changed"] == []
+    assert len(str(installation["code_sha256"])) == 64
     assert network["listening"] is not None
     text = page(report)
     assert "Not proven" in text
@@ -331,3 +349,33 @@ def test_a_report_says_what_was_installed_and_open() -> None:
     assert "&lt;b>" in text
     assert not is_proven([])
     assert flying.SECONDS <= 5
+
+
+def test_what_was_changed_after_it_was_installed_is_named(tmp_path: Path) -> None:
+    made = tmp_path / "thing-1.dist-info"
+    made.mkdir()
+    (tmp_path / "thing.py").write_text("1")
+    (tmp_path / "other.py").write_text("1")
+    digest = base64.urlsafe_b64encode(hashlib.sha256(b"1").digest()).rstrip(b"=").decode()
+    rows = [f"{name},sha256={digest},1" for name in ("thing.py", "other.py", "gone.py")]
+    (made / "RECORD").write_text("\n".join([*rows, "unhashed.pyc,,", ""]))
+    (made / "METADATA").write_text("Metadata-Version: 2.1\nName: thing\nVersion: 1\n")
+    (tmp_path / "thing.py").write_text("2")
+    (row,) = evidence._packages([Distribution.at(made)])
+    assert row["changed"] == ["thing.py", "gone.py"]
+
+
+def test_what_runs_at_the_start_and_what_is_loaded_from_elsewhere_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = tmp_path / "sitecustomize.py"
+    hook.write_text("1")
+    module = types.ModuleType("sitecustomize")
+    module.__file__ = str(hook)
+    monkeypatch.setitem(sys.modules, "sitecustomize", module)
+    monkeypatch.setenv("LD_PRELOAD_OF_NOTHING", "secret")
+    report = make_report([STOPPED], at=datetime.now(UTC), version="0", configuration={}, audit=None)
+    text = page(report)
+    assert f"at start: `{hook}` sha256 {hashlib.sha256(b'1').hexdigest()}, runs code" in text
+    assert "LD_PRELOAD_OF_NOTHING" in text
+    assert "secret" not in text

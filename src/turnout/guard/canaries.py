@@ -119,6 +119,7 @@ _ERRORS = {
     "silence": (errno.ETIMEDOUT, errno.EAGAIN),
 }
 _INVALID = ".invalid"
+_HERE = frozenset({"localhost", "ip6-localhost", "ip6-loopback", socket.gethostname().lower()})
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,253}")
 _UNKNOWN_NAME = {getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA") if hasattr(socket, name)}
 
@@ -138,6 +139,8 @@ def read_target(text: str, allow: AllowList) -> Target:
     target = Target(host.lower(), int(port) if port.isascii() and port.isdecimal() else 0)
     if not 0 < target.port < 65_536 or not (_NAME.fullmatch(host) if target.is_name else _is_address(host)):
         raise UsageError(f"{text[:80]!r} is no canary", hint="write it like 192.0.2.1:443 or canary.invalid")
+    if _is_here(target):
+        raise UsageError(f"{text[:80]} is this machine, so it is no canary", hint="name what must not be reached")
     try:
         allow.check_host(target.host)
     except GuardError:
@@ -145,6 +148,16 @@ def read_target(text: str, allow: AllowList) -> Target:
     if allow.allow_external:
         return target
     raise UsageError(f"{text[:80]} may be dialled, so it is no canary", hint="name what the allow-list does not hold")
+
+
+def _is_here(target: Target) -> bool:
+    """Whether a packet to it could not leave, whatever is open: that it does not proves nothing."""
+    if target.is_name:
+        name = target.host.rstrip(".")
+        return name in _HERE or name.endswith(".localhost")
+    address = ipaddress.ip_address(target.host)
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address.is_loopback or address.is_unspecified or address.is_multicast
 
 
 def _is_address(text: str) -> bool:

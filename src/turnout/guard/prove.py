@@ -116,9 +116,18 @@ def _recorded(report: dict[str, Json]) -> Iterator[str]:
     yield from ("", "## Installation", "", f"{_cell(installed['python'])} on {_cell(installed['platform'])}", "")
     for pth in map(_fields, _rows(installed["pth"])):
         yield f"- at start: `{_cell(pth['file'])}` sha256 {pth['sha256']}{', runs code' if pth['runs_code'] else ''}"
-    yield from ("", "| package | version | SHA-256 of its RECORD |", "| --- | --- | --- |")
+    for hook in map(_fields, _rows(installed["start_hooks"])):
+        yield f"- at start: `{_cell(hook['file'])}` sha256 {hook['sha256']}, runs code"
+    yield f"- variables that decide which code is loaded: {_cell(_said(installed['variables']))}"
+    yield f"- SHA-256 of Turnout's own code: {installed['code_sha256']}"
+    yield from (
+        "",
+        "| package | version | SHA-256 of its RECORD | files that differ from it |",
+        "| --- | --- | --- | --- |",
+    )
     for row in map(_fields, _rows(installed["packages"])):
-        yield f"| {_cell(row['name'])} | {_cell(row['version'])} | {row['record_sha256'] or 'none'} |"
+        cells = _cell(row["name"]), _cell(row["version"]), row["record_sha256"] or "none", _cell(_said(row["changed"]))
+        yield f"| {' | '.join(map(str, cells))} |"
 
 
 def _said(value: Json) -> str:
