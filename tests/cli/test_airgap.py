@@ -6,6 +6,7 @@ import json
 import os
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,16 @@ from msgspec.structs import replace as changed
 from tests.cli.conftest import configure, run, run_beside
 from tests.fakes import FAKES, ollama
 from tests.fakes.base import Fake, FakeModel, running
+from turnout.api import load_any
 from turnout.cli.airgap import _UNSEEN_DOORS, CHECKLIST, Locked, Log, Proof, Server, Site, decide
-from turnout.cli.airgap_site import reach_of
-from turnout.config import RouterConfig, SecurityConfig
+from turnout.cli.airgap_site import _newest_proof, reach_of
+from turnout.config import RouterConfig, SecurityConfig, signing_dir
+from turnout.guard.canaries import Canary, Verdict
 from turnout.guard.kernel import Listening, Route
 from turnout.guard.keys import Key, Keys
+from turnout.guard.prove import make_report
+from turnout.guard.report import signed_json
+from turnout.guard.signing import Signer
 
 NOW = 1_800_000_000.0
 KEY = Key(name="ci", digest="d", created=1, expires=int(NOW) + 3600)
@@ -268,6 +274,22 @@ def test_a_proof_is_evidence_as_long_as_it_is_this_installations(tmp_path: Path)
     site = json.loads(run("doctor", "--air-gap", "--json").stdout)
     (line,) = [each for each in site["lines"] if each["line"] == "no external DNS resolution"]
     assert line["state"] == ("pass" if "no DNS server" in line["evidence"] else "not checkable")
+
+
+def test_the_newest_proof_is_the_one_that_says_so(tmp_path: Path) -> None:
+    """An old one that is called as if it were newer hides none, nor does one that a clock which was ahead has dated."""
+    loaded, signer, proofs = load_any({}), Signer(signing_dir()), tmp_path / "data" / "proofs"
+    proofs.mkdir(parents=True)
+    now = datetime.now(UTC)
+    reports: tuple[tuple[str, int, Verdict], ...] = (("a", 1, "out"), ("z", 9, "stopped"), ("y", -400, "stopped"))
+    for name, days, verdict in reports:
+        canary = Canary("a child process", "192.0.2.1:443", verdict, "", "", False)
+        made = now - timedelta(days=days)
+        report = make_report([canary], at=made, version="0", configuration={}, audit=None)
+        (proofs / f"proof-{name}.json").write_bytes(signed_json(report, signer))
+    found = _newest_proof(loaded)
+    assert found is not None
+    assert found.verdicts == {"a child process": ("out",)}
 
 
 def test_options_that_do_not_go_together() -> None:

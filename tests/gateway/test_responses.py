@@ -258,6 +258,22 @@ async def test_nobody_sees_what_is_kept_for_another(monkeypatch: pytest.MonkeyPa
             await client.responses.create(model="auto", input=named)  # type: ignore[arg-type]
 
 
+def test_no_number_of_tokens_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    shelves, asks = responses.Shelves(), Principal("")
+
+    def of(name: str) -> Kept:
+        nonlocal asks
+        asks = Principal(name)
+        return shelves.of({})
+
+    monkeypatch.setattr(responses, "principal_of", lambda scope: asks)
+    other, first = of("other"), of("ci")
+    jobs = [of(f"ci/job{n}") for n in range(responses.MAX_SHELVES)]
+    assert of("ci/job9") is jobs[9]
+    assert of("ci") is not first, "it was not used for longest"
+    assert of("other") is other, "and nobody makes another's go"
+
+
 @asynccontextmanager
 async def before_vllm(*fakes: Fake) -> AsyncIterator[tuple[str, openai.AsyncOpenAI]]:
     """A client of a gateway in front of servers that speak this format."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +26,7 @@ from turnout.guard.keys import keys_path, read_keys
 from turnout.guard.modelslock import read_lock
 from turnout.guard.network import HttpClient
 from turnout.guard.protection import protection
+from turnout.guard.prove import KIND
 from turnout.guard.report import read_report
 from turnout.guard.signing import Signer
 from turnout.guard.tokens import MAX_SECONDS
@@ -169,19 +171,19 @@ def _events(path: Path) -> Mapping[str, int]:
 
 
 def _newest_proof(loaded: LoadedConfig) -> Proof | None:
-    """The newest report of `turnout prove` that this installation's own key signed."""
+    """The newest report of `turnout prove` that this installation's own key signed, by its date and not by its name:
+    anybody could put an old one in front of one that failed."""
     folder = proofs_dir()
     if not folder.is_dir():
         return None
     public = Signer(signing_dir()).public
-    for file in sorted(folder.glob("proof-*.json"), reverse=True):
-        try:
+    found = []
+    for file in folder.glob("proof-*.json"):
+        with suppress(TurnoutError):
             report = read_report(file, public)
-        except TurnoutError:
-            continue
-        if report is not None:
-            return _proof(report, loaded)
-    return None
+            if report is not None and report.get("kind") == KIND:
+                found.append(_proof(report, loaded))
+    return min((proof for proof in found if proof.days > -1), key=lambda proof: proof.days, default=None)
 
 
 def _proof(report: dict[str, Json], loaded: LoadedConfig) -> Proof:

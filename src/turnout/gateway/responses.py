@@ -22,6 +22,7 @@ from turnout.wire.passing import top_of
 
 MAX_KEPT = 256
 MAX_KEPT_BYTES = 32_000_000
+MAX_SHELVES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +97,24 @@ class Kept:
 
 
 class Shelves:
-    """What is kept for each principal; nobody sees another's, nor makes it go."""
+    """What is kept for each principal; nobody sees another's, nor makes it go.
+
+    Whoever has a key makes as many principals as he likes, with tokens: ``MAX_SHELVES`` of one key are kept, and the
+    one that was not used for longest goes.
+    """
 
     def __init__(self) -> None:
-        self._kept: dict[str, Kept] = {}
+        self._kept: dict[str, OrderedDict[str, Kept]] = {}
 
     def of(self, scope: Scope) -> Kept:
         """The kept answers of whoever asks."""
-        return self._kept.setdefault(principal_of(scope).id, Kept())
+        name = principal_of(scope).id
+        shelves = self._kept.setdefault(name.partition("/")[0], OrderedDict())
+        found = shelves.setdefault(name, Kept())
+        shelves.move_to_end(name)
+        if len(shelves) > MAX_SHELVES:
+            shelves.popitem(last=False)
+        return found
 
 
 class ResponsesEndpoint(ChatEndpoint[ChatRequest]):
