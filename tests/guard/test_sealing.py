@@ -165,6 +165,15 @@ def test_a_line_longer_than_any_record_is_not_read_whole(path: Path, monkeypatch
     assert (found.ok, found.bad_line, found.count) == (False, 4, 3)
 
 
+def test_an_end_without_a_record_is_not_read_for_ever(path: Path) -> None:
+    write(path, 1)
+    with path.open("r+b") as file:
+        file.truncate(1 << 40)
+    log = opened(path)
+    with pytest.raises(AuditError, match="bytes hold no record; move it away"):
+        log.start(START)
+
+
 def test_a_missing_file_in_the_middle_is_found(path: Path) -> None:
     write(path, 200, rotate_bytes=20_000)
     files = log_files(path)

@@ -8,6 +8,7 @@ public key alone.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -195,7 +196,11 @@ def last_of(path: Path) -> tuple[Link, str] | None:
 
 
 def last_record(file: int, size: int) -> tuple[Link | None, bytes]:
-    """The last record and the file's bytes from its beginning on; without one, all bytes."""
+    """The last record and the file's bytes from its beginning on; without one, all bytes.
+
+    Raises:
+        OSError: the file cannot be read, or its end, longer than any record, holds none.
+    """
     reach = _TAIL_BYTES
     while True:
         start = max(0, size - reach)
@@ -207,7 +212,9 @@ def last_record(file: int, size: int) -> tuple[Link | None, bytes]:
                 return record, b"\n".join(lines[n:])
         if start == 0:
             return None, tail
-        reach *= 16
+        if reach >= MAX_LINE:
+            raise OSError(errno.EFBIG, f"its last {MAX_LINE:,} bytes hold no record; move it away")
+        reach = min(reach * 16, MAX_LINE)
 
 
 def still_has(path: Path, sequence: int, digest: str) -> bool:
