@@ -47,6 +47,7 @@ from turnout.guard.chain import (
     begun,
     checkpoint_text,
     ended,
+    hash_at,
     last_of,
     last_record,
     newest,
@@ -130,6 +131,7 @@ class AuditLog:
         self._ended = False  # the file says that it is full, and has still its name
         self._continued = False  # a file was full a moment ago
         self._sequence, self._previous = 0, FIRST_HASH
+        self._length, self._last = 0, (0, 0)  # of the last line, and where it begins when the file is as we left it
         self._sealed, self._sealed_at, self._anew = 0, 0.0, False
         self._lost = 0
         self._held: list[Record] = []
@@ -445,6 +447,7 @@ class AuditLog:
                     os.ftruncate(self._file, size)
             raise
         self._size = size + len(data)
+        self._last = self._size - self._length - 1, self._length
         if self._keeping.fsync == "always" and self._regular:
             os.fsync(self._file)
         if self._syslog is not None:
@@ -464,6 +467,7 @@ class AuditLog:
             record.signature = self._seal.signer.sign(checkpoint_text(link))
         line = encode(record)
         self._sequence, self._previous = record.sequence, hashlib.sha256(line).hexdigest()
+        self._length = len(line)
         return line + b"\n"
 
     def _catch_up(self, size: int) -> bytes:
@@ -482,9 +486,10 @@ class AuditLog:
         if stray:
             kind = HALF_LINE if lead and b"\n" not in stray else DAMAGED_LINE
             lead += self._note(kind, f"{len(stray)} bytes after record {self._sequence} are no record")
+        unmoved = self._size > 0 and hash_at(self._file, *self._last) == known_hash
         if before < known:
             wrong = f"the log was moved, deleted or cut after record {known}, whose hash is {known_hash}"
-        elif known and not wrong and not still_has(self._path, known, known_hash):
+        elif known and not (wrong or unmoved or still_has(self._path, known, known_hash)):
             wrong = f"record {known} is another than was written, whose hash is {known_hash}"
         if wrong:
             self._anew = True
@@ -579,11 +584,8 @@ def _key(key_file: Path) -> bytes:
                 file.write(key)
         if key_file.stat().st_mode & 0o077:
             key_file.chmod(0o600)
-            log.warning(
-                "others could read the audit key %s until now: whoever did can guess queries by their hashes; "
-                "for another one, move it away",
-                key_file,
-            )
+            said = "others could read the audit key %s until now, and guess queries by hashes; move it away for another"
+            log.warning(said, key_file)
     except OSError as error:
         raise AuditError(
             f"the audit key {key_file} cannot be used: {error.strerror or error}",

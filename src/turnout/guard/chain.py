@@ -217,6 +217,11 @@ def last_record(file: int, size: int) -> tuple[Link | None, bytes]:
         reach = min(reach * 16, MAX_LINE)
 
 
+def hash_at(file: int, start: int, length: int) -> str:
+    """The SHA-256 of a part of an open file. Raises OSError."""
+    return hashlib.sha256(_read(file, start, length)).hexdigest()
+
+
 def still_has(path: Path, sequence: int, digest: str) -> bool:
     """Whether a record of a log is the one whose line has that hash; True also where its file is gone, which
     verification tells of. Raises OSError."""
