@@ -24,6 +24,7 @@ from turnout.config import RouterConfig, SecurityConfig, signing_dir
 from turnout.guard.canaries import Canary, Verdict
 from turnout.guard.kernel import Listening, Route
 from turnout.guard.keys import Key, Keys
+from turnout.guard.protection import Protection
 from turnout.guard.prove import make_report
 from turnout.guard.report import signed_json
 from turnout.guard.signing import Signer
@@ -285,7 +286,8 @@ def test_the_newest_proof_is_the_one_that_says_so(tmp_path: Path) -> None:
     for name, days, verdict in reports:
         canary = Canary("a child process", "192.0.2.1:443", verdict, "", "", False)
         made = now - timedelta(days=days)
-        report = make_report([canary], at=made, version="0", configuration={}, audit=None)
+        uncut = Protection("none", "")
+        report = make_report([canary], at=made, version="0", configuration={}, audit=None, children=uncut)
         (proofs / f"proof-{name}.json").write_bytes(signed_json(report, signer))
     found = _newest_proof(loaded)
     assert found is not None

@@ -374,7 +374,7 @@ def test_what_runs_at_the_start_and_what_is_loaded_from_elsewhere_is_told(
     module.__file__ = str(hook)
     monkeypatch.setitem(sys.modules, "sitecustomize", module)
     monkeypatch.setenv("LD_PRELOAD_OF_NOTHING", "secret")
-    report = make_report([STOPPED], at=datetime.now(UTC), version="0", configuration={}, audit=None)
+    report = make_report([STOPPED], at=datetime.now(UTC), version="0", configuration={}, audit=None, children=UNCUT)
     text = page(report)
     assert f"at start: `{hook}` sha256 {hashlib.sha256(b'1').hexdigest()}, runs code" in text
     assert "LD_PRELOAD_OF_NOTHING" in text
