@@ -19,9 +19,10 @@ from tests.fakes import ollama
 from tests.fakes.base import WORDS, Fake, FakeModel, running
 from tests.servers import WEIGHTS, LlamaFactory
 from turnout.api import collect, load_any
+from turnout.backends.base import Inspection
 from turnout.build import identity_rules, model_digests, models_lock_path, open_router
 from turnout.config import LoadedConfig, signing_dir
-from turnout.errors import ModelBlockedError, ModelChangedError, QueryFailedError
+from turnout.errors import EndpointDownError, ModelBlockedError, ModelChangedError, QueryFailedError
 from turnout.fleet.locking import record
 from turnout.fleet.pins import Pin, cold
 from turnout.guard.identity import Digests
@@ -29,7 +30,7 @@ from turnout.guard.modelslock import write_lock
 from turnout.guard.signing import Signer
 from turnout.router import Router
 from turnout.summary import _is_free
-from turnout.types import ChatRequest, ExecutionResult, Principal, message
+from turnout.types import ChatRequest, ExecutionResult, Health, Principal, message
 
 SWAPPED = "e" * 64
 ME = Principal()
@@ -156,6 +157,40 @@ async def test_a_server_that_tells_its_digests_too_late_holds_up_nobody(
 
         monkeypatch.setattr("turnout.backends.ollama.Ollama.inspect", hang)
         assert (await ask(router)).text == "".join(WORDS)
+
+
+async def test_where_nothing_unverified_may_serve_an_answer_is_confirmed_or_is_none(
+    two: tuple[Fake, Fake, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, urls = two
+    async with locked(urls[0], unverified_models="refuse") as router:
+        assert (await ask(router)).text == "".join(WORDS)
+
+        async def fail(*_: object) -> None:
+            raise EndpointDownError("it says nothing")
+
+        monkeypatch.setattr("turnout.backends.ollama.Ollama.inspect", fail)
+        with pytest.raises(QueryFailedError, match="did not confirm it"):
+            await ask(router)
+
+
+@pytest.mark.parametrize(("health", "answers"), [(Health.ONLINE, False), (Health.LOADING, True)])
+async def test_a_model_that_left_its_servers_list_gives_no_token(
+    two: tuple[Fake, Fake, list[str]], monkeypatch: pytest.MonkeyPatch, health: Health, answers: bool
+) -> None:
+    """A server that starts lists nothing yet."""
+    _, _, urls = two
+    async with locked(urls[0]) as router:
+
+        async def empty(*_: object) -> Inspection:
+            return Inspection(health, "it lists nothing")
+
+        monkeypatch.setattr("turnout.backends.ollama.Ollama.inspect", empty)
+        if answers:
+            assert (await ask(router)).text == "".join(WORDS)
+            return
+        with pytest.raises(QueryFailedError, match="not in its server's list any more"):
+            await ask(router)
 
 
 async def test_who_locks_anew_is_heard(two: tuple[Fake, Fake, list[str]]) -> None:

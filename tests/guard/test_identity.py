@@ -147,6 +147,8 @@ def test_every_part_of_a_split_file_counts(digests: Digests, tmp_path: Path) -> 
     (tmp_path / "big-00002-of-00003.gguf").unlink()
     with pytest.raises(OSError, match="big-00002"):
         weights_digest(files, digests.digest)
+    (tmp_path / "many-00001-of-00513.gguf").write_text("1")
+    assert files_at(tmp_path / "many-00001-of-00513.gguf") is None, "the first of too many is not the model"
 
 
 def test_a_file_is_found_by_its_name_in_the_folders_that_were_given(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from turnout.guard.identity import (
 )
 from turnout.guard.modelslock import SHOWN, Lock, LockedModel, Seen, judged, read_lock, records_of
 from turnout.guard.signing import Signer
-from turnout.types import Candidate, Endpoint, Model
+from turnout.types import Candidate, Endpoint, Health, Model
 from turnout.weights import Verdict
 
 if TYPE_CHECKING:
@@ -290,9 +290,13 @@ class Verifier:
         try:
             async with asyncio.timeout(CONFIRM_SECONDS):
                 found = await BY_KIND[endpoint.kind].inspect(client, endpoint, CONFIRM_SECONDS)
-        except (BackendError, GuardError, TimeoutError):
+        except (BackendError, GuardError, TimeoutError) as error:
+            if self._rules.unverified == "refuse":
+                return f"its server did not confirm it, and security.unverified_models is refuse: {error}"
             return ""  # the verdict of the last look holds
-        now = next((m.digest for m in found.models if m.id == model.id), model.digest)
+        now = next((m.digest for m in found.models if m.id == model.id), None)
+        if now is None:
+            return "" if found.health is not Health.ONLINE else "it is not in its server's list any more"
         return "" if now == model.digest else f"its digest is {now[:SHOWN]}…, verified was {model.digest[:SHOWN]}…"
 
 

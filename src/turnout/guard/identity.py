@@ -181,8 +181,10 @@ def files_at(path: Path) -> Files | None:
     if not path.is_file() or not _are_weights(path):
         return None
     split = _PART.fullmatch(path.name)
-    if split is None or int(split[3]) > MAX_FILES:
+    if split is None:
         return Files((path,), (path,))
+    if int(split[3]) > MAX_FILES:
+        return None
     parts = tuple(path.with_name(f"{split[1]}-{n:05d}-of-{split[3]}.gguf") for n in range(1, int(split[3]) + 1))
     return Files(parts, parts)
 
