@@ -22,6 +22,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
 from typing import Literal
@@ -118,7 +119,8 @@ class AuditLog:
         keeping: Keeping = DEFAULT_KEEPING,
         seal: Seal | None = None,
     ) -> None:
-        self._path, self._key = path, key
+        self._path, self._name = path, os.fspath(path)
+        self._keyed = hmac.new(key, digestmod="sha256")
         self._log_queries, self._log_responses = log_queries, log_responses
         self._keeping, self._seal = keeping, seal
         self._syslog = LocalSyslog(keeping.syslog) if keeping.syslog else None
@@ -210,7 +212,9 @@ class AuditLog:
         """The keyed hash of a query's text, None when queries are not logged."""
         if not self._log_queries:
             return None
-        return hmac.digest(self._key, query.encode("utf-8", "surrogatepass"), "sha256").hex()
+        keyed = self._keyed.copy()
+        keyed.update(query.encode("utf-8", "surrogatepass"))
+        return keyed.hexdigest()
 
     def start(self, record: QueryStart, *, hold: bool = False) -> None:
         """Write that a query begins.
@@ -352,8 +356,9 @@ class AuditLog:
             size, lead = self._ready()
             try:
                 retired = self._expired() if self._continued else []
-                records = [*map(self._retired, retired), *self._gap(), *self._held]
-                self._put(size, lead + b"".join(map(self._link, records)))
+                if retired or self._lost:
+                    lead += b"".join(map(self._link, [*map(self._retired, retired), *self._gap()]))
+                self._put(size, lead + b"".join(map(self._link, self._held)))
                 self._continued = False
                 for file in retired:
                     file.unlink(missing_ok=True)
@@ -383,9 +388,8 @@ class AuditLog:
         A process that is killed meanwhile leaves a file that says that it is full; the next one renames it.
         """
         while True:
-            self._lock_current()
+            size = self._lock_current()
             try:
-                size = os.fstat(self._file).st_size
                 lead = self._catch_up(size) if self._regular and size != self._size else b""
                 if not self._regular or not (self._ended or self._is_full(size)):
                     return size, lead
@@ -421,18 +425,19 @@ class AuditLog:
         until, until_hash = (found[0].sequence, found[1]) if found else (0, "")
         return Record(timestamp=_now(), event_type=RETIRED, file=file.name, until=until, until_hash=until_hash)
 
-    def _lock_current(self) -> None:
-        """Lock the file that the path names now: it may be rotated or deleted at any time, also while we wait."""
+    def _lock_current(self) -> int:
+        """Lock the file that the path names now: it may be rotated or deleted at any time, also while we wait. Its
+        size."""
         while True:
             if self._file < 0:
                 self._open()
             _lock(self._file)
             try:
-                now = os.stat(self._path)  # noqa: PTH116 (a microsecond faster, on every record)
+                now = os.stat(self._name)  # noqa: PTH116 (a microsecond faster, on every record)
             except FileNotFoundError:
                 now = None
             if now is not None and (now.st_dev, now.st_ino) == self._identity:
-                return
+                return now.st_size
             self._close()
 
     def _put(self, size: int, data: bytes) -> None:
@@ -525,7 +530,14 @@ class AuditLog:
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+    """As ``isoformat`` writes it, whose result for the second is kept: it is most of the time that this takes."""
+    second, fraction = divmod(time.time_ns() // 1_000_000, 1000)
+    return f"{_second(second)}.{fraction:03d}+00:00"
+
+
+@lru_cache(maxsize=1)
+def _second(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).isoformat()[:19]
 
 
 def _head_or_none(path: Path) -> Head | None:
