@@ -2133,7 +2133,14 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
             code="turnout.cli.session:prune",
         ),
     ),
-    ("UI-1", "completion tested in shells", "deferred: no issue filed yet"),
+    (
+        "UI-1",
+        "completion in real shells",
+        by(
+            "cli/test_completion.py::test_a_tab_completes_commands_and_options[bash]",
+            code="turnout.cli.reference:reference",
+        ),
+    ),
     ("UI-2", "dashboard", LATER),
     ("UI-3", "MCP server", LATER),
     (

@@ -17,20 +17,26 @@ CTRL_C, CTRL_D, ENTER, ALT_ENTER, UP = "\x03", "\x04", "\r", "\x1b\r", "\x1b[A"
 _PROMPT, _GONE = "\x1b[?2004h", "\x1b[?2004l"
 # The terminal is the program's own, so that Ctrl-C is a signal to it.
 _START = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from turnout.cli import main; main()"
+_START_SHELL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+)
 PASTE, PASTED = "\x1b[200~", "\x1b[201~"
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|\x1b[=>]")
 
 
 class Typist:
-    """The program on a terminal; ends it when left. ``shown`` is all that it showed, without colours and movements."""
+    """The program on a terminal; ends it when left. ``shown`` is all that it showed, without colours and movements.
 
-    def __init__(self, *args: str, columns: int = 160) -> None:
+    ``shell`` is started instead of the program.
+    """
+
+    def __init__(self, *args: str, columns: int = 160, shell: tuple[str, ...] = ()) -> None:
         import pty
 
         self._terminal, side = pty.openpty()
         # A real terminal answers where its cursor is; this one cannot.
         env = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns), "LINES": "50", "PROMPT_TOOLKIT_NO_CPR": "1"}
-        command = [sys.executable, "-c", _START, *args]
+        command = [sys.executable, "-c", _START_SHELL, *shell] if shell else [sys.executable, "-c", _START, *args]
         self._child = subprocess.Popen(command, stdin=side, stdout=side, stderr=side, env=env, start_new_session=True)
         os.close(side)
         self.pid, self.raw, self._read_until = self._child.pid, "", 0

@@ -31,7 +31,8 @@ headed by the names. Errors, notes and the route go to stderr.
 | 130, 143, 129 | ended by Ctrl-C, SIGTERM or a closed terminal; the end of the query is in the audit log |
 | 141 | whoever read the output closed the pipe, as `head` does; the query was ended, as with Ctrl-C |
 
-Shell completion: `eval "$(_TURNOUT_COMPLETE=bash_source turnout)"`, or `zsh_source`, `fish_source`.
+Shell completion: `eval "$(_TURNOUT_COMPLETE=bash_source turnout)"` in bash, with `zsh_source` in zsh, and in fish
+`_TURNOUT_COMPLETE=fish_source turnout | source`.
 """
 
 
