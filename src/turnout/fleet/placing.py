@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 
 from turnout.backends.shelf import Arrangement
 from turnout.errors import ArchiveError, StorageError
-from turnout.files import lock_folder, open_regular, unlock_folder
-from turnout.fleet.packing import require_room, sync_folder
+from turnout.files import lock_folder, open_regular, sync_folder, unlock_folder
+from turnout.fleet.packing import require_room
 from turnout.guard.model_archive import Archive, Told
 from turnout.guard.model_manifest import Part, check_name
 
