@@ -24,7 +24,7 @@ import msgspec
 from turnout.code.paths import require_unlinked, require_writable
 from turnout.code.preview import FileChange
 from turnout.errors import EditError, StorageError
-from turnout.files import lock_folder, read_file, unlock_folder
+from turnout.files import lock_folder, read_file, sync_folder, unlock_folder
 
 # Sets that are kept of a workspace, and how many bytes they may have together; the newest is always kept.
 MOST_KEPT, MOST_BYTES = 20, 64_000_000
@@ -396,8 +396,4 @@ def _write(path: Path, data: bytes, mode: int) -> None:
 def _sync(folder: Path) -> None:
     """Have the names in a folder on the disk, where a folder can be opened for that."""
     with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(folder)
