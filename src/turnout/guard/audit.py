@@ -15,7 +15,6 @@ import hashlib
 import hmac
 import logging
 import os
-import secrets
 import stat
 import threading
 import time
@@ -31,6 +30,7 @@ import msgspec
 
 from turnout.errors import AuditError, StorageError
 from turnout.files import lock_folder, replace_file, unlock_folder
+from turnout.guard.audit_key import BINARY, audit_key, lock_file, unlock_file
 from turnout.guard.chain import (
     CHECKPOINT,
     CONTINUED,
@@ -61,13 +61,6 @@ from turnout.guard.records import EditedFile, QueryEnd, QueryStart, Record, atte
 from turnout.guard.signing import Signer
 from turnout.guard.syslog import LocalSyslog
 
-try:
-    import fcntl
-except ImportError:  # Windows has no flock: there, one process at a time may write one file.
-    fcntl = None  # type: ignore[assignment]
-
-_KEY_BYTES = 32
-_BINARY = getattr(os, "O_BINARY", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # a pipe that nobody reads would hold up every query
 SEAL_SECONDS = 1.0  # a log that is written to is signed so often
 _HINT = "free space, change security.audit_log_path, or set security.audit_enabled: false"
@@ -145,7 +138,7 @@ class AuditLog:
 
     def _open(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | _BINARY | _NO_WAIT, 0o600)
+        self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | BINARY | _NO_WAIT, 0o600)
         status = os.fstat(self._file)
         self._identity = (status.st_dev, status.st_ino)
         self._regular = stat.S_ISREG(status.st_mode)
@@ -363,7 +356,7 @@ class AuditLog:
                 for file in retired:
                     file.unlink(missing_ok=True)
             finally:
-                _unlock(self._file)
+                unlock_file(self._file)
         except (OSError, StorageError) as error:
             self._sequence, self._previous = before
             self._size = -1
@@ -431,7 +424,7 @@ class AuditLog:
         while True:
             if self._file < 0:
                 self._open()
-            _lock(self._file)
+            lock_file(self._file)
             try:
                 now = os.stat(self._name)  # noqa: PTH116 (a microsecond faster, on every record)
             except FileNotFoundError:
@@ -548,16 +541,6 @@ def _head_or_none(path: Path) -> Head | None:
         return None
 
 
-def _lock(file: int) -> None:
-    if fcntl is not None:
-        fcntl.flock(file, fcntl.LOCK_EX)
-
-
-def _unlock(file: int) -> None:
-    if fcntl is not None:
-        fcntl.flock(file, fcntl.LOCK_UN)
-
-
 def open_audit(
     path: Path,
     key_file: Path,
@@ -580,31 +563,5 @@ def open_audit(
     Raises:
         AuditError: one of the files cannot be used.
     """
-    key = _key(key_file)
+    key = audit_key(key_file)
     return AuditLog(path, key, log_queries=log_queries, log_responses=log_responses, keeping=keeping, seal=seal)
-
-
-def _key(key_file: Path) -> bytes:
-    """The key, made under a lock when the file is empty: two processes that start at once get the same."""
-    try:
-        key_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with os.fdopen(os.open(key_file, os.O_RDWR | os.O_CREAT | _BINARY, 0o600), "r+b") as file:
-            _lock(file.fileno())
-            key = file.read()
-            if not key:
-                key = secrets.token_bytes(_KEY_BYTES)
-                file.write(key)
-        if key_file.stat().st_mode & 0o077:
-            key_file.chmod(0o600)
-            said = "others could read the audit key %s until now, and guess queries by hashes; move it away for another"
-            log.warning(said, key_file)
-    except OSError as error:
-        raise AuditError(
-            f"the audit key {key_file} cannot be used: {error.strerror or error}",
-            hint="make the data directory writable, or choose another with TURNOUT_DATA_DIR",
-        ) from error
-    if len(key) < _KEY_BYTES:
-        raise AuditError(
-            f"the audit key {key_file} is damaged", hint="move it away; a new one is made at the next start"
-        )
-    return key
