@@ -18,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from turnout.errors import AuditError, EndpointDownError
-from turnout.guard import audit
+from turnout.guard import audit_key
 from turnout.guard.audit import AuditLog, open_audit
 from turnout.guard.chain import ChainReport, verify
 from turnout.guard.records import QueryEnd, QueryStart
@@ -537,7 +537,7 @@ def test_a_line_that_did_not_fit_is_taken_back(path: Path) -> None:
 
 
 def test_without_flock_one_process_still_writes_a_chain(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audit, "fcntl", None)
+    monkeypatch.setattr(audit_key, "fcntl", None)
     log = opened(path)
     log.start(START)
     log.end(END)
