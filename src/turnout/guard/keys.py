@@ -153,7 +153,9 @@ def add(keys: Keys, name: str, limits: Limits, now: float) -> tuple[Keys, str]:
         raise UsageError(f"{name[:80]!r} is not the name of a key", hint=hint)
     before = next((key for key in keys.keys if key.name == name), None)
     if before is not None and not before.revoked:
-        raise UsageError(f"there is a key {name!r} already", hint=f"turnout key rotate {name}, or another name")
+        raise UsageError(
+            f"there is a key {name!r} already", hint=f"turnout key rotate {name}; for other limits revoke it first"
+        )
     token = PREFIX + secrets.token_urlsafe(_TOKEN_BYTES)
     made = Key(
         name=name,
@@ -225,8 +227,8 @@ def require_patterns(what: str, patterns: Iterable[str], *, paths: bool = False)
 
 
 def day_of(seconds: int) -> str:
-    """A moment for people, in UTC; ``never`` for 0."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M") if seconds else "never"
+    """A moment for people; ``never`` for 0."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC") if seconds else "never"
 
 
 def _named(keys: Keys, name: str) -> Key:
