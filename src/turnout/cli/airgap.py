@@ -316,7 +316,7 @@ def _short_lived(site: Site) -> _Found:
     if lasting:
         first = lasting[0]  # rotating it would keep that it never expires
         anew = f"turnout key revoke {first}, then turnout key add {first} --expires 30d"
-        fix = f"{anew}, and so the others; or hand out tokens alone: turnout token mint --ttl 10m"
+        fix = f"{anew}{', and so the others' * (len(lasting) > 1)}; and hand out tokens: turnout token mint --ttl 10m"
         return _Found("fail", f"these keys never expire: {few_of(lasting)}", fix)
     if site.tokens > SHORT_SECONDS:
         return _Found("fail", f"a token may live for {site.tokens / 3600:g} h", "let none live longer than a day")
