@@ -54,7 +54,8 @@ Key: TypeAlias = Annotated[
     str | None,
     Meta(
         description="The secret sent to the server. `${NAME}` takes it from the environment, `file:/path` from a file "
-        "(relative to the configuration file), `keyring:SERVICE/USER` from the system's keyring. It is never shown."
+        "(relative to the configuration file), `keyring:SERVICE/USER` from the system's keyring, by the "
+        "package `keyring` where it is installed beside Turnout. It is never shown."
     ),
 ]
 HiddenWindow: TypeAlias = Annotated[

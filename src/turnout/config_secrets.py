@@ -48,7 +48,7 @@ def from_keyring(name: str) -> str:
     except ImportError as error:
         raise NoSecretError(
             "there is no keyring: its package is not installed",
-            "install keyring beside Turnout, or use ${NAME} or file:/path",
+            "`pip install keyring` into the environment of Turnout, or use ${NAME} or file:/path",
         ) from error
     try:
         secret = keyring.get_password(service, user)

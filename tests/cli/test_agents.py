@@ -152,6 +152,15 @@ async def test_without_a_gateway_the_window_is_the_one_that_it_would_tell() -> N
                 assert any("is a guess" in warning for warning in found["warnings"]) is (model == "c-7b")
 
 
+def test_with_tls_the_agent_must_trust_the_authority_by_its_own_means() -> None:
+    configure("http://127.0.0.1:9")
+    assert (
+        "claude-code must trust the authority of https://127.0.0.1:9 too"
+        in run("env", "claude", "--url", "https://127.0.0.1:9").stderr
+    )
+    assert "must trust" not in run("env", "claude", "--url", "http://127.0.0.1:9").stderr
+
+
 @pytest.mark.parametrize("agent", AGENTS, ids=lambda agent: agent.name)
 def test_a_shell_takes_what_is_printed(agent: Agent, home: Path) -> None:
     configure("http://127.0.0.1:9")

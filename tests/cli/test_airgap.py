@@ -105,7 +105,7 @@ FAILS: list[tuple[str, Site, str]] = [
         replace(GOOD, keys=Keys("00", (changed(KEY, expires=0),))),
         "these keys never expire: ci",
     ),
-    ("short-lived tokens for API access", replace(GOOD, tokens=86_400 * 30), "may live"),
+    ("short-lived tokens for API access", replace(GOOD, tokens=86_400 * 30), "may live for 720 h"),
     ("all access attempts logged", replace(GOOD, log=None), "off"),
     ("all access attempts logged", replace(GOOD, servers=(OPEN,)), "around the router"),
     ("comprehensive audit logging on", replace(GOOD, log=Log({}, "audit.log, line 2: it was changed")), "line 2"),
@@ -158,6 +158,12 @@ def test_each_line_fails_with_evidence_and_fix(line: str, site: Site, words: str
     assert one.state == "fail", one
     assert words in one.evidence
     assert one.fix
+
+
+def test_a_key_that_never_expires_is_made_anew_since_rotating_it_keeps_that() -> None:
+    lasting = replace(GOOD, keys=Keys("00", (changed(KEY, expires=0),)))
+    fix = found(lasting, "short-lived tokens for API access").fix
+    assert fix.startswith("turnout key revoke ci, then turnout key add ci --expires 30d")
 
 
 @pytest.mark.parametrize(("line", "site", "words"), UNKNOWN)

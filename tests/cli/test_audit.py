@@ -108,7 +108,7 @@ def test_verify_names_what_was_changed(asked: Path) -> None:
     asked.write_bytes(asked.read_bytes().replace(b"no_service", b"xx_service", 1))
     changed = run("audit", "verify")
     assert changed.exit_code == 1
-    assert f"{asked}: audit.log, line 2: it was changed" in changed.stdout
+    assert f"{asked}, line 2: it was changed" in changed.stdout
     asked.write_bytes(b"".join(asked.read_bytes().splitlines(keepends=True)[:1]))
     cut = run("audit", "verify", "--json")
     assert cut.exit_code == 1
@@ -124,9 +124,17 @@ def test_what_is_exported_verifies_anywhere(asked: Path, tmp_path: Path) -> None
     (tmp_path / "data").rename(tmp_path / "gone")
     whole = run("audit", "verify", str(away / "audit.log"))
     assert (whole.exit_code, "signed to its end" in whole.stdout) == (0, True)
+    assert "the key beside it, not one that you were given" in whole.stdout
+    given = run("audit", "verify", str(away / "audit.log"), "--key", str(away / "signing.pub"), "--json")
+    assert json.loads(given.stdout)["fingerprint"] in whole.stdout
     assert {stat.S_IMODE(file.stat().st_mode) for file in away.iterdir()} == {0o600}
     (away / "audit.head").unlink()
-    assert "not checked: its end: no head" in run("audit", "verify", str(away / "audit.log")).stdout
+    headless = run("audit", "verify", str(away / "audit.log"))
+    assert "not checked: its end: no head" in headless.stdout
+    assert "no signature covers any of it" in headless.stdout, (
+        "so few records have no checkpoint: anybody can write them"
+    )
+    assert headless.exit_code == 1
     again = run("audit", "export", str(away))
     assert again.exit_code != 0
 

@@ -60,6 +60,7 @@ def test_a_bundle_from_elsewhere_needs_its_key(house: Path, tmp_path: Path, monk
     own = run("bundle", "verify", "b.tar")
     assert (own.exit_code, own.stdout) == (1, "")
     assert "Error: b.tar is refused: it was signed with another key" in own.stderr
+    assert "checked with this installation's key, and --key FILE is that of whoever made it" in own.stderr
     assert run("bundle", "verify", "b.tar", "--key", theirs).exit_code == 0
 
 

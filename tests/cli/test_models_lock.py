@@ -81,6 +81,8 @@ async def test_a_locked_model_serves_and_a_swapped_one_serves_nothing(fake: Fake
     assert len(fake.seen) == seen, "it was not asked for one token"
     verified = await document("models", "verify")
     assert (verified["ok"], verified["exit_code"], verified["models"][0]["state"]) == (False, 1, "mismatch")
+    (services,) = (check for check in (await document("doctor"))["checks"] if check["name"] == "services")
+    assert (services["state"], "is blocked: its digest is" in services["found"]) == ("fail", True)
     mismatches = [e for e in events(tmp_path) if e["event_type"] == "security:model_mismatch"]
     assert mismatches
     assert "qwen2.5-coder:7b @ fake0 is blocked" in mismatches[0]["error"]
@@ -88,7 +90,7 @@ async def test_a_locked_model_serves_and_a_swapped_one_serves_nothing(fake: Fake
     assert relocked["changed"][0]["model"] == "qwen2.5-coder:7b @ fake0"
     assert (await asked()).exit_code == 0
     changes = [e["service"] for e in events(tmp_path) if e["event_type"] == "config"]
-    assert changes == ["models lock: 1 models recorded"] * 2
+    assert changes == ["models lock: models recorded: 1"] * 2
 
 
 async def test_the_error_for_an_exact_model_is_one_of_its_own(fake: Fake) -> None:

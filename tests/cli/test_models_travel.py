@@ -70,6 +70,17 @@ def test_what_people_see(archive: Path, weights: Path, tmp_path: Path) -> None:
     assert (tmp_path / "to" / "tiny.gguf").read_bytes() == weights.read_bytes()
 
 
+@pytest.mark.parametrize("name", ["better", "better.gguf"])
+def test_a_file_gets_its_new_name_with_its_suffix_once(name: str, archive: Path, tmp_path: Path) -> None:
+    found = imported(archive, "--to", str(tmp_path / "to"), "--name", name, "--yes")
+    assert (found["exit_code"], files(tmp_path / "to")) == (0, ["better.gguf"])
+
+
+def test_an_archive_that_is_not_there(tmp_path: Path) -> None:
+    result = run("models", "import", "none.tar", "--to", str(tmp_path / "to"))
+    assert (result.exit_code, "whether its disk is mounted" in result.stderr) == (1, True)
+
+
 def test_both_are_in_the_audit_log_with_the_digest(archive: Path, weights: Path, tmp_path: Path) -> None:
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     imported(archive, "--to", str(tmp_path / "to"), "--yes")
@@ -152,6 +163,9 @@ def test_an_export_names_what_it_lacks(weights: Path, tmp_path: Path) -> None:
     configure("http://127.0.0.1:9")
     assert run("models", "export", "smol").exit_code == 3
     assert run("models", "export", "../x", "--path", str(weights)).exit_code == 2
+    unmounted = run("models", "export", "smol", "--path", str(weights), "-o", f"{tmp_path}/usb/")
+    assert (unmounted.exit_code, f"there is no folder {tmp_path}/usb\n" in unmounted.stderr) == (2, True)
+    assert not (tmp_path / "usb").exists(), "40 GB in a file that is called like the disk that is not there"
     (tmp_path / "mmproj-tiny.gguf").write_bytes(b"GGUF")
     first = run("models", "export", "smol", "--path", str(weights))
     assert first.exit_code == 0

@@ -14,6 +14,7 @@ from tests.guard.conftest import HOW
 from tests.isolated import is_isolated
 from turnout.guard import canaries, canary_gateway
 from turnout.guard.protection import Protection
+from turnout.guard.signing import Signer
 
 alone = pytest.mark.isolated  # what proves really dials
 
@@ -64,9 +65,17 @@ def test_a_closed_machine_is_proven_signed_and_verified_elsewhere(
     document.write_text(document.read_text().replace('"verdict": "stopped"', '"verdict": "out"', 1))
     changed = run("verify", str(document), "--json")
     assert (changed.exit_code, json.loads(changed.stdout)["state"]) == (1, "changed")
+    assert f"{document}: changed since it was signed" in run("verify", str(document)).stdout
+    signer, other = json.loads(document.read_text())["key"], Signer(tmp_path / "other")
+    assert other.sign(b"")
+    for signed in (document, page):
+        foreign = run("verify", str(signed), "--key", str(other.public_file))
+        assert (foreign.exit_code, f"it says that its key is {signer}" in foreign.stdout) == (1, True)
     shutil.copy(page, "short.md")
     Path("short.md").write_text("".join(Path("short.md").read_text().splitlines(keepends=True)[:-1]))
     assert "has no signature" in run("verify", "short.md", "--key", "out/signing.pub").stdout
+    keyless = run("verify", "short.md")
+    assert (keyless.exit_code, "--key FILE: signing/signing.pub" in keyless.stderr) == (1, True)
 
 
 @alone

@@ -31,7 +31,11 @@ def test_a_token_is_minted_listed_and_revoked_and_all_of_it_is_in_the_audit_log(
         (f"ci/{made['id']}", "active", "user"),
         ("local/review", "active", "auditor"),
     ]
-    assert "active" in run("token", "list").stdout
+    shown = [line.split("\t") for line in run("token", "list").stdout.splitlines()[1:]]
+    assert [(cells[2], cells[4][-4:], cells[6]) for cells in shown] == [
+        ("active", " UTC", "as its key"),
+        ("active", " UTC", "all"),
+    ]
     run("token", "revoke", made["id"])
     assert [row["state"] for row in listed()] == ["revoked", "active"]
     run("token", "revoke", "--all")

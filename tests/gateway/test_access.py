@@ -27,7 +27,6 @@ ALL = tuple(ROLES)
 @pytest.fixture(autouse=True)
 def data(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TURNOUT_DATA_DIR", str(tmp_path))
-    monkeypatch.setattr(keys, "LOOK_SECONDS", 0.0)
 
 
 @pytest.fixture

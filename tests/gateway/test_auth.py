@@ -34,7 +34,6 @@ CHATS = ("/v1/chat/completions", "/v1/messages")
 @pytest.fixture(autouse=True)
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TURNOUT_DATA_DIR", str(tmp_path))
-    monkeypatch.setattr(keys, "LOOK_SECONDS", 0.0)
     return tmp_path
 
 

@@ -38,7 +38,6 @@ TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type
 @pytest.fixture(autouse=True)
 def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TURNOUT_DATA_DIR", str(tmp_path))
-    monkeypatch.setattr(keys, "LOOK_SECONDS", 0.0)
     return tmp_path
 
 

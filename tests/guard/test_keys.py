@@ -22,12 +22,6 @@ def path(tmp_path: Path) -> Path:
     return keys.keys_path(tmp_path / "data")
 
 
-@pytest.fixture(autouse=True)
-def every_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A ring looks at the file at every question, not four times a second."""
-    monkeypatch.setattr(keys, "LOOK_SECONDS", 0.0)
-
-
 def add(path: Path, name: str, limits: Limits = Limits()) -> str:  # noqa: B008 - frozen
     with keys.changing(path) as known:
         changed, token = keys.add(known, name, limits, NOW)

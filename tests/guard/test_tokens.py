@@ -32,11 +32,6 @@ class Times:
         self.ticks += seconds
 
 
-@pytest.fixture(autouse=True)
-def every_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keys, "LOOK_SECONDS", 0.0)
-
-
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return keys.keys_path(tmp_path / "data")

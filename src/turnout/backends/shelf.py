@@ -82,7 +82,8 @@ def together(manifest: Manifest, name: str, then: str) -> Arrangement:
     files = dict(plain_files(manifest, name))
     if len(files) == 1:
         ((here, there),) = files.items()
-        renamed = there if name == manifest.model else plain_name(name) + PurePosixPath(there).suffix
+        suffix = PurePosixPath(there).suffix
+        renamed = there if name == manifest.model else plain_name(name).removesuffix(suffix) + suffix
         return Arrangement(name, then, {here: renamed})
     return in_folder(manifest, name, plain_name(name), then)
 

@@ -196,7 +196,8 @@ def _from_proof(site: Site, doors: tuple[str, ...], otherwise: str) -> _Found:
         why = "no proof was made" if proof is None else "the proof is old, or of another configuration"
         return _Found("not checkable", f"this machine {otherwise}, and {why}", PROVE)
     verdicts = {verdict for door in doors for verdict in proof.verdicts.get(door, ())}
-    when = f"by the proof of {proof.days:.0f} days ago"
+    days = int(proof.days)
+    when = f"by the proof of {days} day{'s' * (days != 1)} ago" if days else "by the proof of the last 24 hours"
     if "out" in verdicts:
         return _Found("fail", f"something got out, {when}", "close the way out at the firewall, then prove it again")
     if verdicts == {"stopped"}:
@@ -252,7 +253,7 @@ def _generated(site: Site) -> _Found:
         if site.locked.unlocked:
             fix = "turnout models lock, with --path where the files of a server that tells no digest are"
             return _Found("fail", f"no digest is recorded of {few_of(site.locked.unlocked)}", fix)
-        return _Found("pass", f"{site.locked.models} models are in the lock file")
+        return _Found("pass", f"models in the lock file: {site.locked.models}")
     bare = [f"{server.name}: {few_of(server.undigested)}" for server in site.servers if server.undigested]
     said = f"; these servers tell no digest: {'; '.join(bare)}" if bare else ""
     return _Found("fail", (NOT_OURS if site.locked else NO_LOCK) + said, "turnout models lock")
@@ -313,11 +314,13 @@ def _authenticated(site: Site) -> _Found:
 def _short_lived(site: Site) -> _Found:
     lasting = [key.name for key in _active(site) if not key.expires]
     if lasting:
-        fix = "turnout key add NAME --expires 30d, and hand out tokens: turnout token mint --ttl 10m"
+        first = lasting[0]  # rotating it would keep that it never expires
+        anew = f"turnout key revoke {first}, then turnout key add {first} --expires 30d"
+        fix = f"{anew}{', and so the others' * (len(lasting) > 1)}; and hand out tokens: turnout token mint --ttl 10m"
         return _Found("fail", f"these keys never expire: {few_of(lasting)}", fix)
     if site.tokens > SHORT_SECONDS:
-        return _Found("fail", f"a token may live for {site.tokens} s", "let none live longer than a day")
-    return _Found("pass", f"tokens live for at most {site.tokens} s, and every key expires")
+        return _Found("fail", f"a token may live for {site.tokens / 3600:g} h", "let none live longer than a day")
+    return _Found("pass", f"tokens live for at most {site.tokens / 3600:g} h, and every key expires")
 
 
 def _access_logged(site: Site) -> _Found:

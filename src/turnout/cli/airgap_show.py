@@ -88,7 +88,8 @@ def _server_fields(server: Server) -> Json:
 def _page(lines: Sequence[Line], site: Site) -> str:
     made = datetime.now(UTC).isoformat(timespec="seconds")
     rows = "".join(
-        f'<tr class="{each.state.split()[0]}"><td>{_text(each.section)}</td><td>{_text(each.line)}</td>'
+        f'<tr class="{each.state.split()[0]}"><td>{_text(each.section.replace("_", " "))}</td>'
+        f"<td>{_text(each.line)}</td>"
         f"<td>{_text(each.state)}</td><td>{_text(each.evidence)}</td><td>{_text(each.fix)}</td></tr>\n"
         for each in lines
     )

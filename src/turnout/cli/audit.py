@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 import msgspec
@@ -172,7 +172,7 @@ def _moment(given: str | bool | None) -> str:
 @json_option
 @click.pass_context
 def stats(context: click.Context, since: str | None, as_json: bool) -> None:
-    """Count records: by event, principal, model and error."""
+    """Count the records by event, and the queries by who asked, model, category and error."""
     after = _moment(since)
     counts: dict[str, Counter[str]] = {name: Counter() for name in ("event", "principal", "model", "category", "error")}
     tokens = Counter[str]()
@@ -209,14 +209,15 @@ def verify(context: click.Context, log: Path | None, key: Path | None, head: Pat
     """Check every line, signature and the end of the log; the first that is wrong is named.
 
     Without LOG, this installation's log with its key and head. With LOG, offline and anywhere: the public key and the
-    head are taken from beside it when not given. Exits with 1 when something is wrong, also when this installation's
-    own key or head is gone: whoever changed its log may have taken them away.
+    head are taken from beside it when not given, which prove nothing when all came from the same hands. Exits with 1
+    when something is wrong, when no signature covers any record, since anybody can write such a log, and when this
+    installation's own key or head is gone: whoever changed its log may have taken them away.
     """
     from turnout.guard.chain import read_head
     from turnout.guard.chain import verify as verified
     from turnout.guard.signing import PUBLIC, read_public
 
-    own = log is None
+    own, given = log is None, key is not None
     if log is None:
         log, key, head = _own(context.obj, key, head)
     key = key or _beside(log, PUBLIC)
@@ -227,8 +228,11 @@ def verify(context: click.Context, log: Path | None, key: Path | None, head: Pat
         raise StorageError(f"there is no head {head}", hint="give the file that was kept apart")
     report = verified(log, public, told)
     missing = [name for name, is_ in (("signatures: no public key", public), ("its end: no head", told)) if is_ is None]
-    _tell(report, log, missing, as_json=as_json)
-    if not report.ok or report.alarms or (own and missing):
+    if report.ok and report.count and not report.sealed:
+        missing.append("who wrote it: no signature covers any of it")
+    checked = None if key is None or public is None else Checked(key, public.fingerprint, own=own, given=given)
+    _tell(report, log, missing, checked, as_json=as_json)
+    if not report.ok or report.alarms or (missing and (own or not report.sealed)):
         context.exit(EXIT_FAILED)
 
 
@@ -254,23 +258,45 @@ def _own(config_file: str | None, key: Path | None, head: Path | None) -> tuple[
     )
 
 
-def _tell(report: ChainReport, log: Path, missing: list[str], *, as_json: bool) -> None:
+class Checked(NamedTuple):
+    """The key that a log was checked with: ``own`` is this installation's, ``given`` that of --key."""
+
+    path: Path
+    fingerprint: str
+    own: bool
+    given: bool
+
+    @property
+    def told(self) -> str:
+        """For people."""
+        if self.given:
+            whose = "the key"
+        else:
+            whose = "this installation's key" if self.own else "the key beside it, not one that you were given:"
+        return f"checked with {whose} {self.path}, fingerprint {self.fingerprint}"
+
+
+def _tell(report: ChainReport, log: Path, missing: list[str], checked: Checked | None, *, as_json: bool) -> None:
     unsealed = report.count - report.sealed if report.sealed else report.count
     if as_json:
         fields: dict[str, Json] = msgspec.to_builtins(report)
-        print_json({**fields, "log": str(log), "not_checked": [*missing]})
+        key, fingerprint = (str(checked.path), checked.fingerprint) if checked else (None, None)
+        named: dict[str, Json] = {"log": str(log), "key": key, "fingerprint": fingerprint}
+        print_json({**fields, **named, "not_checked": [*missing]})
         return
     if report.ok:
         click.echo(f"{log}: {report.count} records, unbroken")
     else:
-        where = f" {report.bad_file}, line {report.bad_line}:" if report.bad_line else ""
-        click.echo(f"{log}:{where} {report.reason}")
+        file = log.with_name(report.bad_file) if report.bad_file else log
+        click.echo(f"{file}{f', line {report.bad_line}' if report.bad_line else ''}: {report.reason}")
     if report.sealed:
         click.echo(f"signed up to record {report.sealed}; {unsealed} after it" if unsealed else "signed to its end")
     for alarm in report.alarms:
         click.echo(f"alarm in the log itself: {alarm}")
     for what in missing:
         click.echo(f"not checked: {what}")
+    if checked is not None:
+        click.echo(checked.told)
 
 
 @audit.command()
@@ -280,7 +306,8 @@ def _tell(report: ChainReport, log: Path, missing: list[str], *, as_json: bool) 
 def export(context: click.Context, folder: Path, as_json: bool) -> None:
     """Copy the log, its head and the public key into FOLDER, for an auditor.
 
-    There, `turnout audit verify FOLDER/audit.log` needs nothing else.
+    There, `turnout audit verify FOLDER/audit.log` needs nothing else; with the public key that came by another way
+    (--key), it also shows that nobody has put a log and a key of his own in their place.
     """
     from turnout.guard.chain import log_files
     from turnout.guard.signing import PUBLIC

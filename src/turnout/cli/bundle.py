@@ -105,6 +105,8 @@ def verify(file: Path, key: Path | None, as_json: bool) -> None:
         with waiting("checking") as update:
             found = check_archive(file, public, update)
     except BundleError as error:
+        if key is None and public is not None:
+            error.hint += f"; it was checked with {whose}, and --key FILE is that of whoever made it"
         raise PartialError(error, {"bundle": str(file), "ok": False}) from error
     if as_json:
         fields: dict[str, Json] = {"bundle": str(file), "ok": True, "name": found.name, "key": found.key}

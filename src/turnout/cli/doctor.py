@@ -220,6 +220,7 @@ def _services(loaded: LoadedConfig) -> Check:
     from turnout.cli.embedded import can_run
     from turnout.cli.fleet import look
     from turnout.routing.advice import what_to_check
+    from turnout.weights import UNCHECKED
 
     try:
         catalog = asyncio.run(look(loaded))
@@ -229,6 +230,14 @@ def _services(loaded: LoadedConfig) -> Check:
         waiting_for = [f"{s.endpoint.name}: {s.reason}" for s in catalog.endpoints if s.health != "offline"]
         found = "; ".join(("none can answer", *waiting_for))
         return Check("services", "warn" if can_run() else "fail", found, what_to_check(catalog, loaded.config))
+    barred = [
+        f"{model.id} @ {s.endpoint.name} is blocked: {verdict.barred}"
+        for s in catalog.serving
+        for model in s.models
+        if (verdict := s.verdicts.get(model.id, UNCHECKED)).barred
+    ]
+    if barred:
+        return Check("services", "fail", "; ".join(barred), "`turnout models verify` tells more, and what to do")
     return Check("services", "ok", ", ".join(f"{s.endpoint.name} ({len(s.models)})" for s in catalog.serving))
 
 

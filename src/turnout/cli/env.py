@@ -81,6 +81,9 @@ async def _setup(loaded: LoadedConfig, agent: Agent, model: str, url: str | None
     """
     address = checked_url(url) if url else address_of(loaded.config.gateway)
     key, warnings = key_given(), list[str]()
+    if address.startswith("https:"):
+        means = "by its own means (of Node.js: NODE_EXTRA_CA_CERTS=FILE)"
+        warnings.append(f"{agent.name} must trust the authority of {address} too, {means}")
     offer = Offer({}, "")
     try:
         offer = await ask_gateway(loaded, address, key, model)

@@ -60,7 +60,7 @@ def lock(config_file: str | None, folders: tuple[Path, ...], as_json: bool) -> N
     audit = open_audit_log(loaded)
     try:
         if audit is not None:
-            audit.event("config", service=f"models lock: {len(recorded.lock.models)} models recorded")
+            audit.event("config", service=f"models lock: models recorded: {len(recorded.lock.models)}")
         signed = write_lock(path, recorded.lock, signer)
     finally:
         if audit is not None:
@@ -200,7 +200,7 @@ def _print_recorded(path: Path, lock: Lock, recorded: Recorded, *, as_json: bool
         note(f"changed since it was recorded before: {label}: {what}")
     if recorded.kept:
         note(f"{recorded.kept} records of servers that do not answer now are kept")
-    click.echo(cell(f"{len(fresh)} models recorded in {path}"))
+    click.echo(cell(f"{len(fresh)} model{'s' * (len(fresh) != 1)} recorded in {path}"))
 
 
 def _locked_row(model: LockedModel) -> tuple[str, ...]:

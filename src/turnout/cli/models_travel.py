@@ -36,7 +36,12 @@ EXPORTED, IMPORTED = "security:model_export", "security:model_import"
 
 @click.command()
 @click.argument("model")
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="The file, or the folder that it goes to.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The folder that it goes to, or the file, whose name ends like .tar.",
+)
 @click.option(
     "--path",
     "paths",
@@ -165,7 +170,9 @@ def _readable() -> Iterator[None]:
         yield
     except OSError as error:
         place = error.filename or "a file"
-        raise StorageError(f"{place} cannot be read: {error.strerror or error}", hint="make it readable") from error
+        missing = isinstance(error, FileNotFoundError)
+        hint = "look at the path, and whether its disk is mounted" if missing else "make it readable"
+        raise StorageError(f"{place} cannot be read: {error.strerror or error}", hint=hint) from error
 
 
 @contextmanager
@@ -227,7 +234,12 @@ def _size(size: int) -> str:
 
 @click.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--to", required=True, metavar="KIND|DIR", help="The kind of server that is to have it, or a folder.")
+@click.option(
+    "--to",
+    required=True,
+    metavar="KIND|DIR",
+    help="The kind of server that is to have it, or a folder: ./DIR where it is not there yet.",
+)
 @click.option(
     "--folder", type=click.Path(path_type=Path, file_okay=False), help="Where that server keeps its models instead."
 )

@@ -210,13 +210,23 @@ def verify(context: click.Context, report: Path, key: Path | None, as_json: bool
     else:
         said = {
             "unchanged": "unchanged since it was signed",
-            "changed": "changed since it was signed, or signed with another key",
+            "changed": _why(report, public.fingerprint),
             "unsigned": "it has no signature",
         }[state]
         click.echo(cell(f"{report}: {said}"))
         click.echo(cell(f"checked with {whose} {path}, fingerprint {public.fingerprint}"))
     if state != "unchanged":
         context.exit(EXIT_FAILED)
+
+
+def _why(report: Path, fingerprint: str) -> str:
+    """What is to be said of a report that this key does not confirm."""
+    from turnout.guard.report import named_key
+
+    named = named_key(report)
+    if named and named != fingerprint:
+        return f"not signed with this key; it says that its key is {named}"
+    return "changed since it was signed"
 
 
 def _key_for(report: Path, key: Path | None) -> tuple[Path, str]:
@@ -228,4 +238,7 @@ def _key_for(report: Path, key: Path | None) -> tuple[Path, str]:
     own = signing_dir() / PUBLIC
     if own.exists():
         return own, "this installation's key"
+    if not (report.parent / PUBLIC).exists():
+        hint = f"--key FILE: signing/{PUBLIC} of the data directory where it was signed, brought by another way"
+        raise StorageError(f"there is no key to check {report} with", hint=hint)
     return report.parent / PUBLIC, "the key beside it"

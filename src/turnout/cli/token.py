@@ -79,7 +79,7 @@ def mint(
     from turnout.guard.keys import day_of
 
     click.echo(text)
-    note(f"This is the token {made.id} of {made.principal}, shown this once; it expires: {day_of(made.expires)} UTC")
+    note(f"This is the token {made.id} of {made.principal}, shown this once; it expires: {day_of(made.expires)}")
     if first:
         note("From now on the gateway serves nobody without a key or a token; `turnout key add NAME` makes a key.")
 
@@ -103,10 +103,11 @@ def list_tokens(as_json: bool) -> None:
     cells = [
         (
             *(each.id, each.principal, state, each.role, day_of(each.expires)),
-            *(", ".join(each.models) or "-", ", ".join(each.routes) or "-"),
+            *(", ".join(each.models) or unset, ", ".join(each.routes) or unset),
             *(f"{each.rate}/min" if each.rate else "-", str(each.concurrent or "-")),
         )
         for each, state in rows
+        for unset in ("as its key" if each.key else "all",)
     ]
     table(COLUMNS, cells, spare=("concurrent", "rate", "routes"))
 

@@ -92,10 +92,16 @@ def digest_of_weights(sources: Sequence[Source]) -> Callable[[dict[Path, str]], 
 
 
 def archive_path(out: Path | None, model: str) -> Path:
-    """Where an archive goes: into a folder, to a file, or by default here."""
+    """Where an archive goes: into a folder, to a file, or by default here.
+
+    Raises:
+        UsageError: it is no folder that is there, and has no name of a file: a disk that is not mounted, most likely.
+    """
     name = plain_name(model) + SUFFIX
     if out is None:
         return Path(name)
+    if not out.exists() and not out.suffix:
+        raise UsageError(f"there is no folder {out}", hint=f"mount or make it; a file is named like {out}.tar")
     return out / name if out.is_dir() else out
 
 

@@ -208,7 +208,7 @@ def _check_state(grant: Grant) -> None:
         return
     token, key = grant.token, grant.limits[-1]
     if token is None:
-        said, hint = f"the key {key.name!r} has expired on {day_of(key.expires)} UTC", f"turnout key rotate {key.name}"
+        said, hint = f"the key {key.name!r} has expired on {day_of(key.expires)}", f"turnout key rotate {key.name}"
     else:
         said, hint = f"the token {token.id} is {grant.state}", "mint another: `turnout token mint`"
     code = f"{grant.state}_{'api_key' if token is None else 'token'}"

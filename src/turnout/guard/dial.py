@@ -35,7 +35,7 @@ class Place:
 
 
 class InsecureError(OSError):
-    """A connection was made, but no secure one."""
+    """A connection was made, but no secure one; its text is what is wrong with the certificate, or empty."""
 
 
 class Connections:
@@ -158,8 +158,11 @@ class Connections:
             try:
                 async with asyncio.timeout(seconds / len(addresses) if left > 1 else None):
                     return await self._connect(place, address)
-            except (GuardError, OSError) as error:
+            except GuardError as error:
                 problem = problem if isinstance(problem, GuardError) else error
+            except OSError as error:
+                # Who answers, but not securely, tells more than another address where nobody is (::1 of localhost).
+                problem = problem if isinstance(problem, GuardError | InsecureError) else error
         assert problem is not None
         raise problem
 
@@ -176,7 +179,8 @@ class Connections:
                     await loop.create_connection(Connection, sock=dialled, ssl=self._tls, server_hostname=place.host)
                 )[1]
             except (OSError, EOFError) as error:
-                raise InsecureError(str(error)) from error
+                said = error.verify_message if isinstance(error, ssl.SSLCertVerificationError) else ""
+                raise InsecureError(said) from error
         except BaseException:
             dialled.close()
             raise

@@ -27,7 +27,6 @@ from turnout.files import lock_folder, read_file, replace_file, unlock_folder
 from turnout.guard.roles import Role
 
 PREFIX = "tk-"
-LOOK_SECONDS = 0.25
 MAX_TOKEN = 256
 DEFAULT_SECONDS = 90 * 86_400  # that a key lasts, where nobody says how long
 _HASH_KEY_BYTES = _TOKEN_BYTES = 32
@@ -154,7 +153,9 @@ def add(keys: Keys, name: str, limits: Limits, now: float) -> tuple[Keys, str]:
         raise UsageError(f"{name[:80]!r} is not the name of a key", hint=hint)
     before = next((key for key in keys.keys if key.name == name), None)
     if before is not None and not before.revoked:
-        raise UsageError(f"there is a key {name!r} already", hint=f"turnout key rotate {name}, or another name")
+        raise UsageError(
+            f"there is a key {name!r} already", hint=f"turnout key rotate {name}; for other limits revoke it first"
+        )
     token = PREFIX + secrets.token_urlsafe(_TOKEN_BYTES)
     made = Key(
         name=name,
@@ -226,8 +227,8 @@ def require_patterns(what: str, patterns: Iterable[str], *, paths: bool = False)
 
 
 def day_of(seconds: int) -> str:
-    """A moment for people, in UTC; ``never`` for 0."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M") if seconds else "never"
+    """A moment for people; ``never`` for 0."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC") if seconds else "never"
 
 
 def _named(keys: Keys, name: str) -> Key:
@@ -272,7 +273,7 @@ class Clock:
 
 
 class Watched(ABC):
-    """A small file as it is now: a change is seen within ``LOOK_SECONDS``.
+    """A small file as it is now: each question looks whether it has changed, since what is revoked is so at once.
 
     Attributes:
         path: the file.
@@ -282,7 +283,6 @@ class Watched(ABC):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.version = 0
-        self._next_look = 0.0
         self._seen: tuple[int, ...] | None = None
         self._problem: StorageError | None = None
 
@@ -292,13 +292,10 @@ class Watched(ABC):
         Raises:
             StorageError: the file is there and cannot be read.
         """
-        now = time.monotonic()
-        if now >= self._next_look:
-            self._next_look = now + LOOK_SECONDS
-            seen = self._identity()
-            if seen != self._seen:
-                self._seen = seen
-                self._reread()
+        seen = self._identity()
+        if seen != self._seen:
+            self._seen = seen
+            self._reread()
         if self._problem is not None:
             raise self._problem
 

@@ -413,7 +413,8 @@ def _too_long(phase: str, seconds: float, endpoint: str) -> PhaseTimeoutError:
 def _not_reached(error: OSError, endpoint: str) -> EndpointDownError:
     if isinstance(error, InsecureError):
         hint = "is its certificate for that name, and of an authority that is trusted (security.ca_file)?"
-        return EndpointDownError(f"no secure connection to {endpoint}", endpoint=endpoint, hint=hint)
+        said = f"no secure connection to {endpoint}" + (f": {error}" if str(error) else "")
+        return EndpointDownError(said, endpoint=endpoint, hint=hint)
     if isinstance(error, socket.gaierror):
         return EndpointDownError(f"the host name of {endpoint} is unknown here", endpoint=endpoint)
     reason = os.strerror(error.errno).lower() if error.errno else "no connection"

@@ -19,6 +19,8 @@ from turnout.types import Json
 _SIGNED_AS = b"turnout report\n"
 _LAST_LINE = re.compile(rb"<!-- turnout signature ([0-9a-f]{128}) of key ([0-9a-f]{16}) -->\n")
 
+_NAMED = re.compile(rb'^\{\s*"key": "([0-9a-f]{16})"| of key ([0-9a-f]{16}) -->\n$')
+
 State = Literal["unchanged", "changed", "unsigned"]
 
 
@@ -57,6 +59,17 @@ def read_report(path: Path, public: PublicKey) -> dict[str, Json] | None:
         return None
     found = json.loads(_content(path))
     return found["report"] if isinstance(found, dict) and isinstance(found.get("report"), dict) else None
+
+
+def named_key(path: Path) -> str:
+    """The fingerprint of the key that a report says it was signed with, "" where it names none: nobody vouches for it.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    content = _content(path)
+    found = _NAMED.search(content, 0, 64) or _NAMED.search(content, max(0, len(content) - 128))
+    return (found[1] or found[2]).decode() if found else ""
 
 
 def _content(path: Path) -> bytes:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 PRIVATE, PUBLIC = "signing.key", "signing.pub"
+WHICH = f"give signing/{PUBLIC} of the data directory of the installation that signed"
 _SIGNATURE = re.compile(r"[0-9a-f]{128}")  # in one spelling, so that not even that can be changed
 
 
@@ -98,10 +99,10 @@ def read_public(path: Path) -> PublicKey:
         key = public_of(read_file(path))
     except OSError as error:
         said = f"the public key {path} cannot be read: {error.strerror}"
-        raise StorageError(said, hint=f"give the file {PUBLIC}") from error
+        raise StorageError(said, hint=WHICH) from error
     if key is None:
         said = f"the public key {path} cannot be read: it is no public key in PEM, or not Ed25519"
-        raise StorageError(said, hint=f"give the file {PUBLIC}")
+        raise StorageError(said, hint=WHICH)
     return key
 
 

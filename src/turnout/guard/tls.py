@@ -19,6 +19,9 @@ class TlsFiles:
     client_ca: Path | None = None
 
 
+_NAMED = "look at gateway.tls and security.ca_file: their paths are relative to the configuration file"
+
+
 def server_context(files: TlsFiles) -> ssl.SSLContext:
     """What the gateway listens with: TLS 1.2 or newer, and with ``client_ca`` only clients that it has signed.
 
@@ -51,7 +54,9 @@ def load_certificate(context: ssl.SSLContext, files: TlsFiles) -> None:
         raise StorageError(f"{files.cert} and {files.key} are no pair of certificate and key", hint=hint) from error
     except OSError as error:
         said = error.strerror or "not readable"
-        raise StorageError(f"the certificate {files.cert} or its key {files.key} cannot be read: {said}") from error
+        raise StorageError(
+            f"the certificate {files.cert} or its key {files.key} cannot be read: {said}", hint=_NAMED
+        ) from error
 
 
 def client_context(authority: Path) -> ssl.SSLContext:
@@ -72,7 +77,7 @@ def _load_authority(context: ssl.SSLContext, authority: Path) -> None:
     except ssl.SSLError as error:
         raise StorageError(f"{authority} holds no certificate of an authority", hint="one or more, in PEM") from error
     except OSError as error:
-        raise StorageError(f"the authority {authority} cannot be read: {error.strerror}") from error
+        raise StorageError(f"the authority {authority} cannot be read: {error.strerror}", hint=_NAMED) from error
 
 
 def _no_password() -> str:

@@ -86,7 +86,10 @@ def _advice(status: EndpointStatus, config: RouterConfig) -> str:
         case Health.DEGRADED:
             return f"look at the server at {endpoint.url}, or correct {section}.endpoint"
         case _ if endpoint.configured:
-            return f"see that a server runs at {endpoint.url}, or correct {section}.endpoint"
+            trusted = (
+                " with a certificate that is trusted (security.ca_file)" if endpoint.url.startswith("https") else ""
+            )
+            return f"see that a server runs at {endpoint.url}{trusted}, or correct {section}.endpoint"
     return ""
 
 
