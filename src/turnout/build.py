@@ -178,12 +178,12 @@ def _verifier(loaded: LoadedConfig, audit: AuditLog | None) -> Verifier | None:
     if not loaded.config.security.verify_checksums:
         return None
 
-    def alarm(event: str, what: str) -> None:
+    def alarm(event: str, what: str, model: str) -> None:
         log.error("%s", what)
         if audit is None:
             return
         try:
-            audit.event(event, error=what)
+            audit.event(event, error=what, model=model)
         except AuditError as error:  # no query is run either that cannot be logged
             log.error("%s", error)
 

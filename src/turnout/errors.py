@@ -320,7 +320,7 @@ class ModelChangedError(BackendError):
     """The server has other weights under this name than were recorded; nothing that they say is handed on."""
 
     code = "model_mismatch"
-    advice = "`turnout models verify` shows what changed; `turnout models lock` records what is there now"
+    advice = "`turnout models verify` shows what changed; `turnout models lock --replace` records what is there now"
 
 
 class ContextOverflowError(BackendError):

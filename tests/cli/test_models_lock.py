@@ -86,11 +86,18 @@ async def test_a_locked_model_serves_and_a_swapped_one_serves_nothing(fake: Fake
     mismatches = [e for e in events(tmp_path) if e["event_type"] == "security:model_mismatch"]
     assert mismatches
     assert "qwen2.5-coder:7b @ fake0 is blocked" in mismatches[0]["error"]
-    relocked = await document("models", "lock")
+    assert mismatches[0]["model"] == "qwen2.5-coder:7b"
+    kept = lock_file(tmp_path).read_bytes()
+    refused = await document("models", "lock")
+    assert (refused["exit_code"], refused["error"]["code"]) == (4, "model_blocked")
+    assert "qwen2.5-coder:7b @ fake0: its digest is eeee" in refused["error"]["message"]
+    assert lock_file(tmp_path).read_bytes() == kept, "nobody blesses a swap without a word"
+    relocked = await document("models", "lock", "--replace")
     assert relocked["changed"][0]["model"] == "qwen2.5-coder:7b @ fake0"
     assert (await asked()).exit_code == 0
     changes = [e["service"] for e in events(tmp_path) if e["event_type"] == "config"]
-    assert changes == ["models lock: models recorded: 1"] * 2
+    recorded = "models lock: models recorded: 1"
+    assert changes == [recorded, f"{recorded}, of which were others before: 1"]
 
 
 async def test_the_error_for_an_exact_model_is_one_of_its_own(fake: Fake) -> None:
@@ -161,7 +168,8 @@ async def test_a_lock_file_that_cannot_be_trusted_lets_nothing_serve(fake: Fake,
     assert [e["event_type"] for e in events(tmp_path)].count("security:models_lock") == 1
     assert (await run_beside("models", "verify")).exit_code == 1
     if how != "a folder":
-        assert (await run_beside("models", "lock")).exit_code == 0
+        assert (await run_beside("models", "lock")).exit_code == 1, "nor is it replaced without a word"
+        assert (await run_beside("models", "lock", "--replace")).exit_code == 0
         assert (await asked()).exit_code == 0
 
 

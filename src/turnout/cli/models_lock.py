@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from turnout.cli.output import cell, json_option, loaded_config, note, print_json, table, waiting
-from turnout.errors import EXIT_FAILED, NoServiceError, StorageError, UsageError
+from turnout.errors import EXIT_FAILED, ModelBlockedError, NoServiceError, StorageError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,13 +35,15 @@ SHOWN = 16
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="A folder of weights that no server tells the place of: an Ollama store, what a container has. Repeatable.",
 )
+@click.option("--replace", is_flag=True, help="Also record what is not what it was recorded as before.")
 @json_option
 @click.pass_obj
-def lock(config_file: str | None, folders: tuple[Path, ...], as_json: bool) -> None:
+def lock(config_file: str | None, folders: tuple[Path, ...], replace: bool, as_json: bool) -> None:
     """Record what every served model is, signed: from then on one that differs serves nothing.
 
     Digests are those that servers tell, and those of the files on this machine. Records of servers that do not answer
-    now are kept. Where `turnout serve` runs, it follows with its next look.
+    now are kept. When a model is not what was recorded, or the lock file cannot be trusted, nothing is written without
+    --replace. Where `turnout serve` runs, it follows with its next look.
     """
     from turnout.build import models_lock_path, open_audit_log
     from turnout.config import signing_dir
@@ -53,19 +55,30 @@ def lock(config_file: str | None, folders: tuple[Path, ...], as_json: bool) -> N
     try:
         before = read_lock(path, signer.public)
     except StorageError as error:
+        if not replace:
+            raise
         note(f"Warning: {error.message}; it is made anew")
         before = None
     with waiting("looking for servers") as update:
         recorded = asyncio.run(_record(loaded, [folder.absolute() for folder in folders], before, update))
+    if recorded.changed and not replace:
+        raise _changed(recorded)
     audit = open_audit_log(loaded)
     try:
         if audit is not None:
-            audit.event("config", service=f"models lock: models recorded: {len(recorded.lock.models)}")
+            replaced = f", of which were others before: {len(recorded.changed)}" if recorded.changed else ""
+            audit.event("config", service=f"models lock: models recorded: {len(recorded.lock.models)}{replaced}")
         signed = write_lock(path, recorded.lock, signer)
     finally:
         if audit is not None:
             audit.close()
     _print_recorded(path, signed, recorded, as_json=as_json)
+
+
+def _changed(recorded: Recorded) -> ModelBlockedError:
+    said = "; ".join(f"{label}: {what}" for label, what in recorded.changed)
+    hint = "find out who changed it; if that is what should be there: turnout models lock --replace"
+    return ModelBlockedError(f"nothing was recorded, for there is what was something else before: {said}", hint=hint)
 
 
 @click.command()
@@ -126,7 +139,7 @@ def _verify_fields(path: Path, lock: Lock, rows: Sequence[_Row], failed: Sequenc
     ]
     if failed:
         said = "; ".join(f"{row.model} @ {row.service}: {row.why}" for row in failed)
-        hint = "find out who changed it; if that is what should be there, `turnout models lock` records it"
+        hint = "find out who changed it; if that is what should be there, `turnout models lock --replace` records it"
         fields["error"] = {"code": "model_blocked", "message": said, "hint": hint}
     return fields
 

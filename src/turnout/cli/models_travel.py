@@ -160,7 +160,7 @@ def _require_recorded(manifest: Manifest, recorded: str) -> None:
     """Raises ModelBlockedError: its files are others than were recorded."""
     if recorded and recorded != manifest.weights:
         said = f"{manifest.model} is not the model that was recorded: its weights are {manifest.weights[:SHOWN]}…"
-        hint = f"recorded was {recorded[:SHOWN]}…; `turnout models lock` records what is there now"
+        hint = f"recorded was {recorded[:SHOWN]}…; `turnout models lock --replace` records what is there now"
         raise ModelBlockedError(said, hint=hint)
 
 

@@ -95,10 +95,10 @@ class Verifier:
     """Holds what is served against the lock file. Of one event loop.
 
     Args:
-        alarm: told ``(event, what)`` of what must be known: for the log and the audit log.
+        alarm: told ``(event, what, model)`` of what must be known, for the log and the audit log; model "" for none.
     """
 
-    def __init__(self, rules: Rules, signer: Signer, digests: Digests, alarm: Callable[[str, str], None]) -> None:
+    def __init__(self, rules: Rules, signer: Signer, digests: Digests, alarm: Callable[[str, str, str], None]) -> None:
         self._rules, self._signer, self._digests, self._alarm = rules, signer, digests, alarm
         self._lock: Lock | None = None
         self._broken = ""
@@ -172,9 +172,10 @@ class Verifier:
         except StorageError as error:
             self._lock, self._broken = None, str(error)
         if self._broken and self._broken != before:
-            self._alarm(BROKEN, self._broken)
+            self._alarm(BROKEN, self._broken, "")
         elif had and self._lock is None:
-            self._alarm(BROKEN, f"the lock file {self._rules.lock} is gone: models are not verified any more")
+            gone_now = f"the lock file {self._rules.lock} is gone: models are not verified any more"
+            self._alarm(BROKEN, gone_now, "")
 
     def _judge(self, endpoint: Endpoint, model: Model, unread: list[Files]) -> Verdict:
         if endpoint.embedded:
@@ -216,11 +217,11 @@ class Verifier:
             verdict = verdicts.get(model.id)
             wrong = verdict.why if verdict is not None and verdict.state == "mismatch" else ""
             if wrong and self._alarmed.get(key) != wrong:
-                self._alarm(MISMATCH, f"{label} is blocked: {wrong}")
+                self._alarm(MISMATCH, f"{label} is blocked: {wrong}", model.id)
             old = before.get(model.id, "")
             if verdict is None and old and model.digest and old != model.digest:
                 said = f"its digest is {model.digest[:SHOWN]}…, a moment ago it was {old[:SHOWN]}…"
-                self._alarm(CHANGED, f"{label} has other weights than before: {said}")
+                self._alarm(CHANGED, f"{label} has other weights than before: {said}", model.id)
             self._alarmed[key] = wrong
 
     # Files.

@@ -284,7 +284,14 @@ class AuditLog:
         self._held = [record for record in self._held if record.phase != "start"]
 
     def event(
-        self, event_type: str, *, error: str = "", principal: str = "local", service: str = "", session_id: str = ""
+        self,
+        event_type: str,
+        *,
+        error: str = "",
+        principal: str = "local",
+        service: str = "",
+        session_id: str = "",
+        model: str = "",
     ) -> None:
         """Write an event that is no query: ``security:<what>``, ``access``, ``config``, ``edit`` or
         ``feedback``.
@@ -295,6 +302,7 @@ class AuditLog:
         line = Record(
             event_type=event_type,
             session_id=session_id or None,
+            model=model or None,
             service=service or None,
             success=not error,
             error=error or None,

@@ -20,7 +20,7 @@ from turnout.weights import Verdict
 
 FORMAT = "turnout-models-lock-1"
 SHOWN = 16  # digits of a digest for people
-_AGAIN = "see what is there with `turnout models`, and record it with `turnout models lock`"
+_AGAIN = "see what is there with `turnout models`, and record it with `turnout models lock --replace`"
 
 
 class LockedFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -37,7 +37,9 @@ def blocked(found: Sequence[Candidate]) -> ModelBlockedError:
     """Why none of these models may serve."""
     said = "; ".join(f"{c.label}: {c.verdict.barred}" for c in found[:_MOST])
     more = f"; and {len(found) - _MOST} more" if len(found) > _MOST else ""
-    hint = "find out who changed it; if that is what should be there, `turnout models lock` records it"
+    changed = any(c.verdict.state == "mismatch" for c in found)
+    first = "find out who changed it; if that is what should be there, " if changed else ""
+    hint = f"{first}`turnout models lock{' --replace' * changed}` records it"
     return ModelBlockedError(f"blocked: {said}{more}", hint=hint)
 
 
