@@ -204,7 +204,8 @@ async def test_a_router_of_models_lists_what_was_brought(tmp_path: Path) -> None
     await document("models", "export", "org/pair:1", *pair, "-o", str(tmp_path))
     for file, more in ((NAME, ("--name", "solo")), ("org-pair-1.turnout-model.tar", ())):
         into = ("--to", "llamacpp", "--folder", str(models))
-        assert (await document("models", "import", str(tmp_path / file), *into, *more))["exit_code"] == 0
+        found = await document("models", "import", str(tmp_path / file), *into, *more)
+        assert found["exit_code"] == 0, found
     server = await asyncio.to_thread(real.llama_of_folder, models)
     try:
         configure(server.url)

@@ -99,14 +99,16 @@ def test_all_parts_of_a_split_gguf_travel_with_what_is_named_beside(signer: Sign
         part.write_bytes(part.name.encode())
     projector = tmp_path / "mmproj-w.gguf"
     projector.write_bytes(b"projector")
-    sources = sources_at([parts[0], projector])
+    (licence := tmp_path / "LICENSE").write_text("of the tests")
+    sources = sources_at([parts[0], projector, licence])
     made = pack(tmp_path / "out.tar", Manifest(made=MADE, model="w"), sources, signer, nobody, nobody)
     assert [(p.name, p.role) for p in made.files] == [
         *((p.name, "weights") for p in parts),
         ("mmproj-w.gguf", "projector"),
+        ("LICENSE", "licence"),
     ]
     unpacked(tmp_path / "out.tar", tmp_path / "to", signer, name="w")
-    assert sorted(contents(tmp_path / "to")) == sorted(f"w/{p.name}" for p in (*parts, projector))
+    assert sorted(contents(tmp_path / "to")) == sorted(f"w/{p.name}" for p in (*parts, projector, licence))
 
 
 @pytest.mark.parametrize(
@@ -469,6 +471,9 @@ def test_a_folder_without_weights_is_no_model(tmp_path: Path, signer: Signer) ->
         pack(tmp_path / "m.tar", Manifest(made=MADE, model="m"), sources_at([tmp_path / "x"]), signer, nobody, nobody)
     with pytest.raises(UsageError, match="there is no file"):
         sources_at([tmp_path / "gone.gguf"])
+    (tmp_path / "empty.gguf").touch()
+    with pytest.raises(UsageError, match="holds no weights"):
+        sources_at([tmp_path / "empty.gguf"])
 
 
 def test_links_of_a_download_cache_are_the_files_that_they_lead_to(tmp_path: Path) -> None:

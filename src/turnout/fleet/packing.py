@@ -50,9 +50,13 @@ def _source(path: Path, files: Files) -> Source:
 
 def _sources_of_file(path: Path) -> Iterator[Source]:
     files = files_at(path)
-    if files is None:
-        raise UsageError(f"there is no file {path}", hint="give the file of the weights, or their folder")
-    yield from (_source(each, files) for each in files.paths)
+    if files is not None:
+        yield from (_source(each, files) for each in files.paths)
+    elif path.is_file() and role_of(path.name) != "weights":
+        yield Source(path, path.name, role_of(path.name))
+    else:
+        said = f"{path} holds no weights" if path.exists() else f"there is no file {path}"
+        raise UsageError(said, hint="give the file of the weights, or their folder")
 
 
 def _sources_below(folder: Path) -> Iterator[Source]:
