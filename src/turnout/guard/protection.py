@@ -15,17 +15,23 @@ from turnout.guard.process import MARK, spawn
 PROBE_SECONDS = 20.0
 _NEITHER = "docs/security.md, Children; until then the network must stop them: deploy/turnout.service, or a firewall"
 
-# Connecting a UDP socket sends nothing; it tells whether there is a way there. RFC 5737 and 3849: nobody is there.
+# Connecting a UDP socket sends nothing; it tells whether there is a way there. RFC 5737 and 3849: nobody is there. That
+# there is none tells little where an interface is up: its own network may be all that it leads to.
 _PROBE = f"""\
-import json, os, socket
-def met(family, address):
+import fcntl, json, os, socket, struct
+def up(name):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as used:
+        told = fcntl.ioctl(used, 0x8913, struct.pack("16s24x", name.encode()))  # SIOCGIFFLAGS
+    return struct.unpack_from("=H", told, 16)[0] & 1
+def stopped(family, address):
     try:
-        with socket.socket(family, socket.SOCK_DGRAM) as used:
-            used.connect((address, 9))
-    except OSError as error:
-        return error.errno or 1
-    return 0
-print(json.dumps([os.environ.get({MARK!r}, ""), met(socket.AF_INET, "192.0.2.1"), met(socket.AF_INET6, "2001:db8::1")]))
+        used = socket.socket(family, socket.SOCK_DGRAM)
+    except OSError:
+        return True
+    with used:
+        return used.connect_ex((address, 9)) != 0 and not any(up(n) for _, n in socket.if_nameindex() if n != "lo")
+all_stopped = stopped(socket.AF_INET, "192.0.2.1") and stopped(socket.AF_INET6, "2001:db8::1")
+print(json.dumps([os.environ.get({MARK!r}, ""), all_stopped]))
 """
 
 
@@ -69,12 +75,12 @@ async def _probe() -> Protection:
         child = await spawn([sys.executable, "-I", "-S", "-c", _PROBE])
         try:
             line = await child.read_line(PROBE_SECONDS)
-            mark, *met = msgspec.json.decode(line, type=tuple[str, int, int])
+            mark, stopped = msgspec.json.decode(line, type=tuple[str, bool])
         finally:
             await child.stop()
     except (OSError, msgspec.MsgspecError) as error:
         return Protection("none", f"the child that was to tell did not: {error}")
-    return judge(mark, all(met))
+    return judge(mark, stopped)
 
 
 def judge(mark: str, stopped: bool) -> Protection:
