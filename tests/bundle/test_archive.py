@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import os
 import random
@@ -195,6 +196,77 @@ def test_long_names_are_carried_as_every_tar_reads_them(folder: Path, tmp_path: 
         assert opened.getnames() == [f"{TOP}/{long}"]
     with pytest.raises(BundleError, match="cannot be carried"):
         header("x" * 256, 0)
+
+
+def test_a_size_below_nothing_is_refused(folder: Path, tmp_path: Path, signer: Signer) -> None:
+    """GNU's header can hold it; it would be an empty file here, and to tar something else."""
+    long = f"wheels/{'x' * 120}-1-py3-none-any.whl"
+    (folder / long).write_bytes(b"")
+    sign(folder, signer)
+    path = archive(folder, tmp_path / "b.tar")
+    info = tarfile.TarInfo(f"{TOP}/{long}")
+    info.mode, info.mtime, info.size = 0o644, 315_532_800, 0
+    right = info.tobuf(tarfile.GNU_FORMAT, "ascii", "strict")
+    info.size = -512
+    assert path.read_bytes().count(right) == 1
+    path.write_bytes(path.read_bytes().replace(right, info.tobuf(tarfile.GNU_FORMAT, "ascii", "strict")))
+    with pytest.raises(BundleError, match="it has less than nothing in it"):
+        check_archive(path, signer.public)
+
+
+@pytest.mark.parametrize("name", ["a $(id) b", 'a"b', "a`id`b", "a\\b", "a:b", "a\nb"])
+def test_a_place_that_a_script_would_read_otherwise_is_refused(name: str, folder: Path, tmp_path: Path) -> None:
+    """pip writes the path into a script of sh where it has a space or is long: what is in ``$()`` would be run."""
+    code, told = install(folder, tmp_path / name)
+    assert (code, "cannot be installed to" in told) == (1, True), told
+    assert not (tmp_path / name).exists()
+
+
+def test_links_of_others_are_left_alone(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a" / "bin").mkdir(parents=True)
+    (tmp_path / "a" / "bin" / "turnout").symlink_to("/nowhere/turnout")
+    code, told = install(folder, tmp_path / "a")
+    assert (code, "is there, and is no link that this made" in told) == (1, True), told
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "bin").symlink_to("../a/bin")
+    code, told = install(folder, tmp_path / "b")
+    assert (code, "bin is a link" in told) == (1, True), told
+    assert (tmp_path / "a" / "bin" / "turnout").readlink() == Path("/nowhere/turnout")
+
+
+def test_what_another_user_has_put_there_is_not_run(folder: Path, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("root alone can make a folder of another user's")
+    environment = tmp_path / "prefix" / installed_name(folder)
+    (environment / "bin").mkdir(parents=True)
+    (environment / ".installed").touch()
+    command = environment / "bin" / "turnout"
+    command.write_text(f"#!/bin/sh\ntouch {tmp_path}/run\n")
+    command.chmod(0o755)
+    os.chown(environment, 65534, 65534)
+    code, told = install(folder, tmp_path / "prefix")
+    assert (code, "belongs to another user" in told) == (1, True), told
+    assert not (tmp_path / "run").exists()
+
+
+def installed_name(folder: Path) -> str:
+    """The folder that the installer makes."""
+    return f"turnout-0.1.0-{hashlib.sha256((folder / 'SHA256SUMS').read_bytes()).hexdigest()[:12]}"
+
+
+def test_two_at_once_are_one(folder: Path, tmp_path: Path) -> None:
+    import fcntl
+
+    prefix = tmp_path / "prefix"
+    (prefix / installed_name(folder)).mkdir(parents=True)
+    descriptor = os.open(prefix, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        code, told = install(folder, prefix)
+    finally:
+        os.close(descriptor)
+    assert (code, "another installation to" in told) == (1, True), told
+    assert (prefix / installed_name(folder)).is_dir()
 
 
 @pytest.mark.parametrize("shell", [("sh",), ("dash",), ("bash", "--posix"), ("busybox", "sh")], ids=" ".join)

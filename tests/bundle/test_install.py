@@ -22,6 +22,8 @@ MISLEADING = {
     "PIP_INDEX_URL": "http://203.0.113.5/simple",
     "PIP_TARGET": "/nonexistent/target",
     "PIP_REQUIRE_VIRTUALENV": "0",
+    "PYTHONPLATLIBDIR": "nowhere",
+    "PYTHONHASHSEED": "none",
     "CDPATH": "/tmp",
 }
 
@@ -30,7 +32,7 @@ def install(folder: Path, home: Path, *args: str) -> tuple[int, str]:
     """Run the installer for a user with this home, started from there."""
     env = {"PATH": os.environ["PATH"], "HOME": str(home), **MISLEADING}
     command = ["sh", os.path.relpath(folder / "install.sh", home), "--python", sys.executable, *args]
-    done = subprocess.run(command, cwd=home, env=env, capture_output=True, text=True, timeout=110, check=False)
+    done = subprocess.run(command, cwd=home, env=env, capture_output=True, text=True, timeout=110, check=False, umask=0)
     assert done.stdout == ""
     return done.returncode, done.stderr
 
@@ -50,6 +52,7 @@ def test_it_installs_without_an_index_and_what_works_is_kept(whole: Whole, tmp_p
     def run(*args: str) -> str:
         return subprocess.run([command, *args], env=env, capture_output=True, text=True, timeout=60, check=True).stdout
 
+    assert not [path for path in prefix.rglob("*") if path.lstat().st_mode & 0o022 and not path.is_symlink()]
     assert run("--version") == "turnout 0.1.0\n"
     assert "installed: serena 2.1.0" in run("code", "status")
     # The installed one checks the bundle it came from, and packs itself to the wheel that is in there.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import random
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from turnout.bundle.carried.verify import RefusedError, fingerprint, raw_key, read_list, signed
-from turnout.guard.signing import PublicKey
+from turnout.guard.signing import PublicKey, public_of
 
 # RFC 8032, section 7.1: public key, message, signature.
 VECTORS = (
@@ -51,6 +52,30 @@ def test_it_agrees_with_cryptography() -> None:
         assert not signed(key, signature[:63], message)
         assert not signed(chance.randbytes(32), signature, message)
     assert not signed(b"\xff" * 32, signature, message)
+
+
+SPKI = bytes.fromhex("302a300506032b6570032100")
+SMALL = (
+    "0000000000000000000000000000000000000000000000000000000000000000",
+    "0100000000000000000000000000000000000000000000000000000000000000",
+    "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+    "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+    "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+    "edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",  # zero, written otherwise
+    "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",  # one
+)
+
+
+@pytest.mark.parametrize("sign", [0, 0x80])
+@pytest.mark.parametrize("key", SMALL)
+def test_a_key_under_which_anybody_can_sign_is_none(key: str, sign: int) -> None:
+    """Points of small order: with R = 0 and S = 0 some eighth of all messages at least is signed."""
+    raw = bytearray.fromhex(key)
+    raw[31] |= sign
+    pem = b"-----BEGIN PUBLIC KEY-----\n" + base64.b64encode(SPKI + raw) + b"\n-----END PUBLIC KEY-----\n"
+    with pytest.raises(RefusedError, match="it is no key that has a private half"):
+        raw_key(pem, "it")
+    assert public_of(pem) is None
 
 
 @pytest.mark.parametrize(

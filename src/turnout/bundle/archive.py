@@ -7,6 +7,7 @@ with it links, devices, paths upwards, and whatever two programs could understan
 from __future__ import annotations
 
 import hashlib
+import os
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -53,6 +54,8 @@ def header(name: str, size: int) -> bytes:
     try:
         if not NAME.fullmatch(name) or len(name) > _MAX_NAME:
             raise ValueError("its name is not one that every system can have")
+        if size < 0:  # a number that GNU's header can hold, and no size
+            raise ValueError("it has less than nothing in it")
         # What the standard's header has no room for is written as GNU tar does, which BusyBox reads too.
         long = len(name.rpartition("/")[2]) > tarfile.LENGTH_NAME
         return info.tobuf(tarfile.GNU_FORMAT if long else tarfile.USTAR_FORMAT, "ascii", "strict")
@@ -105,7 +108,7 @@ def check_archive(path: Path, key: PublicKey | None, progress: Progress = lambda
     """
     try:
         with open_regular(path) as file:
-            return _check(file, path.stat().st_size, key, progress)
+            return _check(file, os.fstat(file.fileno()).st_size, key, progress)
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror or error}") from error
     except RefusedError as error:

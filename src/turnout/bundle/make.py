@@ -91,6 +91,8 @@ def _check(wanted: Wanted, out: Path) -> None:
         raise BundleError("a bundle for Linux is made on Linux", hint="make it there, or under WSL")
     if out.is_dir() or not out.parent.is_dir():
         raise BundleError(f"{out} is a folder, or lies in none", hint="-o FILE")
+    if out.exists() and not out.is_file():
+        raise BundleError(f"{out} is there, and is no file: a device, a pipe or the like", hint="-o FILE")
     for folder in wanted.sources:
         if not folder.is_dir():
             raise BundleError(f"there is no folder {folder}", hint="give the folder that holds the wheels")

@@ -25,6 +25,14 @@ PRIVATE, PUBLIC = "signing.key", "signing.pub"
 WHICH = f"give signing/{PUBLIC} of the data directory of the installation that signed"
 _SIGNATURE = re.compile(r"[0-9a-f]{128}")  # in one spelling, so that not even that can be changed
 
+# RFC 8032, 5.1: the field; and y of the points of small order, under which anybody can sign.
+_FIELD = 2**255 - 19
+_SMALL = (
+    *(0, 1, _FIELD - 1),
+    0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826,
+    0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7,
+)
+
 
 log = logging.getLogger("turnout")
 
@@ -107,7 +115,7 @@ def read_public(path: Path) -> PublicKey:
 
 
 def public_of(pem: bytes) -> PublicKey | None:
-    """A public key in PEM, None when it is none."""
+    """A public key in PEM, None when it is none, or one that has no private half."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
@@ -116,7 +124,10 @@ def public_of(pem: bytes) -> PublicKey | None:
         key = load_pem_public_key(pem)
     except (ValueError, UnsupportedAlgorithm):
         return None
-    return PublicKey(key) if isinstance(key, Ed25519PublicKey) else None
+    if not isinstance(key, Ed25519PublicKey):
+        return None
+    y = int.from_bytes(key.public_bytes_raw(), "little") & ((1 << 255) - 1)
+    return PublicKey(key) if y < _FIELD and y not in _SMALL else None
 
 
 def _keep_public(folder: Path) -> None:

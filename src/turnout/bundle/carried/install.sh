@@ -49,9 +49,12 @@ while [ $# -gt 0 ]; do
 	shift
 done
 
-# What the caller's shell has must not lead Python or pip elsewhere.
-unset PYTHONPATH PYTHONHOME PYTHONSTARTUP CDPATH
-for name in $(env | sed -n 's/^\(PIP_[A-Z_]*\)=.*/\1/p'); do unset "$name"; done
+# What the caller's shell has must not lead Python or pip elsewhere, nor let others write what is made here.
+unset CDPATH
+for name in $(env | sed -n 's/^\(P[IY][PT][A-Za-z0-9_]*\)=.*/\1/p'); do
+	case $name in PIP_* | PYTHON*) unset "$name" ;; esac
+done
+umask go-w
 PYTHONDONTWRITEBYTECODE=1 PIP_CONFIG_FILE=/dev/null
 export PYTHONDONTWRITEBYTECODE PIP_CONFIG_FILE
 
@@ -96,10 +99,25 @@ if [ -z "$prefix" ]; then
 	prefix=$HOME/.local/share/turnout-env
 fi
 prefix=$(absolute "$prefix")
+# pip writes the path of the environment's Python into a script of sh, in quotes.
+case $prefix in
+*[\"\$\`\\:]* | *'
+'*) fail "$prefix cannot be installed to: it has a quote, \$, \`, \\, : or a line break" "choose another with --prefix DIR" ;;
+esac
 env=$prefix/turnout-$id
 link=$prefix/bin/turnout
-if [ -e "$link" ] && [ ! -L "$link" ]; then
-	fail "$link is there, and is no link that this made" "install elsewhere with --prefix DIR"
+if [ -L "$prefix/bin" ]; then
+	fail "$prefix/bin is a link, and the command is one that leads on from there" "install elsewhere with --prefix DIR"
+fi
+if [ -e "$link" ] || [ -L "$link" ]; then
+	case $(readlink -- "$link") in
+	../turnout-*/bin/turnout) ;;
+	*) fail "$link is there, and is no link that this made" "install elsewhere with --prefix DIR" ;;
+	esac
+fi
+# It may be anybody's who can write there, and what is in it is run.
+if [ -e "$env" ] && [ -n "$(find "$env" -prune ! -user "$(id -u)")" ]; then
+	fail "$env is there, and belongs to another user" "install elsewhere with --prefix DIR"
 fi
 
 made=no
@@ -107,7 +125,7 @@ undo() {
 	code=$?
 	trap - EXIT
 	if [ "$made" = yes ]; then
-		rm -rf -- "$env"
+		rm -rf -- "$env" "$prefix/bin/.turnout-new"
 		rmdir -- "$prefix/bin" "$prefix" 2>/dev/null || :
 		say "Nothing of it was kept in $prefix."
 	fi
@@ -118,10 +136,14 @@ trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
+mkdir -p -- "$prefix" || fail "$prefix cannot be made" "install elsewhere with --prefix DIR"
+# Held until this shell ends, however that is.
+exec 9<"$prefix"
+"$python" -I -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null ||
+	fail "another installation to $prefix is under way" "wait for it"
 if [ -f "$env/.installed" ]; then
 	say "already there: $env"
 else
-	mkdir -p -- "$prefix" || fail "$prefix cannot be made" "install elsewhere with --prefix DIR"
 	rm -rf -- "$env" # what an installation left that was killed
 	say "making an environment in $env"
 	made=yes
@@ -146,10 +168,10 @@ if [ "$model" = yes ] && [ -d "$here/models" ]; then
 fi
 
 mkdir -p -- "$prefix/bin"
-rm -f -- "$prefix/bin/.turnout-$$"
-ln -s "../turnout-$id/bin/turnout" "$prefix/bin/.turnout-$$"
+rm -f -- "$prefix/bin/.turnout-new"
+ln -s "../turnout-$id/bin/turnout" "$prefix/bin/.turnout-new"
 : >"$env/.installed"
-mv -f -- "$prefix/bin/.turnout-$$" "$link"
+mv -f -- "$prefix/bin/.turnout-new" "$link"
 made=no
 for other in "$prefix"/turnout-*; do
 	if [ "$other" != "$env" ] && [ -f "$other/.installed" ]; then say "the one before is kept until you delete it: $other"; fi

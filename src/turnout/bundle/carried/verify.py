@@ -34,6 +34,7 @@ _P, _L = 2**255 - 19, 2**252 + 27742317777372353535851937790883648493
 _D = -121665 * pow(121666, -1, _P) % _P
 _ROOT = pow(2, (_P - 1) // 4, _P)
 _Point = tuple[int, int, int, int]
+_NOTHING = (1).to_bytes(32, "little")  # the neutral point, as it is encoded
 
 
 class RefusedError(Exception):
@@ -90,7 +91,7 @@ def signed(key: bytes, signature: bytes, message: bytes) -> bool:
 
 
 def raw_key(pem: bytes, where: str) -> bytes:
-    """The 32 bytes of a public key in PEM. Raises RefusedError: it is none."""
+    """The 32 bytes of a public key in PEM. Raises RefusedError: it is none, or one under which anybody can sign."""
     lines = pem.decode("latin-1").strip().splitlines()
     try:
         if len(lines) < 3 or (lines[0], lines[-1]) != ("-----BEGIN PUBLIC KEY-----", "-----END PUBLIC KEY-----"):
@@ -100,6 +101,9 @@ def raw_key(pem: bytes, where: str) -> bytes:
         body = b""
     if len(body) != 44 or not body.startswith(_SPKI):
         raise RefusedError(f"{where} is no Ed25519 public key in PEM")
+    point = _point(body[12:])
+    if point is None or _encoded(_times(8, point)) == _NOTHING:
+        raise RefusedError(f"{where} is no key that has a private half")
     return body[12:]
 
 
