@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ import pytest
 from tests.bundle.conftest import Whole
 from tests.bundle.wheelhouse import make_wheelhouse
 from turnout.bundle.archive import check_archive
-from turnout.bundle.make import Wanted, make
+from turnout.bundle.make import Made, Wanted, make
 from turnout.bundle.own import pack_own_wheel
 from turnout.bundle.sbom import sbom
 from turnout.bundle.target import Target, oldest_glibc, target_of
@@ -155,6 +156,33 @@ async def test_what_cannot_be_made_is_said_before_anything_is_gathered(wanted: W
     for python, machine in (("3.10", ""), ("3.11", "sparc"), ("hello", "")):
         with pytest.raises(BundleError, match="no bundle can be made for"):
             target_of(python, machine)
+
+
+async def test_what_is_no_file_is_not_replaced(wanted: Wanted, tmp_path: Path) -> None:
+    """As root `-o /dev/null` would end with a file in its place."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BundleError, match="is there, and is no file"):
+        await make(wanted, tmp_path / "pipe", Signer(tmp_path / "signing"))
+    assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize("step", ["packing Turnout", "listing and signing", "writing SHA256SUMS", "writing wheels/pip"])
+async def test_who_is_interrupted_leaves_nothing(wanted: Wanted, tmp_path: Path, step: str) -> None:
+    """Also while a thread writes where everything is removed then."""
+    loop, out = asyncio.get_running_loop(), tmp_path / "out"
+    out.mkdir()
+    signer = Signer(tmp_path / "signing")
+    making: asyncio.Task[Made] | None = None
+
+    def told(what: str) -> None:
+        if what.startswith(step):
+            assert making is not None
+            loop.call_soon_threadsafe(making.cancel)
+
+    making = asyncio.create_task(make(wanted, out / "b.tar", signer, told))
+    with pytest.raises(asyncio.CancelledError):
+        await making
+    assert not list(out.iterdir())
 
 
 async def test_a_bundle_for_another_machine_says_so(wanted: Wanted, tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ import hashlib
 import json
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import TypeVar
 
 import turnout
 from turnout.bundle.archive import write_archive
@@ -25,9 +27,11 @@ from turnout.embedded import install as install_weights
 from turnout.errors import BundleError
 from turnout.guard.signing import Signer
 
+_PART = "bundle.tar"
 _CARRIED = ("install.sh", "verify.py", "README.txt")
 
 Progress = Callable[[str], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +112,33 @@ async def _make(wanted: Wanted, out: Path, scratch: Path, signer: Signer, progre
     lock = wanted.lock or lock_text()
     await gather(lock, wheels, wanted.target, wanted.sources, engine=wanted.model, progress=progress)
     progress("packing Turnout itself")
-    await asyncio.to_thread(pack_own_wheel, wheels)
+    await _in_thread(lambda _: pack_own_wheel(wheels), progress)
     if wanted.serena:
         progress(f"gathering Serena from {where}")
         await gather_serena(packages(SERENA_VERSIONS[0]), serena, wanted.target, wanted.sources, progress)
     model = await _model(wanted, scratch, progress) if wanted.model else None
-    return await asyncio.to_thread(_write, wanted, out, scratch, model, signer, progress)
+    made = await _in_thread(lambda told: _write(wanted, out, scratch, model, signer, told), progress)
+    (scratch / _PART).replace(out)
+    return made
+
+
+async def _in_thread(work: Callable[[Progress], T], progress: Progress) -> T:
+    """Do it in a thread; who is interrupted waits for its next step, since it writes where all is removed then."""
+    stopped = threading.Event()
+
+    def told(step: str) -> None:
+        if stopped.is_set():
+            raise InterruptedError
+        progress(step)
+
+    running = asyncio.ensure_future(asyncio.to_thread(work, told))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        stopped.set()
+        await asyncio.wait([running])
+        running.exception()
+        raise
 
 
 async def _model(wanted: Wanted, scratch: Path, progress: Progress) -> Path:
@@ -149,10 +174,9 @@ def _write(wanted: Wanted, out: Path, scratch: Path, model: Path | None, signer:
     for name, content in ((LIST, listed), (SIGNATURE, bytes.fromhex(signer.sign(listed)))):
         (scratch / name).write_bytes(content)
         members[name] = scratch / name
-    part = scratch / "bundle.tar"
+    part = scratch / _PART
     digest = write_archive(part, wanted.name, members, progress)
-    part.replace(out)
-    return Made(out, digest, signer.public.fingerprint, out.stat().st_size, len(own) + len(others))
+    return Made(out, digest, signer.public.fingerprint, part.stat().st_size, len(own) + len(others))
 
 
 def _about(wanted: Wanted, wheels: Sequence[str]) -> bytes:
