@@ -2218,6 +2218,14 @@ ROWS: tuple[tuple[str, str, Proven | str], ...] = (
     ),
     (
         "UI-5",
+        "... nor as a model that an Ollama would ask elsewhere",
+        by(
+            "cli/test_models_travel.py::test_a_model_that_is_asked_elsewhere_does_not_come_in",
+            code="turnout.backends.ollama_shelf:OllamaShelf.check",
+        ),
+    ),
+    (
+        "UI-5",
         "... and nowhere when any of it is not as it was signed",
         by(
             "fleet/test_travel.py::test_what_is_not_as_it_was_signed_is_put_nowhere",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from turnout.backends import BACKENDS, BY_KIND
 from turnout.backends.shelf import Shelf
-from turnout.errors import UsageError
+from turnout.errors import ArchiveError, UsageError
 from turnout.guard.model_manifest import Manifest, Part, Role
 
 HEX = "a" * 64
@@ -144,6 +145,67 @@ def test_a_single_file_gets_the_models_new_name() -> None:
 def test_files_for_an_ollama_are_made_a_model_by_it() -> None:
     assert shelf("ollama").arrange(ONE, "smol").adopted
     assert not shelf("ollama").arrange(STORED, "smol:1b").adopted
+
+
+def stored(config: bytes = b"{}", *, layers: str = "", keys: str = "") -> tuple[Manifest, dict[str, bytes]]:
+    """A model of a store, and its files: a configuration and weights."""
+    contents = {hashlib.sha256(data).hexdigest(): data for data in (config, b"GGUF")}
+    first, second = contents
+    kind = "application/vnd.ollama.image.model"
+    layer = f'{{"mediaType": "{kind}", "digest": "sha256:{second}"}}'
+    text = f'{{"config": {{"digest": "sha256:{first}"}}, "layers": [{layer}{layers}]{keys}}}'
+    contents = {"manifests/h/library/smol/1b": text.encode(), **{f"blobs/sha256-{k}": v for k, v in contents.items()}}
+    roles: list[Role] = ["manifest", "other", "weights"]
+    parts = [Part(name, 3, HEX, role) for name, role in zip(contents, roles, strict=True)]
+    return Manifest(made="", model="smol:1b", files=tuple(parts)), contents
+
+
+OTHER = f'{{"mediaType": "application/vnd.ollama.image.model", "digest": "sha256:{HEX}"}}'
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        (stored(b'{"remote_host": "https://203.0.113.1", "remote_model": "big"}'), "that Ollama asks elsewhere"),
+        (stored(b'{"Remote_Model": "big"}'), "that Ollama asks elsewhere"),
+        (stored(b'{"remote_host": "https://203.0.113.1", "remote_host": ""}'), "no JSON that means one thing"),
+        (stored(layers=f", {OTHER}"), "names other files"),
+        (stored(keys=f', "Layers": [{OTHER}]'), "no JSON that means one thing"),
+        (stored(layers=", 5"), "no manifest of an Ollama"),
+        (stored(layers=f', {{"digest": "sha256-{HEX}"}}'), "no manifest of an Ollama"),
+    ],
+)
+def test_what_an_ollama_would_read_otherwise_is_refused(made: tuple[Manifest, dict[str, bytes]], says: str) -> None:
+    """The list of files is signed; what is in them an Ollama takes at its word."""
+    listed, contents = made
+    with pytest.raises(ArchiveError, match=says):
+        shelf("ollama").check(listed, lambda part: contents[part.name])
+
+
+def test_what_an_ollama_has_is_what_was_listed() -> None:
+    listed, contents = stored()
+    shelf("ollama").check(listed, lambda part: contents[part.name])
+    shelf("ollama").check(ONE, lambda part: contents[part.name])
+
+
+@pytest.mark.parametrize("name", ["smol:cloud", "smol:20b-cloud", "smol:Cloud"])
+@pytest.mark.parametrize("what", [ONE, STORED])
+def test_a_name_that_an_ollama_passes_on_is_refused(name: str, what: Manifest) -> None:
+    with pytest.raises(UsageError, match="Ollama asks elsewhere"):
+        placed("ollama", what, name)
+
+
+def test_an_ollama_model_is_where_its_name_says() -> None:
+    """Not where the name of its manifest in the archive says."""
+    odd = manifest(*((p.name, p.role) for p in STORED.files), model="other:2")
+    assert placed("ollama", odd)[-1] == "manifests/registry.example/library/other/2"
+
+
+def test_a_jan_gets_no_description_but_ours() -> None:
+    """It takes each for a model, wherever its files are."""
+    brought = manifest(("w.gguf", "weights"), ("model.yml", "other"), ("sub/Model.YML", "other"))
+    made = shelf("jan").arrange(brought, "smol")
+    assert [*made.places] == ["w.gguf"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the places of POSIX systems")

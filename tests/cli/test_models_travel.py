@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -278,6 +279,32 @@ async def test_a_model_of_a_store_gets_names_for_other_servers(fake: Fake, tmp_p
     assert files(tmp_path / "to") == ["qwen2.5-coder-7b.gguf"]
     assert len(found["left_out"]) == 3
     assert (tmp_path / "to" / "qwen2.5-coder-7b.gguf").read_bytes() == b"GGUF weights"
+
+
+async def test_a_model_that_is_asked_elsewhere_does_not_come_in(fake: Fake, tmp_path: Path) -> None:
+    """Whoever signed it: its weights are there, and its configuration says that an Ollama is to dial."""
+    store = tmp_path / "store"
+    (manifest,) = (store / "manifests").rglob("7b")
+    (config,) = (p for p in (store / "blobs").iterdir() if p.read_bytes() == b"{}")
+    remote = json.dumps({"remote_host": "https://203.0.113.1", "remote_model": "big"}).encode()
+    digest = hashlib.sha256(remote).hexdigest()
+    (store / "blobs" / f"sha256-{digest}").write_bytes(remote)
+    text = manifest.read_text().replace(config.name.removeprefix("sha256-"), digest)
+    manifest.write_text(text)
+    fake.models[0].digest = hashlib.sha256(text.encode()).hexdigest()
+    assert (await document("models", "export", "qwen2.5-coder:7b", "-o", str(tmp_path / "q.tar")))["exit_code"] == 0
+    into = ("--to", "ollama", "--folder", str(tmp_path / "to"))
+    refused = await document("models", "import", str(tmp_path / "q.tar"), *into)
+    assert (refused["exit_code"], (tmp_path / "to").exists()) == (1, False)
+    assert "is a model that Ollama asks elsewhere" in refused["error"]["message"]
+
+
+def test_an_export_replaces_no_pipe(weights: Path, tmp_path: Path) -> None:
+    """As root it would put a file where /dev/null was."""
+    os.mkfifo(tmp_path / "pipe")
+    made = run("models", "export", "w", "--path", str(weights), "-o", str(tmp_path / "pipe"), "--force")
+    assert (made.exit_code, "is there, and is no file" in made.stderr) == (2, True)
+    assert (tmp_path / "pipe").is_fifo()
 
 
 async def test_a_damaged_blob_is_not_exported(fake: Fake, tmp_path: Path) -> None:

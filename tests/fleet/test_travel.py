@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -222,6 +223,11 @@ def doubled(manifest: Manifest) -> Manifest:
     return msgspec.structs.replace(manifest, files=(first, msgspec.structs.replace(second, name=first.name), *rest))
 
 
+def _called(manifest: Manifest, *names: str) -> Manifest:
+    renamed = [msgspec.structs.replace(part, name=n) for part, n in zip(manifest.files, names, strict=False)]
+    return msgspec.structs.replace(manifest, files=(*renamed, *manifest.files[len(names) :]))
+
+
 def without_weights(manifest: Manifest) -> Manifest:
     return msgspec.structs.replace(
         manifest, files=tuple(msgspec.structs.replace(part, role="other") for part in manifest.files)
@@ -264,6 +270,15 @@ BAD: dict[str, tuple[Callable[[bytes, Signer], bytes], str]] = {
     "a deep place": (named("/".join("abcdefghi")), "cannot be called"),
     "the name of the list": (named(MANIFEST), "two files are called"),
     "a name in other letters": (named("MODEL.safetensors"), "two files are called"),
+    "a name that some systems write otherwise": (
+        rewritten(lambda m: _called(m, "\uac00.json", "\u1100\u1161.json")),
+        "two files are called",
+    ),
+    "a device of Windows": (named("aux.json"), "cannot be called 'aux.json'"),
+    "another digest of its weights": (
+        rewritten(lambda m: msgspec.structs.replace(m, weights="a" * 64)),
+        "tells another digest of its weights",
+    ),
     "a file that is a folder too": (named("config.json/x"), "has the name of a folder"),
     "the same file twice": (rewritten(doubled), "two files are called"),
     "no weights": (rewritten(without_weights), "a model has weights"),
@@ -592,6 +607,79 @@ def test_two_exports_to_one_file_do_not_mix(busy: None, folder: Path, signer: Si
     with pytest.raises(StorageError, match="another export is writing"):
         pack(tmp_path / "m.tar", Manifest(made=MADE, model="m"), sources_at([folder]), signer, nobody, nobody)
     assert (tmp_path / "m.tar.part").exists(), "the other goes on"
+
+
+@pytest.mark.parametrize("kind", ["hard link", "pipe"])
+def test_what_is_in_an_exports_way_is_not_written_over(kind: str, folder: Path, signer: Signer, tmp_path: Path) -> None:
+    """In a folder of many, somebody else may have put it there, where nothing forbids such links."""
+    (tmp_path / "precious").write_bytes(b"precious")
+    if kind == "pipe":
+        os.mkfifo(tmp_path / "m.tar.part")
+    else:
+        (tmp_path / "m.tar.part").hardlink_to(tmp_path / "precious")
+    pack(tmp_path / "m.tar", Manifest(made=MADE, model="m"), sources_at([folder]), signer, nobody, nobody)
+    assert (tmp_path / "precious").read_bytes() == b"precious"
+    unpacked(tmp_path / "m.tar", tmp_path / "to", signer)
+
+
+def test_an_export_is_put_in_its_place_before_another_may_begin(
+    folder: Path, signer: Signer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the two, another would write into what the first one is about to call done."""
+    import fcntl
+
+    seen, real_replace = list[bool](), Path.replace
+
+    def replace(self: Path, target: Path) -> Path:
+        with self.open("rb") as other:
+            try:
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                seen.append(False)
+            except BlockingIOError:
+                seen.append(True)
+        return real_replace(self, target)
+
+    assert signer.public.pem
+    sources = sources_at([folder])
+    monkeypatch.setattr(Path, "replace", replace)
+    pack(tmp_path / "m.tar", Manifest(made=MADE, model="m"), sources, signer, nobody, nobody)
+    assert seen == [True]
+
+
+def test_a_pipe_among_the_files_is_not_waited_for(folder: Path, signer: Signer, tmp_path: Path) -> None:
+    os.mkfifo(folder / "pipe.json")
+    with pytest.raises(ArchiveError, match=r"pipe\.json cannot be read"):
+        pack(tmp_path / "m.tar", Manifest(made=MADE, model="m"), sources_at([folder]), signer, nobody, nobody)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="root on Linux acts as whose the folder is")
+def test_a_link_that_a_service_puts_in_roots_way_leads_nowhere(signer: Signer, tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as name:  # where another user may look
+        here = Path(name)
+        here.chmod(0o755)
+        (here / "w.gguf").write_bytes(b"GGUF")
+        pack(here / "m.tar", Manifest(made=MADE, model="m"), sources_at([here / "w.gguf"]), signer, nobody, nobody)
+        service, ours = here / "service", here / "ours"
+        (service / "blobs").mkdir(parents=True)
+        ours.mkdir()
+        for place_of_theirs in (service, service / "blobs"):
+            os.chown(place_of_theirs, 65534, 65534)
+
+        def swapped() -> None:
+            (service / "blobs").rename(service / "old")
+            (service / "blobs").symlink_to(ours)
+
+        arrangement = Arrangement("m", "", {"w.gguf": "blobs/w.gguf"})
+        with closing(Archive(here / "m.tar")) as opened:
+            with pytest.raises(StorageError, match="Permission denied"):
+                place(opened, arrangement, service, nobody, swapped)
+            assert list(ours.iterdir()) == []
+            (service / "blobs").unlink()
+            place(opened, arrangement, service, nobody, nobody)
+        found = (service / "blobs" / "w.gguf").stat()
+        assert (found.st_uid, found.st_gid) == (65534, 65534)
+        (ours / "mine").touch()
+        assert (ours / "mine").stat().st_uid == 0, "and then it is root again"
 
 
 def test_large_sizes_fit_into_a_header() -> None:

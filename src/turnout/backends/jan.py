@@ -57,7 +57,9 @@ class _Shelf(Shelf):
         }
         if projector := place_of(made.places, manifest.of("projector")):
             about["mmproj_path"] = f"llamacpp/models/{projector}"
-        return replace(made, written={f"{folder}/model.yml": as_yaml(about)})
+        # Each description is a model, and names files anywhere.
+        places = {here: place for here, place in made.places.items() if not place.lower().endswith("/model.yml")}
+        return replace(made, places=places, written={f"{folder}/model.yml": as_yaml(about)})
 
 
 class Jan(OpenAICompatible):

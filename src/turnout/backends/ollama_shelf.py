@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from turnout.backends import base
-from turnout.backends.ollama_store import SERVICE_STORE
+from turnout.backends.ollama_store import SERVICE_STORE, WEIGHTS_LAYER
 from turnout.backends.shelf import Arrangement, Shelf, given_dirs, home, only_gguf
-from turnout.errors import UsageError
-from turnout.guard.model_manifest import Manifest
+from turnout.errors import ArchiveError, UsageError
+from turnout.guard.model_manifest import Manifest, Part
 from turnout.types import Endpoint
 
 if TYPE_CHECKING:
     from turnout.guard.network import HttpClient
 
 CREATE_SECONDS = 600.0
+_UNUSABLE = "find out where it comes from; nothing of it was put anywhere"
+_DIGEST = re.compile(r"sha256:([0-9a-f]{64})\Z")
 _IN_STORE = re.compile(r"manifests/[^/]+/[^/]+/[^/]+/[^/]+\Z")
 
 
@@ -48,11 +51,32 @@ class OllamaShelf(Shelf):
                 said = f"{part.name} is no blob of an Ollama store: its name is not its SHA-256"
                 raise UsageError(said, hint="export it anew")
         places = {part.name: part.name for part in blobs}
-        place = lists[0].name if name == manifest.model else _renamed(lists[0].name, name)
-        return Arrangement(name, "Ollama lists it at once", {**places, lists[0].name: place})
+        _require_here(name)
+        return Arrangement(name, "Ollama lists it at once", {**places, lists[0].name: _renamed(lists[0].name, name)})
+
+    def check(self, manifest: Manifest, read: Callable[[Part], bytes]) -> None:
+        """Its manifest names the blobs of the archive and no others, and the model is none that is asked elsewhere."""
+        for listed in manifest.of("manifest"):
+            told, named = _object(read(listed), listed.name), dict[str, str]()
+            layers = told.get("layers")
+            for layer in (told.get("config"), *(layers if isinstance(layers, list) else [None])):
+                digest = layer.get("digest") if isinstance(layer, dict) else None
+                match = _DIGEST.match(digest) if isinstance(digest, str) else None
+                if match is None:
+                    raise ArchiveError(f"{listed.name} is no manifest of an Ollama", hint=_UNUSABLE)
+                named[f"blobs/sha256-{match[1]}"] = str(layer.get("mediatype", ""))
+            parts = {part.name: part for part in manifest.files if part.role != "manifest"}
+            weights = {name for name, kind in named.items() if kind == WEIGHTS_LAYER}
+            if named.keys() != parts.keys() or weights != {part.name for part in manifest.of("weights")}:
+                raise ArchiveError(f"{listed.name} names other files than are in the archive", hint=_UNUSABLE)
+            config = _object(read(parts[next(iter(named))]), "its configuration")
+            if config.get("remote_host") or config.get("remote_model"):
+                said = f"{manifest.model} is a model that Ollama asks elsewhere ({config.get('remote_host')!a})"
+                raise ArchiveError(said, hint=_UNUSABLE)
 
     def _from_files(self, manifest: Manifest, name: str) -> Arrangement:
         only_gguf(manifest, self.title, parts=False)
+        _require_here(name)
         wanted = manifest.of("weights", "projector", "adapter")
         places = {part.name: f"blobs/sha256-{part.sha256}" for part in wanted}
         return Arrangement(name, "Ollama lists it at once", places, adopted=True)
@@ -72,6 +96,28 @@ class OllamaShelf(Shelf):
         if adapters := digests("adapter"):
             body["adapters"] = adapters
         await base.post(client, self._backend, endpoint, "/api/create", body, CREATE_SECONDS)
+
+
+def _require_here(name: str) -> None:
+    """Raises UsageError: Ollama passes such a name on (facts/services.md section 1, Air gap)."""
+    if name.lower().endswith((":cloud", "-cloud")):
+        raise UsageError(f"Ollama asks elsewhere for what is called {name}", hint="--name gives it another name")
+
+
+def _object(content: bytes, what: str) -> dict[str, object]:
+    """JSON as Ollama reads it: it does not look at the case of names, and takes the last of two."""
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found = {name.casefold(): value for name, value in pairs}
+        if len(found) < len(pairs):
+            raise ValueError("a name twice")
+        return found
+
+    try:
+        found = json.loads(content, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise ArchiveError(f"{what} cannot be read: it is no JSON that means one thing", hint=_UNUSABLE) from error
+    return found if isinstance(found, dict) else {}
 
 
 def _renamed(place: str, name: str) -> str:

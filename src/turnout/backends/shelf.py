@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -63,6 +63,16 @@ class Shelf:
             UsageError: this server cannot read such a model.
         """
         return together(manifest, name, _WHEN_TOLD)
+
+    def check(self, manifest: Manifest, read: Callable[[Part], bytes]) -> None:
+        """Look into the small files that this server takes at their word.
+
+        Args:
+            read: a file of the archive, verified.
+
+        Raises:
+            ArchiveError: they say something else than the list does.
+        """
 
     def listed_as(self, name: str) -> str:
         """The id under which a running server lists what was given this name."""

@@ -81,6 +81,8 @@ def export(
     else:
         manifest, sources, recorded = _found(loaded, model, made, licence)
     path = archive_path(out, manifest.model)
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is there, and is no file", hint="-o names another")
     if path.exists() and not force:
         raise UsageError(f"{path} is there already", hint="--force replaces it, -o names another file")
     signer = Signer(signing_dir())
@@ -279,6 +281,7 @@ def import_(
             public, whose = _trusted(archive, key, yes=yes)
             manifest = archive.manifest
             arrangement = shelf.arrange(manifest, require_name(name) if name else manifest.model)
+            shelf.check(manifest, archive.read)
             where = _folder(shelf, kind, to, folder)
             endpoint = _running(loaded, kind, shelf, arrangement.model, force=force) if arrangement.adopted else None
             with progress_bar() as told:

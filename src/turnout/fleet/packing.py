@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from turnout.errors import ArchiveError, StorageError, UsageError
-from turnout.files import sync_folder
-from turnout.guard.identity import Files, files_at, weights_digest
+from turnout.files import open_regular, sync_folder
+from turnout.guard.identity import Files, files_at
 from turnout.guard.model_archive import Source, Told, write_archive
 from turnout.guard.model_manifest import MAX_PARTS, SUFFIX, Manifest, plain_name, role_of
 from turnout.guard.signing import Signer
 
 PART = ".part"
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 SPARE_BYTES = 1_000_000  # a list, and what the file system needs
 
 
@@ -78,23 +79,6 @@ def _walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
         yield place, below, names
 
 
-def digest_of_weights(sources: Sequence[Source]) -> Callable[[dict[Path, str]], str]:
-    """What makes the digest of the weights of those of the files, as the lock file of models has it."""
-    weights = [source for source in sources if source.role == "weights"]
-    folder = {source.path.parent for source in weights}
-    whole = len(weights) > 0 and weights[0].path.suffix == ".safetensors" and len(folder) == 1
-    paths = tuple(source.path for source in weights)
-    if whole and (files := files_at(folder.pop())) is not None:
-        paths = tuple(path for path in files.weights if path in {source.path for source in sources})
-
-    def made(digests: dict[Path, str]) -> str:
-        found = weights_digest(Files(paths, paths), digests.get)
-        assert found is not None, "all files were read"
-        return found
-
-    return made
-
-
 def archive_path(out: Path | None, model: str) -> Path:
     """Where an archive goes: into a folder, to a file, or by default here.
 
@@ -131,9 +115,9 @@ def pack(
     part = path.with_name(path.name + PART)
     try:
         with _new(part) as out:
-            made = write_archive(out, manifest, sources, digest_of_weights(sources), signer, told)
+            made = write_archive(out, manifest, sources, signer, told)
             agreed(made)
-        part.replace(path)
+            part.replace(path)  # while nobody else can have it
         sync_folder(path.parent)
     except OSError as error:
         what = error.strerror or str(error)
@@ -145,8 +129,7 @@ def _require_readable(sources: Iterable[Source]) -> None:
     """Before anything is written: a model of which a file cannot be read is not begun."""
     for source in sources:
         try:
-            with source.path.open("rb"):
-                pass
+            open_regular(source.path).close()
         except OSError as error:
             said = f"{source.path} cannot be read: {error.strerror or error}"
             raise ArchiveError(said, hint="run it as who owns the file, or make it readable") from error
@@ -175,15 +158,31 @@ def _new(part: Path) -> Iterator[BinaryIO]:
         StorageError: another export is writing it.
         OSError: it cannot be made.
     """
-    descriptor = os.open(part, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    try:
+        descriptor = os.open(part, _NEW, 0o666)
+    except FileExistsError:
+        _remove_leftover(part)
+        descriptor = os.open(part, _NEW, 0o666)
     with os.fdopen(descriptor, "wb") as out:
         _lock(descriptor, part)
         try:
-            out.truncate()
             yield out
         except BaseException:
             part.unlink(missing_ok=True)
             raise
+
+
+def _remove_leftover(part: Path) -> None:
+    """Never written over: in a folder of many it may be a link of somebody's to what is not to be changed."""
+    if sys.platform == "win32":
+        part.unlink()
+        return
+    descriptor = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        _lock(descriptor, part)
+        part.unlink()
+    finally:
+        os.close(descriptor)
 
 
 def _lock(descriptor: int, part: Path) -> None:
@@ -193,5 +192,7 @@ def _lock(descriptor: int, part: Path) -> None:
 
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        if not os.path.samestat(os.fstat(descriptor), part.lstat()):
+            raise FileNotFoundError  # it was just put in its place
+    except (BlockingIOError, FileNotFoundError) as error:
         raise StorageError(f"another export is writing {part}", hint="wait for it, or -o another file") from error

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -69,21 +71,49 @@ def place(
         _require_no_link(folder, name)
     paths = tuple(folder / name for name in (*wanted.values(), *arrangement.written))
     try:
-        missing = _missing(wanted, arrangement, folder, told, force=force)
-        if not missing and all(_same_bytes(folder / n, content) for n, content in arrangement.written.items()):
-            return Placed(paths, (), True, left_out)
-        new = tuple(path for path in paths if not path.exists())
-        with _staging(folder) as staging:
-            _unpack(archive, missing, staging, told)
-            _verify_rest(archive, missing, told)
-            agreed()
-            moves = {wanted[part]: staging / str(n) for n, part in enumerate(missing)}
-            _publish(arrangement, moves, staging, folder, force=force)
+        owner = _owner(folder)
+        with _acting_as(*owner):
+            missing = _missing(wanted, arrangement, folder, told, force=force)
+            if not missing and all(_same_bytes(folder / n, content) for n, content in arrangement.written.items()):
+                return Placed(paths, (), True, left_out)
+            new = tuple(path for path in paths if not path.exists())
+            with _staging(folder) as staging:
+                _unpack(archive, missing, staging, told)
+                _verify_rest(archive, missing, told)
+                with _acting_as(0, 0):
+                    agreed()
+                moves = {wanted[part]: staging / str(n) for n, part in enumerate(missing)}
+                _publish(arrangement, moves, staging, folder, force=force)
     except OSError as error:
         what = error.strerror or str(error)
         hint = "make room or make it writable, or name another folder: --folder DIR"
         raise StorageError(f"the model cannot be kept in {folder}: {what}; nothing is left of it", hint=hint) from error
     return Placed(paths, new, False, left_out)
+
+
+def _owner(folder: Path) -> tuple[int, int]:
+    """Whose a folder is, or will be when it is made: user and group. Raises OSError."""
+    found = next(place for place in (folder, *folder.parents) if place.exists()).stat()
+    return found.st_uid, found.st_gid
+
+
+@contextmanager
+def _acting_as(uid: int, gid: int) -> Iterator[None]:
+    """Where this is root, and on Linux: use files with that user's rights, in this thread alone.
+
+    What root puts into a service's folder belongs to that service then; and where the service puts a link in the way
+    meanwhile, what it leads to is only what it could change itself.
+    """
+    if sys.platform != "linux" or os.geteuid() != 0:
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    before = libc.setfsgid(gid), libc.setfsuid(uid)
+    try:
+        yield
+    finally:
+        libc.setfsuid(before[1])
+        libc.setfsgid(before[0])
 
 
 def _require_no_link(folder: Path, name: str) -> None:
@@ -279,7 +309,7 @@ def _take_back(done: list[tuple[Path, Path | None]]) -> None:
 
 
 def _give(path: Path, like: Path | None = None) -> None:
-    """What root puts into a service's folder belongs to that service."""
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
+    """What root puts into a service's folder belongs to that service; on Linux it does already."""
+    if sys.platform != "linux" and hasattr(os, "geteuid") and os.geteuid() == 0:
         owner = (like or path.parent).stat()
         os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)

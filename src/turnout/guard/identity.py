@@ -12,7 +12,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -37,7 +37,7 @@ MAX_ENTRIES = 4096  # of its folder
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf\Z")
 _WEIGHTS = (".safetensors", ".gguf", ".bin", ".npz")
 _MAGIC = b"GGUF"
-_OF_A_MODEL = (".safetensors", ".json", ".model", ".tiktoken", ".txt", ".jinja", ".py", ".bin", ".npz", ".gguf")
+OF_A_MODEL = (".safetensors", ".json", ".model", ".tiktoken", ".txt", ".jinja", ".py", ".bin", ".npz", ".gguf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,12 +148,16 @@ class Digests:
 def weights_digest(files: Files, digest: Callable[[Path], str | None]) -> str | None:
     """The digest of a model's weights, None when a file's is not known: a single file's own; of several that of the
     list that ``sha256sum`` would write of their sorted names. Raises as ``digest``."""
-    made = [(path.name, digest(path)) for path in sorted(files.weights, key=lambda path: path.name)]
-    if any(each is None for _, each in made):
-        return None
+    made = [(path.name, each) for path in files.weights if (each := digest(path)) is not None]
+    return digest_of(made) if len(made) == len(files.weights) else None
+
+
+def digest_of(made: Sequence[tuple[str, str]]) -> str:
+    """The digest of weights, from the names and digests of their files."""
     if len(made) == 1:
         return made[0][1]
-    return hashlib.sha256("".join(f"{each}  {name}\n" for name, each in made).encode("utf-8", "replace")).hexdigest()
+    lines = (f"{each}  {name}\n" for name, each in sorted(made, key=lambda one: one[0]))
+    return hashlib.sha256("".join(lines).encode("utf-8", "replace")).hexdigest()
 
 
 def misnamed(files: Files, digest: Callable[[Path], str | None]) -> str:
@@ -175,7 +179,7 @@ def files_at(path: Path) -> Files | None:
         entries = list(islice(path.iterdir(), MAX_ENTRIES + 1))
         if len(entries) > MAX_ENTRIES:
             return None
-        found = sorted(p for p in entries if p.suffix in _OF_A_MODEL and p.name[0] != "." and p.is_file())
+        found = sorted(p for p in entries if p.suffix in OF_A_MODEL and p.name[0] != "." and p.is_file())
         has_weights = any(p.suffix in _WEIGHTS for p in found)
         return Files(tuple(found), tuple(found)) if has_weights and len(found) <= MAX_FILES else None
     if not path.is_file() or not _are_weights(path):

@@ -8,6 +8,7 @@ upwards, the same name twice) is therefore not looked for and cannot be there.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,16 @@ import msgspec
 from turnout.errors import ArchiveError
 from turnout.files import open_regular
 from turnout.guard.identity import Role, Stamp, stamp_of
-from turnout.guard.model_manifest import FORMAT, MANIFEST, SUFFIX, UNKNOWN, Manifest, Part, check_parts
+from turnout.guard.model_manifest import (
+    FORMAT,
+    MANIFEST,
+    SUFFIX,
+    UNKNOWN,
+    Manifest,
+    Part,
+    check_parts,
+    digest_of_weights,
+)
 from turnout.guard.signing import PublicKey, Signer, public_of
 
 MAX_MANIFEST_BYTES = 4_000_000
@@ -48,7 +58,6 @@ def write_archive(
     out: BinaryIO,
     manifest: Manifest,
     sources: Sequence[Source],
-    weights: Callable[[dict[Path, str]], str],
     signer: Signer,
     told: Told,
 ) -> Manifest:
@@ -59,7 +68,6 @@ def write_archive(
     Args:
         out: a new file, which can be gone back in.
         manifest: without files and signature.
-        weights: the digest of the weights, from those of the files.
         told: hears ``(what, bytes done, bytes in all)``.
 
     Raises:
@@ -85,7 +93,7 @@ def write_archive(
     read = tuple(
         msgspec.structs.replace(part, sha256=digests[source.path]) for source, part in zip(sources, parts, strict=True)
     )
-    final = msgspec.structs.replace(draft, files=read, weights=weights(digests))
+    final = msgspec.structs.replace(draft, files=read, weights=digest_of_weights(read))
     final = msgspec.structs.replace(final, signature=signer.sign(final.text))
     out.seek(0)
     _put_manifest(out, final)
@@ -193,6 +201,14 @@ class Archive:
         if digest.hexdigest() != part.sha256:
             raise ArchiveError(f"{part.name} in {self.path} is not what was signed: its SHA-256 differs", hint=_ANEW)
 
+    def read(self, part: Part) -> bytes:
+        """A small file of it. Raises as ``copy``, also ArchiveError: it is large."""
+        if part.size > MAX_MANIFEST_BYTES:
+            raise ArchiveError(f"{part.name} in {self.path} is larger than such a file is", hint=_ANEW)
+        out = io.BytesIO()
+        self.copy(part, out, lambda _: None)
+        return out.getvalue()
+
     def _manifest(self) -> Manifest:
         size = 0
         with suppress(tarfile.HeaderError, ValueError, UnicodeError):
@@ -212,6 +228,8 @@ class Archive:
         if manifest.content != content or any(self._file.read(-size % tarfile.BLOCKSIZE)):
             raise ArchiveError(f"the list in {self.path} is not as it was written", hint=_ANEW)
         check_parts(manifest)
+        if manifest.weights != digest_of_weights(manifest.files):
+            raise ArchiveError(f"{self.path} tells another digest of its weights than its files have", hint=_ANEW)
         return manifest
 
     def _laid_out(self) -> Iterator[tuple[str, int]]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Annotated, TypeAlias
 
 import msgspec
 
 from turnout.errors import ArchiveError, UsageError
-from turnout.guard.identity import Role
+from turnout.guard.identity import OF_A_MODEL, Role, digest_of
 
 FORMAT = "turnout-model-1"
 SUFFIX = ".turnout-model.tar"
@@ -20,6 +22,7 @@ UNSIGNED = "0" * 128
 _MAX_BYTES = 2**53
 # Letters of any language; nothing that a file system, a terminal or a shell takes for something else.
 _STEP = re.compile(r"(?!\.)[\w.,+@=()\[\] -]{1,200}(?<![. ])\Z")
+_DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])(\.|\Z)", re.IGNORECASE)  # on Windows, in every folder
 _MODEL_NAME = re.compile(r"(?!\.)[\w.-]{1,100}(/(?!\.)[\w.-]{1,100}){0,3}(:(?!\.)[\w.-]{1,100})?\Z")
 
 Digest: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -98,8 +101,18 @@ def check_name(name: str) -> None:
         ArchiveError: it leads out of its folder, is hidden, or cannot be had on every system.
     """
     steps = name.split("/")
-    if len(steps) > 8 or len(name) > 800 or not all(_STEP.match(step) for step in steps):
+    if len(steps) > 8 or len(name) > 800 or not all(_STEP.match(step) and not _DEVICE.match(step) for step in steps):
         raise ArchiveError(f"a model's file cannot be called {name[:80]!r}", hint="export the model with plain names")
+
+
+def digest_of_weights(parts: Sequence[Part]) -> str:
+    """The digest of a model's weights, as the lock file of models has it: of tensors in a folder all of that folder."""
+    weights = [part for part in parts if part.role == "weights"]
+    folders = {PurePosixPath(part.name).parent for part in weights}
+    if weights[0].name.endswith(".safetensors") and len(folders) == 1:
+        here = [part for part in parts if PurePosixPath(part.name).parent in folders]
+        weights = [part for part in here if PurePosixPath(part.name).suffix in OF_A_MODEL]
+    return digest_of([(PurePosixPath(part.name).name, part.sha256) for part in weights])
 
 
 def check_parts(manifest: Manifest) -> None:
@@ -114,9 +127,10 @@ def check_parts(manifest: Manifest) -> None:
     seen = {MANIFEST}
     for part in manifest.files:
         check_name(part.name)
-        if part.name.casefold() in seen:
+        alike = unicodedata.normalize("NFC", part.name).casefold()  # to some file systems
+        if alike in seen:
             raise ArchiveError(f"two files are called {part.name!r}", hint="give them different names")
-        seen.add(part.name.casefold())
+        seen.add(alike)
     if any(str(parent) in seen for name in seen for parent in PurePosixPath(name).parents):
         raise ArchiveError("a file of the model has the name of a folder", hint="give it another name")
 
