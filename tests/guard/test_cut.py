@@ -237,6 +237,38 @@ async def test_what_it_is_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert await protection.protection() is first
 
 
+# Starts many at once where a user may have three namespaces; prints what cut each off.
+MANY = """
+import asyncio, json, os
+from turnout.guard.process import spawn
+with open("/proc/sys/user/max_net_namespaces", "w") as limit:
+    limit.write("3")
+
+async def mark():
+    child = await spawn(["/bin/sh", "-c", "echo $TURNOUT_CHILD_NETWORK"])
+    told = (await child.read_all()).decode().split() or [child.errors]
+    await child.stop()
+    return told[0]
+
+async def main():
+    print(json.dumps(await asyncio.gather(*(mark() for _ in range(30)))))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.isolated
+def test_many_at_once_are_cut_off_by_what_there_is() -> None:
+    """Also when the last namespace goes to another child between trial and earnest."""
+    owner = ("unshare", "--user", "--map-root-user", sys.executable, "-c")
+    if subprocess.run([*owner, "open('/proc/sys/user/max_net_namespaces', 'w').write('3')"], check=False).returncode:
+        pytest.skip("no user namespace of its own here, so nothing can be limited")
+    env = os.environ | {"PYTHONPATH": SRC}
+    done = subprocess.run([*owner, MANY], env=env, capture_output=True, text=True, check=False)
+    assert "seccomp" in (marks := json.loads(done.stdout)), done.stderr
+    assert set(marks) <= {"namespace", "seccomp"}
+
+
 # With the loop that `turnout serve` has, and a socket that whoever started it left open for children.
 LEFT_OPEN = """
 import os, socket, sys

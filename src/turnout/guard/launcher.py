@@ -52,12 +52,10 @@ def cut() -> str:
     here = _namespace()
     # Whoever started Turnout may have set the mark: it is believed where nothing but loopback is up.
     inside = here and os.environ.get(MARK) == f"namespace {here}" and _is_alone()
-    why = "" if inside else _refused_in_a_trial()
+    why = "" if inside else _refused_in_a_trial() or _tried_in_earnest(here)
     if why:
         _drop_rights()
         return f"seccomp {why}" if _filter(_UNIX, _NETLINK) else f"none {why}; {_said()}"
-    if not inside:
-        _enter_namespace()
     _drop_rights()
     _filter(_UNIX, _NETLINK, _INET, _INET6)
     return f"namespace {_namespace()}"
@@ -101,6 +99,21 @@ def _refused_in_a_trial() -> str:
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     return os.strerror(code) if code > 0 else f"signal {-code}" if code else ""
+
+
+def _tried_in_earnest(here: str) -> str:
+    """Why there is no namespace, "" in one: what the trial had may have been taken by others meanwhile.
+
+    Raises:
+        OSError: it failed half a way in.
+    """
+    try:
+        _enter_namespace()
+    except OSError as error:
+        if not here or _namespace() != here:
+            raise
+        return os.strerror(error.errno or 0)
+    return ""
 
 
 def _enter_namespace() -> None:
