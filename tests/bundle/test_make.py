@@ -225,9 +225,10 @@ async def test_its_time_is_the_one_that_is_given(
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1750000000")
     made = await make(wanted, tmp_path / "b.tar", Signer(tmp_path / "signing"))
     assert b'"timestamp": "2025-06-15T15:06:40Z"' in made.path.read_bytes()
-    monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
-    with pytest.raises(BundleError, match="SOURCE_DATE_EPOCH is no number of seconds: 'yesterday'"):
-        await make(wanted, tmp_path / "c.tar", Signer(tmp_path / "signing"))
+    for odd in ("yesterday", "-62000000000", "1_0", "9" * 30):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", odd)
+        with pytest.raises(BundleError, match=f"SOURCE_DATE_EPOCH is no number of seconds: '{odd}'"):
+            await make(wanted, tmp_path / "c.tar", Signer(tmp_path / "signing"))
 
 
 def test_the_glibc_that_is_needed_is_read_off_the_names() -> None:

@@ -44,6 +44,8 @@ def _time() -> dict[str, Json]:
     if not given:
         return {}
     try:
+        if not (given.isascii() and given.isdigit()):
+            raise ValueError
         return {"timestamp": f"{datetime.fromtimestamp(int(given), UTC):%Y-%m-%dT%H:%M:%SZ}"}
     except (ValueError, OverflowError, OSError) as error:
         raise BundleError(
