@@ -19,7 +19,7 @@ import pytest
 
 from turnout.backends.shelf import Arrangement, together
 from turnout.errors import ArchiveError, StorageError, UsageError
-from turnout.fleet.packing import archive_path, pack, sources_at
+from turnout.fleet.packing import archive_path, pack, sources_at, sources_of
 from turnout.fleet.placing import Placed, place
 from turnout.guard.identity import Digests, files_at, weights_digest
 from turnout.guard.model_archive import Archive, Source, _header
@@ -489,6 +489,20 @@ def test_a_folder_without_weights_is_no_model(tmp_path: Path, signer: Signer) ->
     (tmp_path / "empty.gguf").touch()
     with pytest.raises(UsageError, match="holds no weights"):
         sources_at([tmp_path / "empty.gguf"])
+
+
+def test_a_folder_that_a_server_only_calls_a_models_is_not_packed(folder: Path, tmp_path: Path) -> None:
+    """Whoever listens on this machine can tell any path: all of somebody's home would travel."""
+    found = files_at(folder)
+    assert found is not None
+    assert {source.name for source in sources_of(found)} == set(FILES)
+    (tmp_path / "home" / "letters").mkdir(parents=True)
+    for name in ("firmware.bin", "taxes.json", "letters/private.txt"):
+        (tmp_path / "home" / name).write_bytes(b"x")
+    found = files_at(tmp_path / "home")
+    assert found is not None
+    with pytest.raises(UsageError, match=r"has no config\.json"):
+        sources_of(found)
 
 
 def test_links_of_a_download_cache_are_the_files_that_they_lead_to(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from turnout.guard.model_manifest import MAX_PARTS, SUFFIX, Manifest, plain_name
 from turnout.guard.signing import Signer
 
 PART = ".part"
+_DESCRIBED_BY = frozenset({"config.json", "params.json"})  # of Hugging Face, of Mistral: one is in every such folder
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 SPARE_BYTES = 1_000_000  # a list, and what the file system needs
 
@@ -37,9 +38,12 @@ def sources_at(paths: Sequence[Path]) -> tuple[Source, ...]:
 
 
 def sources_of(files: Files) -> tuple[Source, ...]:
-    """The files of a served model. Raises as ``sources_at``."""
+    """The files of a served model. Raises as ``sources_at``: a server that tells another folder than a model's, too."""
     first = files.paths[0]
     if files.root is None and len(files.paths) > 1 and first.suffix != ".gguf":
+        if not {path.name for path in files.paths} & _DESCRIBED_BY:
+            said = f"{first.parent}, which its server tells, has no config.json: it is no folder of one model"
+            raise UsageError(said, hint="where it is one after all, name it: --path FOLDER")
         return sources_at([first.parent])
     return tuple(_source(path, files) for path in files.paths)
 
