@@ -261,6 +261,11 @@ BAD: dict[str, tuple[Callable[[bytes, Signer], bytes], str]] = {
     "signed by another key": (resigned, "is signed by another key than"),
     "a path upwards": (named("../../evil.json"), "cannot be called '../../evil.json'"),
     "an absolute path": (named("/etc/cron.d/evil"), "cannot be called '/etc/cron.d/evil'"),
+    "an option": (named("-rf"), "cannot be called '-rf'"),
+    "a model's name that is an option": (
+        rewritten(lambda m: msgspec.structs.replace(m, model="--force")),
+        "a model cannot be called '--force'",
+    ),
     "a hidden file": (named(".bashrc"), "cannot be called '.bashrc'"),
     "a path of Windows": (named("..\\evil"), "cannot be called"),
     "a drive of Windows": (named("C:evil"), "cannot be called"),

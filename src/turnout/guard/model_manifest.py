@@ -21,9 +21,9 @@ UNKNOWN = "0" * 64
 UNSIGNED = "0" * 128
 _MAX_BYTES = 2**53
 # Letters of any language; nothing that a file system, a terminal or a shell takes for something else.
-_STEP = re.compile(r"(?!\.)[\w.,+@=()\[\] -]{1,200}(?<![. ])\Z")
+_STEP = re.compile(r"(?![.-])[\w.,+@=()\[\] -]{1,200}(?<![. ])\Z")
 _DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])(\.|\Z)", re.IGNORECASE)  # on Windows, in every folder
-_MODEL_NAME = re.compile(r"(?!\.)[\w.-]{1,100}(/(?!\.)[\w.-]{1,100}){0,3}(:(?!\.)[\w.-]{1,100})?\Z")
+_MODEL_NAME = re.compile(r"(?![.-])[\w.-]{1,100}(/(?!\.)[\w.-]{1,100}){0,3}(:(?!\.)[\w.-]{1,100})?\Z")
 
 Digest: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Size: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=_MAX_BYTES)]
