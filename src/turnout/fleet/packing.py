@@ -181,7 +181,8 @@ def _remove_leftover(part: Path) -> None:
     if sys.platform == "win32":
         part.unlink()
         return
-    descriptor = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    # To be written to, or NFS lets nobody lock it alone.
+    descriptor = os.open(part, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         _lock(descriptor, part)
         part.unlink()
