@@ -205,7 +205,7 @@ def _make(folder: Path) -> list[Path]:
 
 def _remove_leftovers(folder: Path) -> None:
     """What imports left that were killed: none is alive that has it locked."""
-    for left in folder.glob(f"{_STAGING}*"):
+    for left in folder.glob(f"{_STAGING}????????"):  # as tempfile names them
         if left.is_symlink():
             continue
         with suppress(OSError):  # somebody else's, or somebody is at work in it
