@@ -243,7 +243,10 @@ def test_what_another_user_has_put_there_is_not_run(folder: Path, tmp_path: Path
     command = environment / "bin" / "turnout"
     command.write_text(f"#!/bin/sh\ntouch {tmp_path}/run\n")
     command.chmod(0o755)
-    os.chown(environment, 65534, 65534)
+    try:
+        os.chown(environment, 65534, 65534)
+    except OSError:
+        pytest.skip("root of a namespace without another user")
     code, told = install(folder, tmp_path / "prefix")
     assert (code, "belongs to another user" in told) == (1, True), told
     assert not (tmp_path / "run").exists()

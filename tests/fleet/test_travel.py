@@ -683,8 +683,11 @@ def test_a_link_that_a_service_puts_in_roots_way_leads_nowhere(signer: Signer, t
         service, ours = here / "service", here / "ours"
         (service / "blobs").mkdir(parents=True)
         ours.mkdir()
-        for place_of_theirs in (service, service / "blobs"):
-            os.chown(place_of_theirs, 65534, 65534)
+        try:
+            for place_of_theirs in (service, service / "blobs"):
+                os.chown(place_of_theirs, 65534, 65534)
+        except OSError:
+            pytest.skip("root of a namespace without another user")
 
         def swapped() -> None:
             (service / "blobs").rename(service / "old")
