@@ -147,7 +147,7 @@ async def test_explain_and_ask_take_what_a_real_server_tells(shop: Path, fakes: 
     result = await run_beside("ask", *asked, "--show-context")
     assert "code context: ty, text search: " in result.stderr
     assert "## Type Information" in result.stderr
-    assert "## References (1 found)\n- shop.py:9: " in result.stderr
+    assert "## References (1 found)\n- shop.py:9 in price: " in result.stderr
     assert "## Current Issues (1)\n- Line 13: " in result.stderr
     result = await run_beside("explain", *asked)
     assert "code context: ty, text search: " in result.stdout

@@ -79,7 +79,7 @@ async def test_by_names(chain: Chain, shop: Path) -> None:
     assert [(r.path, r.line) for r in context.references] == [("shop/use.py", 7)], "not what merely has the letters"
     assert [(d.path, d.line) for d in context.definitions] == [("shop/models.py", 12), ("shop/models.py", 18)]
     assert "total (shop/models.py:12):" in context.type_information
-    assert "## References (1 found)\n- shop/use.py:7: return" in build_enriched_query("Q", context)
+    assert "## References (1 found)\n- shop/use.py:7 in price: return" in build_enriched_query("Q", context)
     nested = await ask(chain, shop, "What does `inner` return?")
     assert [(b.path, b.first, b.last) for b in nested.bodies] == [("shop/models.py", 27, 28)]
     unknown = await ask(chain, shop, "What does `nowhere_at_all` do?")

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turnout.code.excerpt import around, beginning, cost
-from turnout.code.symbols import block_end, enclosing, symbols_in
+from turnout.code.symbols import block_end, enclosing, names_around, symbols_in
 
 LINES = st.lists(
     st.builds(
@@ -67,3 +67,34 @@ def test_an_excerpt_holds_its_line_and_keeps_to_the_room(lines: list[str], room:
     most = beginning(lines, 20, room)
     assert 0 <= most <= 20
     assert cost(lines[:most]) <= room
+
+
+@pytest.mark.parametrize(
+    ("code", "names"),
+    [
+        ("class Cart:\n    def total(\n        self,\n    ):\n        for x in y:\n            HERE\n", "Cart.total"),
+        ("class Cart:\n    rate = 1\n\nHERE\n", ""),
+        ("def first():\n    pass\n\n\nasync def second():\n    HERE\n", "second"),
+        ("impl<T> Sum for Cart {\n    pub fn total(&self) -> u32 {\n        if x {\n            HERE\n", "Cart.total"),
+        (
+            "class Cart {\n    private int total(Cart c) throws X {\n        for (x : c) {\n            HERE\n",
+            "Cart.total",
+        ),
+        ("class Cart {\n  total(c) {\n    if (a) {\n      HERE\n    } else if (b) {\n", "Cart.total"),
+        ("class Cart {\n  total(c) {\n    if (a) {\n      x\n    } else if (b) {\n      HERE\n", "Cart.total"),
+        ("func (c *Cart) Total() int {\n\treturn HERE\n}\n", "Total"),
+        ("export const total = (cart) => {\n  HERE\n};\n", "total"),
+        ("int main(int argc, char **argv) {\n  HERE\n}\n", "main"),
+        ("while (HERE) {\n", ""),
+        ("- a list\n  - HERE\n", ""),
+    ],
+)
+def test_the_definitions_around_a_line(code: str, names: str) -> None:
+    lines = code.split("\n")
+    line = next(number for number, text in enumerate(lines, 1) if "HERE" in text)
+    assert names_around(lines, line) == names
+
+
+@pytest.mark.parametrize("line", ["a" * 100_000, "(" * 100_000, "a(" * 50_000, " " * 100_000 + "{", "impl " * 20_000])
+def test_any_line_is_looked_at_quickly(line: str) -> None:
+    assert names_around([line] * 50 + ["    here"], 51) is not None

@@ -93,7 +93,8 @@ def _places(places: Sequence[Reference]) -> str:
 def place_line(place: Reference) -> str:
     """One place as it is shown."""
     text = place.text.strip()[:SHOWN_CHARS]
-    return f"- {place.path}:{place.line}" + (f": {text}" if text else "")
+    within = f" in {place.within}" if place.within else ""
+    return f"- {place.path}:{place.line}{within}" + (f": {text}" if text else "")
 
 
 def _shown(excerpt: Excerpt) -> str:

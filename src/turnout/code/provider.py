@@ -16,11 +16,13 @@ SERENA = "serena"  # in ``CodeContext.provider`` when it has answered
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A place in the workspace: path relative to it with ``/``, line 1-based, the line's text."""
+    """A place in the workspace: path relative to it with ``/``, line 1-based, the line's text, and the definitions that
+    it stands in, as far as they are known: ``Cart.total``."""
 
     path: str
     line: int
     text: str = ""
+    within: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import re
 import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from turnout.code.enrich import (
@@ -20,7 +20,7 @@ from turnout.code.enrich import (
 )
 from turnout.code.excerpt import MAX_LINE, around, beginning, cost
 from turnout.code.provider import CodeContext, Excerpt, Reference
-from turnout.code.symbols import DEFINES, Symbol, block_end, enclosing, symbols_in
+from turnout.code.symbols import DEFINES, Symbol, block_end, enclosing, names_around, symbols_in
 from turnout.errors import UsageError
 from turnout.types import FileContext, TaskCategory
 
@@ -178,7 +178,8 @@ def pack(
         outlines: rows of the outlines that somebody knows better, by path.
     """
     pages = {path: _page(found.root, path, deadline) for path in found.files}
-    listed = [*found.references[:SHOWN_REFERENCES], *found.definitions[:SHOWN_DEFINITIONS]]
+    references = _placed(found, pages, deadline)
+    listed = [*references[:SHOWN_REFERENCES], *found.definitions[:SHOWN_DEFINITIONS]]
     room -= sum(len(place_line(place)) + 1 for place in listed)
     excerpts = _excerpts(pages, found.here, found.line, room)
     room -= sum(cost(excerpt.lines) for excerpt in excerpts)
@@ -186,7 +187,7 @@ def pack(
     room -= sum(cost(body.lines) for body in bodies)
     return CodeContext(
         "text search",
-        references=tuple(found.references),
+        references=references,
         definitions=tuple(found.definitions),
         outline=_outline(pages.values(), outlines or {}, room),
         excerpts=excerpts,
@@ -230,6 +231,19 @@ def _page(root: Path, path: Path, deadline: float) -> _Page:
         lines = lines[:-1]
     symbols = symbols_in(text, lines, path.suffix) if time.monotonic() < deadline else ()
     return _Page(path.relative_to(root).as_posix(), lines, symbols)
+
+
+def _placed(found: Found, pages: Mapping[Path, _Page], deadline: float) -> tuple[Reference, ...]:
+    """The references, those that are shown with what they stand in: who calls is asked more often than where."""
+    placed, texts = list[Reference](), {page.name: page.lines for page in pages.values()}
+    for place in found.references[:SHOWN_REFERENCES]:
+        if place.path not in texts:
+            path = inside(found.root, place.path) if time.monotonic() < deadline else None
+            texts[place.path] = tuple(_text(path).split("\n")) if path is not None else ()
+        lines = texts[place.path]
+        within = names_around(lines, place.line) if 0 < place.line <= len(lines) else ""
+        placed.append(replace(place, within=within))
+    return (*placed, *found.references[SHOWN_REFERENCES:])
 
 
 def _excerpts(pages: dict[Path, _Page], here: Path | None, line: int, room: int) -> tuple[Excerpt, ...]:
