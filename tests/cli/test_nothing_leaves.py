@@ -129,7 +129,7 @@ async def test_no_command_makes_a_packet_off_the_list(
     monkeypatch.delenv("TURNOUT_LOOPBACK_ONLY")  # what is looked for beyond loopback is in the recorder's world
     configure(
         await fakes.start(MODEL),
-        discovery={"enabled": True, "timeout": 300, "scan_cidrs": ["10.1.2.0/30"], "scan_ports": [9]},
+        discovery={"enabled": True, "timeout": 5000, "scan_cidrs": ["10.1.2.0/30"], "scan_ports": [9]},
         security={"allowed_hosts": ["gpu1.lan"]},
     )
     Path(".git").mkdir()

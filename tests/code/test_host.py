@@ -288,7 +288,10 @@ async def test_it_ends_with_its_workspace_and_with_its_socket(workspace: Path, d
         assert await running.task == "the workspace is gone"
 
 
-async def test_of_four_the_one_that_was_idle_longest_ends(tmp_path: Path, data: Path) -> None:
+async def test_of_four_the_one_that_was_idle_longest_ends(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("turnout.code.host.NEIGHBOUR_SECONDS", 60.0)  # one that answers late is not asked to stop
     folders = [tmp_path / f"w{n}" for n in range(4)]
     for folder in folders:
         folder.mkdir()
