@@ -61,11 +61,11 @@ def check(request: ChatRequest) -> None:
         )
 
 
-def classify(request: ChatRequest, policy: str) -> ClassificationResult | None:
+def classify(request: ChatRequest, policy: str, *, explained: bool = False) -> ClassificationResult | None:
     """The kind of work by a policy of ``classify_task``; None when an exact model was asked for: nothing is decided."""
     if request.category is None and request.model and request.model not in VIRTUAL_MODELS:
         return None
-    found = classify_task(request.last_user_text, policy)
+    found = classify_task(request.last_user_text, policy, explained=explained)
     category = request.category
     if category is None and request.model in tuple(TaskCategory):
         category = TaskCategory(request.model)

@@ -258,7 +258,7 @@ class Router:
             UsageError, NoServiceError, NoSuitableModelError: as ``route``.
         """
         check(request)
-        task = classify(request, self._config.routing.classification)
+        task = classify(request, self._config.routing.classification, explained=True)
         request, context, _ = await self._with_code(request, task, LOCAL)
         selection, _ = self._placement.order(request, LOCAL.id, self._select(request, task, LOCAL), task)
         note = f"{context.provider}: {context.note}" if context else f"none: {self._why_no_code(request, task)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -128,6 +129,14 @@ def test_what_was_asked_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(classify._remembered) == classify.MAX_REMEMBERED
     assert all(len(key) == 16 for key in classify._remembered)
     assert not any("secret" in text for text in map(str, classify._remembered.values()) if "evidence" not in text)
+
+
+def test_who_needs_no_evidence_gets_the_same_without_it() -> None:
+    query = "Fix the failing test of the parser, and say what was wrong"
+    quick = classify_task(query, explained=False)
+    whole = classify_task(query)
+    assert (quick.evidence, bool(whole.evidence)) == ((), True)
+    assert replace(whole, evidence=()) == quick
 
 
 def test_the_request_is_told_from_what_is_under_it() -> None:

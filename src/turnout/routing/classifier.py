@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.resources import files
+from operator import getitem
 from typing import TypeAlias
 from zlib import crc32
 
@@ -32,6 +33,12 @@ SHOWN = 3
 _FIELD = 32  # bits
 _MASK = (1 << _FIELD) - 1
 _Packed: TypeAlias = int
+# What a byte of each column of a row is in such an integer: a new question brings hundreds of rows not seen yet.
+_FIELDS = (
+    *(tuple(((byte + 128) & 255) << (n * _FIELD) for byte in range(256)) for n in range(OUTPUTS)),
+    tuple(byte**2 << (OUTPUTS * _FIELD) for byte in range(256)),
+)
+_ONE = 1 << ((OUTPUTS + 1) * _FIELD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +135,8 @@ class Classifier:
         _add(total, self._weights.head.scales, sum(map(self._place, found.shape)), SHAPE_WEIGHS, normal=False)
         return total
 
-    def classify(self, query: str) -> ClassificationResult:
-        """The kind of work of a query."""
+    def classify(self, query: str, *, explained: bool = True) -> ClassificationResult:
+        """The kind of work of a query; ``explained``: with the words that speak for it, a quarter of the work."""
         found = features(query)
         total = self.scores(found)
         shares = _softmax([score / self._weights.head.temperature for score in total[: len(CATEGORIES)]])
@@ -137,7 +144,7 @@ class Classifier:
         return ClassificationResult(
             CATEGORIES[best],
             shares[best],
-            self._evidence(found, best),
+            self._evidence(found, best) if explained else (),
             total[-2] > NEEDED,
             dict(zip(CATEGORIES, shares, strict=True)),
             _sigmoid(total[-1]),
@@ -193,13 +200,7 @@ def shipped() -> Classifier:
 
 def _packed(table: bytes, place: int, width: int) -> _Packed:
     """The outputs at a place as fields of one integer, each 128 too large; then the square of its rarity, and a one."""
-    row = table[place * width : (place + 1) * width]
-    packed = 0
-    for n in range(OUTPUTS):
-        packed |= ((row[n] + 128) & 255) << (n * _FIELD)
-    if width > OUTPUTS:
-        packed |= row[OUTPUTS] ** 2 << (OUTPUTS * _FIELD)
-    return packed | 1 << ((OUTPUTS + 1) * _FIELD)
+    return sum(map(getitem, _FIELDS, table[place * width : (place + 1) * width]), _ONE)
 
 
 def _add(total: list[float], scales: Sequence[float], packed: _Packed, weight: float, *, normal: bool) -> None:

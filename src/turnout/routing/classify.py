@@ -44,12 +44,13 @@ def _words() -> re.Pattern[str]:
     return re.compile(r"\b(?:" + "|".join(map(re.escape, _rules().keyword_weights)) + r")\b")
 
 
-def classify_task(query: str, policy: str = "learned") -> ClassificationResult:
+def classify_task(query: str, policy: str = "learned", *, explained: bool = True) -> ClassificationResult:
     """The kind of work of a query, with confidence and evidence.
 
     Args:
         query: what is asked.
         policy: ``learned`` or ``rules``.
+        explained: with evidence, which ``learned`` can leave out to be quicker.
 
     Example::
 
@@ -59,10 +60,11 @@ def classify_task(query: str, policy: str = "learned") -> ClassificationResult:
         return by_rules(query)
     if not query.strip():
         return ClassificationResult(TaskCategory.CODING, DEFAULT_CONFIDENCE, ("nothing is said: coding by default",))
-    key = blake2b(query.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    kind = b"explained" if explained else b""
+    key = blake2b(query.encode("utf-8", "surrogatepass"), digest_size=16, key=kind).digest()
     known = _remembered.get(key)
     if known is None:
-        known = _remembered[key] = shipped().classify(query)
+        known = _remembered[key] = shipped().classify(query, explained=explained)
         if len(_remembered) > MAX_REMEMBERED:
             _remembered.pop(next(iter(_remembered)), None)
     return known

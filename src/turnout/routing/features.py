@@ -54,6 +54,7 @@ _SYMBOLS = "{}();=<>[]|$\\"
 _WORD = re.compile(r"[a-zà-öø-ÿāčďěğıłńňőřśšťůűźžß]+(?:'[a-z]+)?|[а-яёіїє]+|[぀-ヿ一-鿿]+|[가-힣]+|\d+|[?？!！:`@#]")
 _SENTENCE = re.compile(r"[.!?。！？\n;；]+")
 _CJK = re.compile(r"[぀-ヿ一-鿿]")
+_FIRST_CJK = "\u3040"
 _LIST = re.compile(r"^\s*(?:[-*]|\d+[.)]) ", re.MULTILINE)
 # Marks of what was taken out; no word of a query is one, since they are no words of any of its alphabets.
 ENOUGH_WORDS = 5
@@ -172,7 +173,7 @@ def tokens(text: str) -> list[str]:
     """Words in small letters, numbers as ``0``; where a script has no spaces, two and three characters in a row."""
     found: list[str] = []
     for word in _WORD.findall(text.lower()):
-        if _CJK.match(word):
+        if word[0] >= _FIRST_CJK and _CJK.match(word):
             found += [word[i : i + 2] for i in range(len(word) - 1)] or [word]
             found += [word[i : i + 3] for i in range(len(word) - 2)]
         else:
