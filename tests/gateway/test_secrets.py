@@ -64,7 +64,7 @@ def configure(*urls: str) -> None:
     Path("planted").write_text(KEYS["file"] + "\n")
     Path("planted").chmod(0o600)
     given = ("${PLANTED}", "file:planted", KEYS["text"], "${PLANTED}")
-    custom = [{"name": f"s{n}", "endpoint": url, "key": given[n]} for n, url in enumerate(urls)]
+    custom = [{"name": f"s{n}", "endpoint": u, "key": given[n], "max_retries": 0} for n, u in enumerate(urls)]
     config = {"custom_endpoints": custom, "discovery": {"enabled": False}, "security": {"log_responses": True}}
     Path("turnout.yaml").write_text(json.dumps(config), "utf-8")
 
