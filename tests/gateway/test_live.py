@@ -337,15 +337,48 @@ async def test_who_takes_nothing_of_an_answer_does_not_hold_up_the_end() -> None
             writer.close()
 
 
-async def test_a_terminal_that_is_closed_ends_it() -> None:
+# The terminal goes while it still says that it listens; then it tells that it handles signals.
+SLOW = """\
+import os
+from contextlib import contextmanager
+from turnout.cli import main
+from turnout.gateway import live
+
+def say(line, said=live._say):
+    said(line)
+    while os.isatty(2):
+        pass
+
+@contextmanager
+def handled(handlers, signals=live._signals):
+    with signals(handlers):
+        open("handled", "w").close()
+        yield
+
+live._say, live._signals = say, handled
+main()
+"""
+
+
+@pytest.mark.parametrize("slow", [False, True], ids=["", "at once"])
+async def test_a_terminal_that_is_closed_ends_it(slow: bool) -> None:
     configure("http://127.0.0.1:9")
+    os.mkfifo("handled")
+    handled = asyncio.create_task(asyncio.to_thread(Path("handled").read_bytes)) if slow else None
     ours, theirs = pty.openpty()
-    child = subprocess.Popen(SERVE, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
-    os.close(theirs)
-    seen = b""
-    while b"No server" not in seen:
-        seen += await asyncio.to_thread(os.read, ours, 1000)
-    os.close(ours)
-    child.send_signal(signal.SIGHUP)
-    # 1: Click cannot say that it was aborted, to a terminal that is gone.
-    assert await asyncio.to_thread(child.wait, 30) in (129, 1)
+    program = [sys.executable, "-c", SLOW, *SERVE[3:]] if slow else SERVE
+    child = subprocess.Popen(program, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    try:
+        os.close(theirs)
+        seen = b""
+        while b"No server" not in seen:
+            seen += await asyncio.to_thread(os.read, ours, 1000)
+        os.close(ours)
+        if handled is not None:
+            await handled
+        child.send_signal(signal.SIGHUP)
+        # 1: Click cannot say that it was aborted, to a terminal that is gone.
+        assert await asyncio.to_thread(child.wait, 30) in (129, 1)
+    finally:
+        child.kill()
+        child.wait()

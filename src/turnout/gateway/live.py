@@ -99,9 +99,10 @@ async def _serve(loaded: LoadedConfig, host: str, port: int) -> int:
         async with running(
             live, host, port, limits=limits, grace=1, ending=live.end, tls=tls, refused=live.refused_certificate
         ) as (server, url):
-            _say(f"Turnout listens on {url}\n{_found(live.router_catalog, loaded.config.discovery.interval)}")
             stopping = _Stopping(live)
             with _log_on_stderr(), _signals(stopping.handlers):
+                # Only now: whoever has read it may close the terminal, or send a signal.
+                _say(f"Turnout listens on {url}\n{_found(live.router_catalog, loaded.config.discovery.interval)}")
                 watching = asyncio.ensure_future(live.keep_current(stopping.reload, read))
                 await asyncio.wait({server, stopping.over}, return_when=asyncio.FIRST_COMPLETED)
                 await _cancelled(watching)
