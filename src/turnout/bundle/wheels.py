@@ -20,12 +20,11 @@ from pathlib import Path
 from turnout.bundle.target import Target
 from turnout.embedded import ENGINE
 from turnout.errors import BundleError
-from turnout.guard.process import Child, Network, pip_variables, spawn
+from turnout.guard.pip import Ended, pip_variables, run_pip
 
 # -P: a module in the working directory, which may be anybody's, must not take the place of an installed one.
 _PIP = (sys.executable, "-P", "-m", "pip")
 _QUIET = ("--no-input", "--disable-pip-version-check", "--no-color")
-_STEPS = ("Collecting ", "Processing ", "Building wheel")
 _WANTED = re.compile(r"(?m)^(?=[A-Za-z0-9])")
 _MISSED = re.compile(r"No matching distribution found for (\S+)")
 _MIXED = re.compile(r"(?s)DO NOT MATCH THE HASHES.*?\n\s+(\S+) from ")
@@ -106,36 +105,22 @@ async def _pip(command: list[str], sources: Sequence[Path], scratch: Path, progr
     # What is built from source has the times of its files in it otherwise.
     settings |= {"TMPDIR": str(scratch), "SOURCE_DATE_EPOCH": "315532800"}
     try:
-        network: Network = "cut" if sources else "open"
-        child = await spawn([*_PIP, *command, *_QUIET], env=settings, line_bytes=1 << 20, network=network)
+        ended = await run_pip([*_PIP, *command, *_QUIET], settings, "cut" if sources else "open", progress)
     except OSError as error:
         raise BundleError(
             f"pip did not start: {error.strerror or error}", hint="give the wheels with --wheels DIR"
         ) from error
-    last = ""
-    try:
-        while line := (await child.read_line(None)).decode("utf-8", "replace"):
-            last = line.strip() or last
-            if line.startswith(_STEPS):
-                progress(line.split(" (from")[0].partition(" ;")[0].partition("==")[0].strip())
-        await child.read_all()
-    finally:
-        await child.stop()
-    if child.returncode != 0:
+    if not ended.ok:
         hint = "on a connected machine `turnout bundle make` without --wheels asks your package index"
-        raise BundleError(f"the packages are not all there: {_reason(child, last)}", hint=hint if sources else "")
+        raise BundleError(f"the packages are not all there: {_reason(ended)}", hint=hint if sources else "")
 
 
-def _reason(child: Child, last: str) -> str:
-    told = child.errors
-    if mixed := _MIXED.search(told):
+def _reason(ended: Ended) -> str:
+    if mixed := _MIXED.search(ended.told):
         return f"{mixed[1]} has another SHA-256 than the lock tells: it is not the file that was locked"
-    if missed := _MISSED.search(told):
+    if missed := _MISSED.search(ended.told):
         return f"no wheel of {missed[1].partition(';')[0]} that runs there"
-    lines = [line.strip() for line in told.splitlines() if line.strip()]
-    return next(
-        (ours for theirs, ours in _REASONS if theirs in told), (lines or [last or "it gave no reason"])[-1][:200]
-    )
+    return next((ours for theirs, ours in _REASONS if theirs in ended.told), ended.last)
 
 
 def read_wheel(path: Path) -> Wheel:

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from turnout.errors import CodeSetupError
 from turnout.files import lock_folder, unlock_folder
-from turnout.guard.process import Child, Network, pip_variables, spawn
+from turnout.guard.pip import pip_variables, run_pip
+from turnout.guard.process import Network, spawn
 
 SERENA_VERSIONS = ("2.1.0", "1.7.0")
 TY_VERSION = "0.0.107"
@@ -187,22 +188,7 @@ async def _run(command: list[str], failed: str, progress: Progress, serena: str,
         CodeSetupError: it failed.
         OSError: it cannot be started.
     """
-    child = await spawn(command, env=pip_variables(), line_bytes=1 << 20, network=network)
-    said: list[str] = []
-    try:
-        while line := (await child.read_line(None)).decode("utf-8", "replace"):
-            said = [*said[-20:], line.strip()]
-            if line.startswith(("Collecting ", "Processing ", "Installing collected")):
-                progress(line.split(" (from")[0].partition(":")[0].strip())
-        await child.read_all()
-    finally:
-        await child.stop()
-    if child.returncode != 0:
-        hint = _OFFLINE.format(packages=" ".join(packages(serena)))
-        raise CodeSetupError(f"{failed}: {_reason(child, said)}", hint=hint)
-
-
-def _reason(child: Child, said: list[str]) -> str:
-    told = "\n".join((*said, child.errors))
-    last = next((line.strip() for line in reversed(told.splitlines()) if line.strip()), "it gave no reason")
-    return next((ours for theirs, ours in _REASONS if theirs in told), last[:200])
+    ended = await run_pip(command, pip_variables(), network, progress)
+    if not ended.ok:
+        reason = next((ours for theirs, ours in _REASONS if theirs in ended.told), ended.last)
+        raise CodeSetupError(f"{failed}: {reason}", hint=_OFFLINE.format(packages=" ".join(packages(serena))))

@@ -28,9 +28,6 @@ _PASSED_ON = (
     *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TEMP", "SYSTEMROOT", "USERPROFILE", "VIRTUAL_ENV"),
     MARK,
 )
-_PIP_READS = ("PIP_", "SSL_", "REQUESTS_", "CURL_", "XDG_", "NETRC", "APPDATA")
-# Where pip installs and downloads to is ours to say.
-_PIP_PLACES = ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_USER", "PIP_DEST", "PIP_PYTHON", "PIP_DRY_RUN")
 _KEPT_ERRORS = 65_536
 _LINE_BYTES = 65_536
 _DRAIN_SECONDS = 1.0
@@ -216,15 +213,6 @@ def become(command: Sequence[str], env: Mapping[str, str]) -> int:
     for name in ("SIGPIPE", "SIGXFSZ"):  # Python ignores them, and what is ignored stays so
         signal.signal(getattr(signal, name), signal.SIG_DFL)
     return os.execve(program, [program, *command[1:]], dict(env))  # noqa: S606
-
-
-def pip_variables() -> dict[str, str]:
-    """What the user's own environment tells pip of index, proxy and certificates; what ``spawn`` would not pass on."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if (name.startswith(_PIP_READS) or name.upper().endswith("_PROXY")) and name not in _PIP_PLACES
-    }
 
 
 async def spawn(
